@@ -1,0 +1,205 @@
+"""The callback that a user adds to ``model.fit``."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from typing import TYPE_CHECKING, Any
+
+from polyaxon_keras import state
+from polyaxon_keras.framework import keras
+from polyaxon_tracking import Run, TrackingError, atomic_write
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from datetime import timedelta
+
+    from polyaxon_tracking import CheckpointManager
+
+__all__ = ["PolyaxonCallback"]
+
+_logger = logging.getLogger("polyaxon_tracking")
+
+
+class PolyaxonCallback(keras.callbacks.ModelCheckpoint):
+    """A ``ModelCheckpoint`` that saves below the run's outputs path, and goes on after the pod was killed.
+
+    The model is saved when ``ModelCheckpoint`` would, with the same options, to ``<outputs>/checkpoints``. Beside that,
+    the whole training state is saved to ``<outputs>/checkpoints/resume`` at the end of every epoch. In a run of the
+    platform, ``model.fit`` goes on from the newest of these that is intact; elsewhere outputs are in ``./outputs`` and
+    `resume` decides.
+
+    Args:
+        filepath: name of the model's file, with the same placeholders as in ``ModelCheckpoint``, below
+            ``<outputs>/checkpoints``; an absolute path is left as it is. By default ``best.keras`` with
+            `save_best_only`, else ``model.keras``; with `save_weights_only` they end in ``.weights.h5``.
+        monitor: as in ``ModelCheckpoint``, like all up to `initial_value_threshold`.
+        verbose: 0 or 1.
+        save_best_only: whether to save only when `monitor` improved.
+        save_weights_only: whether to save the weights alone.
+        mode: ``"auto"``, ``"min"`` or ``"max"``.
+        save_freq: ``"epoch"``, or a number of batches.
+        initial_value_threshold: what `monitor` has to improve on at first.
+        datasets: names of the datasets that training needs; or a mapping from name to the path on this machine, which
+            is used where the environment names no data. Ask for each with `data_path`.
+        resume: whether to go on from the newest checkpoint: by default only in a run of the platform.
+        every_n_train_steps: save the training state every so many batches too. Keras cannot go on inside an epoch: the
+            epoch begins again, with the weights that were saved.
+        train_time_interval: save the training state whenever so much time has passed, too.
+        max_to_keep: how many of the newest training states stay.
+        loggers: names of loggers whose level follows ``POLYAXON_LOG_LEVEL``, beside Keras's and this package's.
+
+    Raises:
+        TrackingError: a dataset is unknown or missing, the outputs path cannot be written to, a variable is malformed,
+            or an argument is out of range.
+
+    >>> polyaxon = PolyaxonCallback(monitor="val_loss", save_best_only=True, datasets={"digits": "."})
+    >>> os.path.relpath(polyaxon.filepath)
+    'outputs/checkpoints/best.keras'
+    >>> polyaxon.data_path("digits")
+    '.'
+    """
+
+    def __init__(
+        self,
+        filepath: str | os.PathLike[str] | None = None,
+        monitor: str = "val_loss",
+        verbose: int = 0,
+        save_best_only: bool = False,
+        save_weights_only: bool = False,
+        mode: str = "auto",
+        save_freq: str | int = "epoch",
+        initial_value_threshold: float | None = None,
+        *,
+        datasets: Iterable[str] | Mapping[str, str | os.PathLike[str]] = (),
+        resume: bool | None = None,
+        every_n_train_steps: int | None = None,
+        train_time_interval: timedelta | None = None,
+        max_to_keep: int = 2,
+        loggers: Iterable[str] = (),
+    ) -> None:
+        if filepath is None:
+            filepath = ("best" if save_best_only else "model") + (".weights.h5" if save_weights_only else ".keras")
+        if every_n_train_steps is not None and every_n_train_steps < 1:
+            raise TrackingError(f"Received every_n_train_steps={every_n_train_steps!r}. Expected 1 or more, or None.")
+        if train_time_interval is not None and train_time_interval.total_seconds() <= 0:
+            raise TrackingError(
+                f"Received train_time_interval={train_time_interval!r}. Expected a time above zero, or None."
+            )
+        self._run = Run(datasets=datasets, loggers=["keras", "absl", keras.backend.backend(), *loggers], resume=resume)
+        super().__init__(
+            self._run.checkpoint_path(os.fspath(filepath)),
+            monitor=monitor,
+            verbose=verbose,
+            save_best_only=save_best_only,
+            save_weights_only=save_weights_only,
+            mode=mode,
+            save_freq=save_freq,
+            initial_value_threshold=initial_value_threshold,
+        )
+        self._every_n_train_steps = every_n_train_steps
+        self._interval = None if train_time_interval is None else train_time_interval.total_seconds()
+        self._max_to_keep = max_to_keep
+        self._finished: CheckpointManager | None = None
+        self._checkpoints = self._run.training(max_epochs=0, max_to_keep=max_to_keep)
+        self._epoch = 0
+        self._batch = -1
+        self._step = 0
+        self._saved_step = 0
+        self._saved_at = 0.0
+
+    @property
+    def outputs_path(self) -> str:
+        """Where this run's outputs go."""
+        return self._run.outputs_path
+
+    def data_path(self, name: str) -> str:
+        """Where the dataset `name` is, one of those given as `datasets`.
+
+        Raises:
+            TrackingError: it was not given.
+        """
+        return self._run.data_path(name)
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Bring the model to the newest training state.
+
+        Raises:
+            TrackingError: no checkpoint is intact, or the model is not the one that was saved.
+        """
+        super().on_train_begin(logs)
+        self._checkpoints = self._run.training(
+            max_epochs=self.params["epochs"], max_to_keep=self._max_to_keep, after=self._finished
+        )
+        self._step = self._saved_step = 0
+        self._saved_at = time.monotonic()
+        newest = self._checkpoints.latest() if self._run.resumes else None
+        if newest is None:
+            _logger.info("Starting fresh: %s", self._run.why_fresh(self._checkpoints))
+            return
+        training = state.load(self.model, newest.path)
+        self.best = training["best"]
+        self._step = self._saved_step = newest.step
+        _begin_at(self.model, newest.epoch)
+        _logger.info("Resuming from %s: epoch %d, step %d", newest.path, newest.epoch, newest.step)
+        if newest.epoch >= self.params["epochs"]:
+            _logger.info("This training had come to its end (epochs=%d): nothing is left to do", self.params["epochs"])
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Count from here."""
+        super().on_epoch_begin(epoch, logs)
+        self._epoch, self._batch = epoch, -1
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Save where `save_freq`, `every_n_train_steps` or `train_time_interval` says so."""
+        super().on_train_batch_end(batch, logs)
+        self._step += batch - self._batch  # more than one with `steps_per_execution`
+        self._batch = batch
+        every, interval = self._every_n_train_steps, self._interval
+        if (every is not None and self._step // every > self._saved_step // every) or (
+            interval is not None and time.monotonic() - self._saved_at >= interval
+        ):
+            self._save_training(self._epoch)
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Save the model as ``ModelCheckpoint`` does, then the training state."""
+        super().on_epoch_end(epoch, logs)
+        self._save_training(epoch + 1)
+
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        """Note that this training is done: the next one in this script has checkpoints of its own."""
+        super().on_train_end(logs)
+        _begin_at(self.model, None)
+        self._finished = self._checkpoints
+        self._run.finish(self._checkpoints, max_epochs=self.params["epochs"])
+
+    def _save_training(self, epoch: int) -> None:
+        with self._checkpoints.save(self._step, epoch, suffix=".weights.h5") as path:
+            state.save(self.model, path, {"best": None if self.best is None else float(self.best)})
+        self._saved_step, self._saved_at = self._step, time.monotonic()
+
+    def _save_model(self, epoch: int, batch: int | None, logs: dict[str, Any] | None) -> None:
+        """Save the model's file as ``ModelCheckpoint`` does, but complete or not at all.
+
+        This stands in for a private method of Keras, which writes in place: a kill leaves nothing to load. No public
+        hook comes between its decision to save and its writing.
+        """
+        path = self._get_file_path(epoch, batch, logs)
+        if not self._should_save_model(epoch, batch, logs, path):
+            return
+        with atomic_write(path) as staged:
+            if self.save_weights_only:
+                self.model.save_weights(staged, overwrite=True)
+            else:
+                self.model.save(staged, overwrite=True)
+        if self.verbose > 0:
+            _logger.info("Epoch %d: saved the model to %s", epoch + 1, path)
+
+
+def _begin_at(model: keras.Model, epoch: int | None) -> None:
+    """Have the ``fit`` that is beginning start with `epoch` instead of its `initial_epoch`.
+
+    A private attribute, the one that Keras's own ``BackupAndRestore`` sets: there is no public way.
+    """
+    model._initial_epoch = epoch

@@ -1,0 +1,20 @@
+"""Keras, or a message that says how to install it."""
+
+__all__ = ["keras"]
+
+try:
+    import keras
+except ModuleNotFoundError as error:
+    if error.name != "keras":  # Keras is there, and what it lacks (its backend) it says best itself
+        raise
+    raise ModuleNotFoundError(
+        'polyaxon_keras needs Keras 3, which is not installed. Install it with: pip install "polyaxon-tracking[keras]"',
+        name="keras",
+    ) from None
+
+if keras.version().startswith(("0.", "1.", "2.")):
+    raise ModuleNotFoundError(
+        f"polyaxon_keras needs Keras 3, and Keras {keras.version()} is installed. Install it with: "
+        f'pip install --upgrade "polyaxon-tracking[keras]"',
+        name="keras",
+    )

@@ -1,0 +1,227 @@
+"""The callback that a user adds to a Trainer."""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+from typing import TYPE_CHECKING, Any
+
+from polyaxon_lightning.framework import pl
+from polyaxon_lightning.io import DurableCheckpointIO
+from polyaxon_lightning.stream import ResumeStream, stream_io
+from polyaxon_tracking import Run, TrackingError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from datetime import timedelta
+
+    from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+    from lightning.pytorch.plugins.io import TorchCheckpointIO
+
+    from polyaxon_tracking import Checkpoint, CheckpointManager
+else:
+    Callback, ModelCheckpoint = pl.callbacks.Callback, pl.callbacks.ModelCheckpoint
+    TorchCheckpointIO = pl.plugins.io.TorchCheckpointIO
+
+__all__ = ["PolyaxonCallback"]
+
+_logger = logging.getLogger("polyaxon_tracking")
+
+_LIGHTNING_LOGGERS = ("lightning", "lightning.pytorch", "lightning.fabric", "pytorch_lightning", "lightning_fabric")
+
+
+class PolyaxonCallback(Callback):
+    """Put a Trainer's checkpoints below the run's outputs path, and go on from the newest after the pod was killed.
+
+    Every ``ModelCheckpoint`` of the Trainer without a `dirpath` writes to ``<outputs>/checkpoints``, with all its own
+    options. Beside that, the whole training state is saved to ``<outputs>/checkpoints/resume`` at the end of every
+    epoch. In a run of the platform, ``trainer.fit(model)`` goes on from the newest of these that is intact; elsewhere
+    outputs are in ``./outputs`` and `resume` decides. A `ckpt_path` given to ``fit`` is what is used.
+
+    Args:
+        datasets: names of the datasets that training needs; or a mapping from name to the path on this machine, which
+            is used where the environment names no data. Ask for each with `data_path`.
+        resume: whether to go on from the newest checkpoint: by default only in a run of the platform.
+        every_n_train_steps: save the training state every so many optimizer steps too.
+        train_time_interval: save the training state whenever so much time has passed, too.
+        max_to_keep: how many of the newest training states stay.
+        loggers: names of loggers whose level follows ``POLYAXON_LOG_LEVEL``, beside Lightning's and this package's.
+        weights_only: whether resuming loads tensors and plain values alone. ``False`` lets the checkpoint run code:
+            only for a state that needs it, from an outputs path that you trust.
+
+    Raises:
+        TrackingError: a dataset is unknown or missing, the outputs path cannot be written to, a variable is malformed,
+            or an argument is out of range.
+
+    >>> from lightning.pytorch import Trainer
+    >>> from lightning.pytorch.callbacks import ModelCheckpoint
+    >>> polyaxon = PolyaxonCallback(datasets={"digits": "."})
+    >>> trainer = Trainer(max_epochs=20, callbacks=[polyaxon, ModelCheckpoint(monitor="val_loss")])
+    >>> polyaxon.data_path("digits")
+    '.'
+    """
+
+    def __init__(
+        self,
+        *,
+        datasets: Iterable[str] | Mapping[str, str | os.PathLike[str]] = (),
+        resume: bool | None = None,
+        every_n_train_steps: int | None = None,
+        train_time_interval: timedelta | None = None,
+        max_to_keep: int = 2,
+        loggers: Iterable[str] = (),
+        weights_only: bool = True,
+    ) -> None:
+        super().__init__()
+        if every_n_train_steps is not None and every_n_train_steps < 1:
+            raise TrackingError(f"Received every_n_train_steps={every_n_train_steps!r}. Expected 1 or more, or None.")
+        if train_time_interval is not None and train_time_interval.total_seconds() <= 0:
+            raise TrackingError(
+                f"Received train_time_interval={train_time_interval!r}. Expected a time above zero, or None."
+            )
+        self._run = Run(datasets=datasets, loggers=[*_LIGHTNING_LOGGERS, *loggers], resume=resume)
+        self._run.training(max_epochs=0, max_to_keep=max_to_keep)  # raises for a wrong `max_to_keep`
+        self._every_n_train_steps = every_n_train_steps
+        self._train_time_interval = train_time_interval
+        self._max_to_keep = max_to_keep
+        self._weights_only = weights_only
+        self._finished: CheckpointManager | None = None
+        self._stream: ResumeStream | None = None
+        self._resumed: Checkpoint | None = None
+
+    @property
+    def outputs_path(self) -> str:
+        """Where this run's outputs go."""
+        return self._run.outputs_path
+
+    def data_path(self, name: str) -> str:
+        """Where the dataset `name` is, one of those given as `datasets`.
+
+        Raises:
+            TrackingError: it was not given.
+        """
+        return self._run.data_path(name)
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Point the checkpoints at the outputs path, and load the newest training state before training starts.
+
+        Raises:
+            TrackingError: the Trainer is of Lightning's other package, no checkpoint is intact, or the model is not the
+                one that was saved.
+        """
+        if not isinstance(trainer, pl.Trainer):
+            raise TrackingError(
+                f"Received a Trainer of {type(trainer).__module__.partition('.')[0]!r}, but PolyaxonCallback was made "
+                f"for {pl.__name__!r}. Import one of the two packages only, before polyaxon_lightning."
+            )
+        if trainer.fast_dev_run:  # Lightning saves nothing then, and neither does this
+            return
+        user_checkpoints = [cb for cb in trainer.checkpoint_callbacks if not isinstance(cb, ResumeStream)]
+        self._redirect(user_checkpoints)
+        if stage != "fit":
+            return
+        if not user_checkpoints:
+            _logger.info("The Trainer has enable_checkpointing=False: nothing is saved, and nothing is resumed from")
+            return
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # the user brought none
+            trainer.strategy.checkpoint_io = DurableCheckpointIO()
+        checkpoints = self._run.training(
+            max_epochs=_limit(trainer), max_to_keep=self._max_to_keep, after=self._finished
+        )
+        self._attach_stream(trainer, checkpoints)
+        self._resumed = self._load_newest(trainer, checkpoints) if self._run.resumes else None
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Say where training begins."""
+        if self._stream is None or not trainer.is_global_zero:
+            return
+        checkpoints, resumed = self._stream.checkpoints, self._resumed
+        if trainer.ckpt_path is not None:  # the user's own, which Lightning has loaded over what was found here
+            if resumed is not None:
+                _logger.warning(
+                    "Going on from ckpt_path=%s as asked, though %s is there. Leave `ckpt_path` out to resume from it",
+                    trainer.ckpt_path,
+                    resumed.path,
+                )
+        elif resumed is not None:
+            _logger.info("Resuming from %s: epoch %d, step %d", resumed.path, resumed.epoch, resumed.step)
+        else:
+            _logger.info("Starting fresh: %s", self._run.why_fresh(checkpoints))
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Note that this training is done: the next one in this script has checkpoints of its own."""
+        if self._stream is not None:
+            self._finished = self._stream.checkpoints
+            self._run.finish(self._finished, max_epochs=_limit(trainer))
+
+    def _redirect(self, checkpoint_callbacks: list[Any]) -> None:
+        for callback in checkpoint_callbacks:
+            if isinstance(callback, ModelCheckpoint):
+                if callback.dirpath is None:
+                    callback.dirpath = self._run.checkpoints_path
+                else:
+                    self._run.checkpoint_path(os.fspath(callback.dirpath))  # warns where it is elsewhere
+
+    def _attach_stream(self, trainer: pl.Trainer, checkpoints: CheckpointManager) -> None:
+        others = [callback for callback in trainer.callbacks if not isinstance(callback, ResumeStream)]
+        self._stream = ResumeStream(checkpoints, self._every_n_train_steps, self._train_time_interval)
+        trainer.callbacks = [*others, self._stream]
+
+    def _load_newest(self, trainer: pl.Trainer, checkpoints: CheckpointManager) -> Checkpoint | None:
+        newest = checkpoints.latest()
+        if newest is None:
+            return None
+        try:
+            with stream_io(trainer, weights_only=self._weights_only):
+                state = _hand_over(trainer, newest.path)
+        except pickle.UnpicklingError as error:
+            raise TrackingError(
+                f"Received {newest.path}, which holds more than tensors and plain values, and loading it could run "
+                f"code: {error}. Expected a state that torch.load(weights_only=True) reads. Allow the classes with "
+                f"torch.serialization.add_safe_globals, or, if you trust the file, pass "
+                f"PolyaxonCallback(weights_only=False)."
+            ) from error
+        _check_shapes(trainer.lightning_module, state, newest.path)
+        return newest
+
+
+def _hand_over(trainer: pl.Trainer, path: str) -> dict[str, Any]:
+    """Load the checkpoint `path` and hand it to the Trainer, which restores everything in its own order.
+
+    The one use of private names. The public ways do not serve: ``Trainer.fit`` has chosen its `ckpt_path` before any
+    callback's hook; and an ``OnExceptionCheckpoint``, which it would ask for a path, makes ``ckpt_path=None`` mean
+    ``"last"`` for every ``ModelCheckpoint`` too, in every fit, and lets modification times choose among them.
+    """
+    connector = trainer._checkpoint_connector
+    connector.resume_start(path)
+    state: dict[str, Any] = connector._loaded_checkpoint
+    return state
+
+
+def _check_shapes(module: pl.LightningModule, state: dict[str, Any], path: str) -> None:
+    """Raise where the model's tensors have other shapes than the saved ones, naming both."""
+    # A model that changes the state as it is loaded, or builds itself later, knows better.
+    for hook in ("on_load_checkpoint", "configure_model"):
+        if getattr(type(module), hook) is not getattr(pl.LightningModule, hook):
+            return
+    saved = state["state_dict"]
+    differing = [
+        f"{name} is {tuple(tensor.shape)}, saved as {tuple(saved[name].shape)}"
+        for name, tensor in module.state_dict().items()
+        if name in saved and hasattr(tensor, "shape") and tensor.shape != saved[name].shape
+    ]
+    if differing:
+        raise TrackingError(
+            f"Received a model that is not the one saved in {path}: {'; '.join(differing)}. Expected the same shapes. "
+            f"Give the model the shapes that it had, pass PolyaxonCallback(resume=False) to begin anew, or use another "
+            f"outputs path; the checkpoint stays as it is."
+        )
+
+
+def _limit(trainer: pl.Trainer) -> float:
+    """The number of epochs, or else of steps, after which the Trainer ends."""
+    for limit in (trainer.max_epochs, trainer.max_steps):
+        if limit is not None and limit != -1:
+            return limit
+    return float("inf")

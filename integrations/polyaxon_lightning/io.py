@@ -1,0 +1,70 @@
+"""How checkpoints get on and off the disk, as plugins of Lightning's strategies."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from polyaxon_lightning.framework import pl
+from polyaxon_tracking import atomic_write
+
+if TYPE_CHECKING:
+    from lightning.pytorch.plugins.io import TorchCheckpointIO
+else:
+    TorchCheckpointIO = pl.plugins.io.TorchCheckpointIO
+
+__all__ = ["DurableCheckpointIO", "StreamCheckpointIO"]
+
+_logger = logging.getLogger("polyaxon_tracking")
+
+
+class DurableCheckpointIO(TorchCheckpointIO):
+    """Lightning's own way to write checkpoints, made durable: a file under its name is complete and on disk.
+
+    Lightning stages in ``$TMPDIR`` and moves, which copies in place where that is another file system, and syncs
+    nothing. This writes beside the target, syncs, and renames.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any | None = None
+    ) -> None:
+        """Write `checkpoint` to the file `path`, which is complete or as it was before."""
+        if "://" in os.fspath(path):
+            super().save_checkpoint(checkpoint, path, storage_options)
+            return
+        if storage_options is not None:
+            raise TypeError("`trainer.save_checkpoint(..., storage_options=...)` is not supported for local files")
+        with atomic_write(path) as staged:
+            torch.save(checkpoint, staged)
+
+    def remove_checkpoint(self, path: str | os.PathLike[str]) -> None:
+        """Remove the file or directory `path`, if it is there."""
+        if "://" in os.fspath(path):
+            super().remove_checkpoint(path)
+        elif os.path.isdir(path) and not os.path.islink(path):
+            shutil.rmtree(path)
+        elif os.path.lexists(path):
+            os.unlink(path)
+
+
+class StreamCheckpointIO(TorchCheckpointIO):
+    """Write and read the file that the checkpoint manager asks for; the manager sees to the rest."""
+
+    def __init__(self, *, weights_only: bool) -> None:
+        super().__init__()
+        self._weights_only = weights_only
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any | None = None
+    ) -> None:
+        """Write `checkpoint` to `path`: a path and not a file object, with which ``torch.save`` is twice as slow."""
+        torch.save(checkpoint, path)
+
+    def load_checkpoint(self, path: str | os.PathLike[str], *_: Any, **__: Any) -> dict[str, Any]:
+        """Read the checkpoint at `path` into host memory."""
+        checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=self._weights_only)
+        return checkpoint

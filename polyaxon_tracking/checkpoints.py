@@ -1,0 +1,237 @@
+"""Checkpoints that survive: complete or absent, checked before use, the newest by their own record."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import operator
+import os
+import re
+import stat
+import zlib
+from typing import TYPE_CHECKING, NamedTuple
+
+from polyaxon_tracking.errors import TrackingError, shown
+from polyaxon_tracking.files import explained, publish, staging, sync_file
+from polyaxon_tracking.paths import is_url, local_path
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["Checkpoint", "CheckpointManager"]
+
+_logger = logging.getLogger("polyaxon_tracking")
+
+# A checkpoint records in its name where it stands and the CRC-32 of its bytes: one file, one state, whatever its
+# format, and a listing alone tells which is the newest.
+_NAME = re.compile(r"step=(\d+)-epoch=(\d+)-start=(\d+)-crc=([0-9a-f]{8})((?:\.\w+)+)")
+_SUFFIX = re.compile(r"(?:\.\w+)+")
+_READ_BYTES = 1 << 20
+
+
+class Checkpoint(NamedTuple):
+    """One checkpoint in a directory: where it is, and what it records of itself."""
+
+    path: str
+    """The file."""
+    step: int
+    """Steps done when it was saved."""
+    epoch: int
+    """Epochs finished when it was saved, so also the index of the epoch to go on with."""
+    start: int
+    """How often training had begun from scratch in this directory, from 1."""
+    crc: int
+    """CRC-32 of the file's bytes."""
+
+    @property
+    def age(self) -> tuple[int, int, int]:
+        """What orders checkpoints: the later the newer. Never a modification time: clocks differ, copies touch."""
+        return self.start, self.step, self.epoch
+
+    def damage(self) -> str | None:
+        """What is wrong with the file, or ``None`` when its bytes are those that were saved. Reads the whole file."""
+        try:
+            descriptor = os.open(self.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError as error:
+            if os.path.islink(self.path):
+                return "it is a symbolic link"
+            return error.strerror or str(error)
+        with open(descriptor, "rb", buffering=0) as file:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                return "it is not a file"
+            if not status.st_size:
+                return "it is empty"
+            try:
+                crc = _crc(file.fileno())
+            except OSError as error:
+                return error.strerror or str(error)
+        if crc != self.crc:
+            return f"its bytes have the CRC-32 {crc:08x}, not {self.crc:08x}"
+        return None
+
+
+class CheckpointManager:
+    """Save and find the checkpoints of one training, in a directory of its own.
+
+    Each save is complete or absent, the old checkpoint goes only after the new one is on disk, and `latest` returns
+    only what it has checked. The files are whatever you write; this class never looks inside.
+
+    The checks are for damage, not for forgery: load only checkpoints from directories you trust.
+
+    Args:
+        directory: a local directory, or a ``file://`` URL; made with the first save.
+        max_to_keep: how many of the newest checkpoints stay.
+
+    Raises:
+        TrackingError: `max_to_keep` is not a positive number, or `directory` is not local.
+
+    >>> manager = CheckpointManager("checkpoints", max_to_keep=2)
+    >>> for step in (100, 200, 300):
+    ...     with manager.save(step, suffix=".txt") as path:
+    ...         _ = Path(path).write_text(f"weights of step {step}")
+    >>> checkpoint = manager.latest()
+    >>> checkpoint.step, Path(checkpoint.path).read_text()
+    (300, 'weights of step 300')
+    >>> [checkpoint.step for checkpoint in manager.checkpoints()]
+    [300, 200]
+    """
+
+    def __init__(self, directory: str | os.PathLike[str], max_to_keep: int = 2) -> None:
+        directory = os.fspath(directory)
+        if is_url(directory):
+            raise TrackingError(
+                f"Received the URL {shown(directory)} as the directory of checkpoints. Expected a local path: object "
+                f"stores are not supported yet. Mount the bucket, or give a local directory."
+            )
+        if isinstance(max_to_keep, bool) or not isinstance(max_to_keep, int) or max_to_keep < 1:
+            raise TrackingError(f"Received max_to_keep={max_to_keep!r}. Expected a whole number, 1 or more.")
+        self.directory = os.path.abspath(local_path(directory))
+        self.max_to_keep = max_to_keep
+        self._damaged: set[str] = set()
+
+    def __repr__(self) -> str:
+        return f"CheckpointManager({self.directory!r}, max_to_keep={self.max_to_keep})"
+
+    @contextlib.contextmanager
+    def save(self, step: int, epoch: int = 0, *, suffix: str = ".ckpt") -> Iterator[str]:
+        """Give a local path to write one checkpoint to, and commit it when the block ends.
+
+        Args:
+            step: steps done so far. A step that is not beyond the newest checkpoint's means that training began anew;
+                what is saved from then on is newer than all that was there.
+            epoch: epochs finished so far.
+            suffix: the file's ending. Some frameworks choose the format by it.
+
+        Raises:
+            TrackingError: `step`, `epoch` or `suffix` is not usable, or the block wrote no file.
+            OSError: writing failed; the checkpoints that were there are untouched.
+        """
+        step, epoch = _count("step", step), _count("epoch", epoch)
+        if not _SUFFIX.fullmatch(suffix):
+            raise TrackingError(f"Received suffix={suffix!r}. Expected a file's ending, such as '.ckpt'.")
+        with staging(self.directory) as directory:
+            staged = os.path.join(directory, "checkpoint" + suffix)
+            with explained(os.path.join(self.directory, f"step={step:010d}{suffix}"), staged):
+                yield staged
+                sync_file(staged)
+                crc = crc_of_file(staged)
+                name = f"step={step:010d}-epoch={epoch}-start={self._start(step, epoch)}-crc={crc:08x}{suffix}"
+                publish(staged, os.path.join(self.directory, name))
+        self._prune()
+
+    def checkpoints(self) -> list[Checkpoint]:
+        """All checkpoints in the directory, newest first, read from their names alone."""
+        try:
+            names = os.listdir(self.directory)
+        except FileNotFoundError:
+            return []
+        found = [
+            Checkpoint(os.path.join(self.directory, name), int(match[1]), int(match[2]), int(match[3]), int(match[4], 16))
+            for name in names
+            if (match := _NAME.fullmatch(name))
+        ]
+        return sorted(found, key=lambda checkpoint: (checkpoint.age, checkpoint.path), reverse=True)
+
+    def latest(self) -> Checkpoint | None:
+        """The newest intact checkpoint, or ``None`` where there are no checkpoints at all.
+
+        A damaged one is skipped, with a warning, and stays where it is. Only the checkpoint returned, and damaged ones
+        before it, are read.
+
+        Raises:
+            TrackingError: there are checkpoints, but none is intact; the message lists them.
+        """
+        return next(self.intact(), None)
+
+    def intact(self) -> Iterator[Checkpoint]:
+        """The intact checkpoints, newest first, each checked when its turn comes; otherwise as `latest`.
+
+        For a reader that may still refuse a file that is intact: it then takes the next one.
+        """
+        damaged: dict[str, str] = {}
+        found_one = False
+        for checkpoint in self.checkpoints():
+            problem = checkpoint.damage()
+            if problem is not None:
+                damaged[checkpoint.path] = problem
+                self._damaged.add(checkpoint.path)
+                continue
+            if damaged and not found_one:
+                _logger.warning("Skipped damaged checkpoints, using %s instead: %s", checkpoint.path, _listed(damaged))
+            found_one = True
+            yield checkpoint
+        if damaged and not found_one:
+            raise TrackingError(
+                f"Received only damaged checkpoints in {shown(self.directory)}: {_listed(damaged)}. Expected at least "
+                f"one that is intact. Training does not start from scratch by itself then: put an intact copy there, "
+                f"or move these away to begin anew."
+            )
+
+    def _start(self, step: int, epoch: int) -> int:
+        newest = next(iter(self.checkpoints()), None)
+        if newest is None:
+            return 1
+        return newest.start if (step, epoch) > (newest.step, newest.epoch) else newest.start + 1
+
+    def _prune(self) -> None:
+        whole = [checkpoint for checkpoint in self.checkpoints() if checkpoint.path not in self._damaged]
+        for checkpoint in whole[self.max_to_keep :]:
+            try:
+                os.unlink(checkpoint.path)
+            except FileNotFoundError:
+                pass  # another process on the same directory was quicker
+            except OSError as error:
+                # The new checkpoint is safe; one too many is no reason to end a training.
+                _logger.warning("The old checkpoint %s could not be removed: %s", checkpoint.path, error)
+
+
+def crc_of_file(path: str) -> int:
+    """CRC-32 (that of zip and gzip) of the bytes of the file `path`."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        return _crc(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _crc(descriptor: int) -> int:
+    crc = 0
+    buffer = memoryview(bytearray(_READ_BYTES))
+    while read := os.readv(descriptor, [buffer]):
+        crc = zlib.crc32(buffer[:read], crc)
+    return crc
+
+
+def _count(name: str, value: int) -> int:
+    try:
+        number = operator.index(value)  # NumPy's integers too, but no float
+    except TypeError:
+        number = -1
+    if number < 0:
+        raise TrackingError(f"Received {name}={value!r}. Expected a whole number, 0 or more.") from None
+    return number
+
+
+def _listed(damaged: dict[str, str]) -> str:
+    return "; ".join(f"{path}: {problem}" for path, problem in damaged.items())

@@ -1,0 +1,197 @@
+"""Files that are complete on disk or absent, whatever happens while they are written.
+
+A file is written to a hidden staging directory beside its target (so on the same file system), made durable with
+``fsync``, renamed over the target with ``os.replace``, and the directory entry made durable too. A kill, a full disk
+or a power cut at any point leaves either the old file or the new one. See ``fsync(2)`` and ``rename(2)``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import secrets
+import shutil
+import stat
+from typing import TYPE_CHECKING
+
+from polyaxon_tracking.errors import TrackingError, shown
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["atomic_write"]
+
+_STAGING = ".staging-"
+_LOCK = ".lock"
+
+
+@contextlib.contextmanager
+def atomic_write(path: str | os.PathLike[str]) -> Iterator[str]:
+    """Write a file that is complete at `path` when the block ends, or not there at all.
+
+    The block writes to the path that it is given, which has the same name in a hidden directory beside `path`. When it
+    ends, the file is on disk under `path`, in place of what was there; when it raises, `path` is as it was.
+
+    Args:
+        path: the file to write, on a local file system; missing directories are made. A symbolic link is replaced, not
+            written through.
+
+    Raises:
+        TrackingError: the block wrote no file.
+        OSError: writing failed, at whatever call; the message says how much was needed and how much is free.
+
+    >>> with atomic_write("model.txt") as staged:
+    ...     _ = Path(staged).write_text("weights")
+    >>> Path("model.txt").read_text()
+    'weights'
+    """
+    path = os.path.abspath(path)
+    with staging(os.path.dirname(path)) as directory:
+        staged = os.path.join(directory, os.path.basename(path))
+        with explained(path, staged):
+            yield staged
+            sync_file(staged)
+            publish(staged, path)
+
+
+@contextlib.contextmanager
+def staging(directory: str) -> Iterator[str]:
+    """A hidden directory inside `directory` to write in, gone afterwards; those of killed processes are swept first."""
+    make_directory(directory)
+    _sweep(directory)
+    staged, lock = _create_staging(directory)
+    try:
+        yield staged
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)  # litter at most, and the next start sweeps it
+        os.close(lock)
+
+
+def publish(staged: str, path: str) -> None:
+    """Move the file `staged`, whose content is on disk, to `path` in the same file system, durably."""
+    os.replace(staged, path)
+    sync_directory(os.path.dirname(path))
+
+
+def sync_file(path: str) -> None:
+    """Return when the content of the file `path` is on disk."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise TrackingError(
+            f"Received nothing to save: no file was written to {shown(path)}. Expected the block of the `with` "
+            f"statement to write one file to the path that the statement gives."
+        ) from None
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise TrackingError(f"Received something other than a file at {shown(path)}. Expected one file.")
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_directory(directory: str) -> None:
+    """Return when the names in `directory` are on disk."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        # Some network and FUSE file systems have no fsync of a directory and say so with EINVAL: nothing to wait for.
+        if error.errno not in {errno.EINVAL, errno.ENOTSUP}:
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def make_directory(directory: str) -> None:
+    """Make `directory` and what is missing above it, durably."""
+    if os.path.isdir(directory):
+        return
+    parent = os.path.dirname(directory)
+    if parent != directory:
+        make_directory(parent)
+    with contextlib.suppress(FileExistsError):  # another process was quicker
+        os.mkdir(directory)
+    if not os.path.isdir(directory):
+        raise NotADirectoryError(errno.ENOTDIR, "Expected a directory, but there is a file of this name", directory)
+    sync_directory(parent)
+
+
+@contextlib.contextmanager
+def explained(path: str, staged: str) -> Iterator[None]:
+    """Add to an error in writing `staged` what a reader of the log needs: which file, its size and the free space."""
+    try:
+        yield
+    except OSError as error:
+        written, free = _size(staged), free_bytes(os.path.dirname(path))
+        raise OSError(
+            error.errno or errno.EIO,  # HDF5 sets none
+            f"{path} was not saved, and what was there before is untouched: {error.strerror or error}. It needs more "
+            f"than {written:,} bytes, {free:,} bytes are free on its file system",
+        ) from error
+    except RuntimeError as error:
+        # torch.save reports a full disk as a RuntimeError without the reason.
+        written, free = _size(staged), free_bytes(os.path.dirname(path))
+        if free > max(written, 1 << 20):
+            raise
+        raise OSError(
+            errno.ENOSPC,
+            f"{path} was not saved, and what was there before is untouched: no space is left. It needs more than "
+            f"{written:,} bytes, {free:,} bytes are free on its file system",
+        ) from error
+
+
+def free_bytes(directory: str) -> int:
+    """Bytes that this user may still write on the file system of `directory`."""
+    status = os.statvfs(directory)
+    return status.f_bavail * status.f_frsize
+
+
+def _size(path: str) -> int:
+    try:
+        return os.lstat(path).st_size
+    except OSError:
+        return 0
+
+
+def _create_staging(directory: str) -> tuple[str, int]:
+    while True:
+        staged = os.path.join(directory, _STAGING + secrets.token_hex(8))
+        try:
+            os.mkdir(staged, 0o700)
+            lock = os.open(os.path.join(staged, _LOCK), os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        except (FileExistsError, FileNotFoundError):
+            continue  # the name was taken, or another process swept the directory before it was locked
+        _lock(lock)
+        if os.fstat(lock).st_nlink:
+            return staged, lock
+        os.close(lock)  # swept between creating and locking
+
+
+def _sweep(directory: str) -> None:
+    """Remove the staging directories whose process is gone; a process holds a lock on its own until it ends."""
+    with os.scandir(directory) as entries:
+        found = [entry.path for entry in entries if entry.name.startswith(_STAGING)]
+    for staged in found:
+        try:
+            lock = os.open(os.path.join(staged, _LOCK), os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError:
+            with contextlib.suppress(OSError):  # killed before it made its lock; not empty means that it lives
+                os.rmdir(staged)
+            continue
+        try:
+            if _lock(lock):
+                shutil.rmtree(staged, ignore_errors=True)
+        finally:
+            os.close(lock)
+
+
+def _lock(descriptor: int) -> bool:
+    """Whether this process now holds the lock; not where the file system has no locks (some network mounts)."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,270 @@
+"""The four questions a training script asks of its run, answered from the environment.
+
+The variables are those of Polyaxon 0.4-0.6 (``polypod/templates/env_vars.py``) and of 1.x and 2.x
+(``_env_vars/keys.py``, ``_contexts/paths.py``). They are read at every call and never written.
+"""
+
+from __future__ import annotations
+
+import os
+
+from polyaxon_tracking.errors import TrackingError, closest, shown
+
+TYPE_CHECKING = False  # as `typing.TYPE_CHECKING`, without the milliseconds that importing `typing` takes
+if TYPE_CHECKING:
+    from typing import TypeVar
+
+    _T = TypeVar("_T")
+
+__all__ = [
+    "get_data_path",
+    "get_data_paths",
+    "get_log_level",
+    "get_outputs_path",
+    "get_outputs_refs_paths",
+]
+
+OUTPUTS_PATH = "POLYAXON_RUN_OUTPUTS_PATH"
+REFS_OUTPUTS_PATHS = "POLYAXON_REFS_OUTPUTS_PATHS"
+DATA_PATHS = "POLYAXON_RUN_DATA_PATHS"
+LOG_LEVEL = "POLYAXON_LOG_LEVEL"
+NO_OP = "POLYAXON_NO_OP"
+RUN_INSTANCE = "POLYAXON_RUN_INSTANCE"
+IS_OFFLINE = "POLYAXON_IS_OFFLINE"
+CONTEXT_ROOT = "POLYAXON_CONTEXT_ROOT"
+OFFLINE_ROOT = "POLYAXON_OFFLINE_ROOT"
+
+LOG_LEVELS = ("DEBUG", "INFO", "WARN", "WARNING", "ERROR", "FATAL", "CRITICAL")
+
+_REFS_KEYS = ("jobs", "experiments")
+
+
+def get_outputs_path(*parts: str) -> str | None:
+    """Where this run's outputs go: ``POLYAXON_RUN_OUTPUTS_PATH``, e.g. ``/outputs/user/project/experiments/7``.
+
+    Polyaxon 1.x and 2.x set no such variable; there it is ``<context root>/artifacts/<uuid>/outputs``, of the
+    uuid in ``POLYAXON_RUN_INSTANCE`` (``owner.project.runs.<uuid>``).
+
+    Args:
+        parts: names to join below the outputs path, such as ``"checkpoints", "best.pt"``.
+
+    Returns:
+        The path, always a ``str`` because it may be a URL (``s3://``, ``gs://``, ``wasbs://``, ``abfs://``) that
+        ``pathlib.Path`` would mangle; ``None`` off the cluster and where ``POLYAXON_NO_OP`` is true.
+
+    Raises:
+        TrackingError: ``POLYAXON_RUN_INSTANCE`` is malformed, or `parts` climb out of the outputs path.
+
+    >>> os.environ["POLYAXON_RUN_OUTPUTS_PATH"] = "s3://bucket/user/project/experiments/7"
+    >>> get_outputs_path("checkpoints", "best.pt")
+    's3://bucket/user/project/experiments/7/checkpoints/best.pt'
+    """
+    if _is_true(NO_OP):
+        return None
+    root = _value(OUTPUTS_PATH) or _outputs_path_of_instance()
+    if root is None or not parts:
+        return root
+    return join_below(root, *parts)
+
+
+def get_outputs_refs_paths() -> dict[str, list[str]] | None:
+    """Where other runs' outputs are: ``POLYAXON_REFS_OUTPUTS_PATHS``, e.g. ``{"experiments": ["/outputs/1"]}``.
+
+    Returns:
+        Paths (or URLs) by kind, ``"jobs"`` and ``"experiments"``, in the order in which the user asked for them. A
+        kind without references is left out, as the platform does. ``None`` where the run has no references.
+
+    Raises:
+        TrackingError: the variable is not JSON, or not an object of lists of paths.
+
+    >>> os.environ["POLYAXON_REFS_OUTPUTS_PATHS"] = '{"jobs": ["/outputs/jobs/12"]}'
+    >>> get_outputs_refs_paths()
+    {'jobs': ['/outputs/jobs/12']}
+    """
+    expected = """a JSON object of lists of paths, such as {"jobs": ["/outputs/12"], "experiments": ["/outputs/7"]}"""
+    refs = _json_object(REFS_OUTPUTS_PATHS, expected)
+    if refs is None:
+        return None
+    for kind in refs:
+        if kind not in _REFS_KEYS:
+            raise _malformed(REFS_OUTPUTS_PATHS, expected, f"it has the key {shown(kind)}")
+    paths: dict[str, list[str]] = {}
+    for kind, listed in refs.items():
+        if listed is None:  # the platform writes its None as JSON's null
+            continue
+        if not isinstance(listed, list) or not all(isinstance(path, str) and path.strip() for path in listed):
+            raise _malformed(REFS_OUTPUTS_PATHS, expected, f"{kind!r} is not a list of paths")
+        paths[kind] = listed
+    return paths
+
+
+def get_data_paths() -> dict[str, str] | None:
+    """Where the run's data is: ``POLYAXON_RUN_DATA_PATHS``, e.g. ``{"digits": "/data/digits"}``.
+
+    Returns:
+        Path (or bucket URL) by the name that the cluster's administrator gave the data; ``None`` off the cluster.
+
+    Raises:
+        TrackingError: the variable is not JSON, or not an object of paths.
+
+    >>> os.environ["POLYAXON_RUN_DATA_PATHS"] = '{"digits": "/data/digits", "faces": "gs://faces"}'
+    >>> get_data_paths()
+    {'digits': '/data/digits', 'faces': 'gs://faces'}
+    """
+    expected = """a JSON object of paths by name, such as {"digits": "/data/digits", "faces": "gs://faces"}"""
+    paths = _json_object(DATA_PATHS, expected)
+    if paths is None:
+        return None
+    for name, path in paths.items():
+        if type(path) is not str or not path or path.isspace():
+            raise _malformed(DATA_PATHS, expected, f"the value of {shown(name)} is not a path")
+    return paths  # type: ignore[return-value]  # every value was just found to be a str
+
+
+def get_data_path(name: str, default: _T | None = None) -> str | _T:
+    """Where one dataset is, by its name in ``POLYAXON_RUN_DATA_PATHS``, e.g. ``get_data_path("digits")``.
+
+    Args:
+        name: the dataset's name.
+        default: what to return where the run has no dataset of this name, such as the path on your own machine.
+
+    Raises:
+        TrackingError: there is no such dataset and no default; the message lists those there are, and the closest.
+
+    >>> os.environ["POLYAXON_RUN_DATA_PATHS"] = '{"digits": "/data/digits"}'
+    >>> get_data_path("digits", default="data/digits")
+    '/data/digits'
+    """
+    paths = get_data_paths() or {}
+    if name in paths:
+        return paths[name]
+    if default is not None:
+        return default
+    raise TrackingError(unknown_dataset(name, paths))
+
+
+def unknown_dataset(name: str, paths: dict[str, str]) -> str:
+    """The message that the run has no dataset `name`, and which it has."""
+    if not paths:
+        return (
+            f"Received the dataset name {shown(name)}, but {DATA_PATHS} is not set, so this run has no datasets. "
+            f"In a cluster, ask for it in the polyaxonfile; elsewhere, give the path on this machine "
+            f"(`default=` of get_data_path, or a mapping from name to path in `datasets=` of the callbacks)."
+        )
+    return (
+        f"Received the dataset name {shown(name)}. Expected one of those in {DATA_PATHS}: "
+        f"{', '.join(shown(known) for known in paths)}.{closest(name, list(paths))}"
+    )
+
+
+def get_log_level() -> str | None:
+    """How loud to log: ``POLYAXON_LOG_LEVEL``, e.g. ``INFO``.
+
+    Returns:
+        One of ``DEBUG INFO WARN WARNING ERROR FATAL CRITICAL`` in capitals, whatever the case of the variable, or a
+        number as its digits (``"15"``); ``None`` where the polyaxonfile gives no level.
+
+    Raises:
+        TrackingError: the variable is neither.
+
+    >>> os.environ["POLYAXON_LOG_LEVEL"] = "info"
+    >>> get_log_level()
+    'INFO'
+    """
+    if _is_true(NO_OP):
+        return None
+    level = _value(LOG_LEVEL)
+    if level is None:
+        return None
+    name = level.strip().upper()
+    if name in LOG_LEVELS or (name.isascii() and name.isdecimal() and len(name) <= len("1000")):
+        return name
+    raise TrackingError(
+        f"{LOG_LEVEL} was received as {shown(level)}. Expected one of {', '.join(LOG_LEVELS)} (any case) or a number, "
+        f"such as 20.{closest(name, list(LOG_LEVELS))} Correct `log_level` in the polyaxonfile, or unset the variable."
+    )
+
+
+def join_below(root: str, *parts: str) -> str:
+    """Join `parts` below `root`, a path or a URL, refusing what would climb out of it."""
+    for part in parts:
+        if part.startswith("/") or "://" in part or ".." in part.replace("\\", "/").split("/"):
+            raise TrackingError(
+                f"Received the name {shown(part)} to join below the path {shown(root)}. Expected a relative name that "
+                f"stays below it, such as 'checkpoints/best.pt': leave out '..', a leading '/' and '://'."
+            )
+    return "/".join([root.rstrip("/"), *(part.strip("/") for part in parts if part)])
+
+
+def is_url(path: str) -> bool:
+    """Whether `path` is in an object store; a ``file://`` URL is not."""
+    return "://" in path and not path.startswith("file://")
+
+
+def local_path(path: str) -> str:
+    """`path` without ``file://`` before it and with ``~`` expanded: frameworks take the former for a directory."""
+    return os.path.expanduser(path.removeprefix("file://"))
+
+
+def _outputs_path_of_instance() -> str | None:
+    instance = _value(RUN_INSTANCE)
+    if instance is None:
+        return None
+    owner, project, runs, uuid = parts if len(parts := instance.strip().split(".")) == 4 else ("", "", "", "")
+    if not (owner and project and runs == "runs" and _is_uuid(uuid)):
+        raise TrackingError(
+            f"{RUN_INSTANCE} was received as {shown(instance)}. Expected owner.project.runs.<uuid>, four parts between "
+            f"dots, as Polyaxon 1.x and 2.x set it. Set {OUTPUTS_PATH} to say directly where the outputs go, or unset "
+            f"{RUN_INSTANCE} off the cluster."
+        )
+    if _is_true(IS_OFFLINE):
+        return join_below(_value(OFFLINE_ROOT) or "/tmp/plx/offline", "runs", uuid, "outputs")  # noqa: S108
+    return join_below(_value(CONTEXT_ROOT) or "/plx-context", "artifacts", uuid, "outputs")
+
+
+def _is_uuid(text: str) -> bool:
+    """Whether `text` may be a run's uuid: it becomes part of a path, which it must not be able to climb out of."""
+    return text.isascii() and text.replace("-", "").replace("_", "").isalnum()
+
+
+def _value(variable: str) -> str | None:
+    """The variable's value; blank and JSON's ``null`` (how the platform writes its ``None``) are unset."""
+    value = os.environ.get(variable)
+    if value is None or not (stripped := value.strip()) or stripped == "null":
+        return None
+    return value
+
+
+def _is_true(variable: str) -> bool:
+    value = os.environ.get(variable)
+    return value is not None and value.strip().lower() in {"1", "true", "t", "yes", "y", "on"}
+
+
+def _json_object(variable: str, expected: str) -> dict[str, object] | None:
+    if _is_true(NO_OP):
+        return None
+    text = _value(variable)
+    if text is None:
+        return None
+    import json  # here and not above: half of what importing this package would cost
+
+    try:
+        value = json.loads(text)
+    except RecursionError:
+        raise _malformed(variable, expected, "it is nested too deeply") from None
+    except json.JSONDecodeError as error:
+        # `from None`: the error holds the whole text, secrets included
+        problem = f"it is not JSON: {error.msg} at character {error.pos}"
+        raise _malformed(variable, expected, problem) from None
+    except ValueError:  # a number of more digits than Python converts
+        raise _malformed(variable, expected, "it is not JSON that Python can read") from None
+    if not isinstance(value, dict):
+        raise _malformed(variable, expected, "it is not an object")
+    return value
+
+
+def _malformed(variable: str, expected: str, problem: str) -> TrackingError:
+    return TrackingError(
+        f"{variable} was received as {shown(os.environ[variable])}: {problem}. Expected {expected}. "
+        f"Correct the variable, or unset it off the cluster."
+    )

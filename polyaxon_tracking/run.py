@@ -1,0 +1,224 @@
+"""What a framework's callback needs to know of the run, resolved and checked before training starts."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterable, Mapping
+from typing import IO
+
+from polyaxon_tracking.checkpoints import CheckpointManager
+from polyaxon_tracking.errors import TrackingError, closest, shown
+from polyaxon_tracking.files import staging
+from polyaxon_tracking.paths import (
+    DATA_PATHS,
+    OUTPUTS_PATH,
+    get_data_paths,
+    get_log_level,
+    get_outputs_path,
+    is_url,
+    join_below,
+    local_path,
+    unknown_dataset,
+)
+
+__all__ = ["Run"]
+
+_logger = logging.getLogger("polyaxon_tracking")
+
+_LOCAL_OUTPUTS = "outputs"
+
+# What this process has trained to its end: the directory of the resume checkpoints, and the limit (epochs, or steps
+# where there is no limit of epochs) that ended it. See `Run.training`.
+_finished: dict[str, float] = {}
+
+
+class Run:
+    """The run that this process is: its outputs, its datasets, its log level; the ground every integration stands on.
+
+    In a cluster all of it comes from the environment. Elsewhere outputs go to ``./outputs``, and datasets are where
+    `datasets` says. Constructing it sets the level of the loggers and raises for all that is wrong.
+
+    Args:
+        datasets: names of the datasets that training needs; or a mapping from name to the path on this machine, which
+            is used where the environment names no data at all.
+        loggers: names of loggers whose level follows ``POLYAXON_LOG_LEVEL``, beside ``polyaxon_tracking``.
+        resume: whether to go on from the newest checkpoint. By default, only in a run of the platform.
+
+    Raises:
+        TrackingError: a dataset is unknown or missing, the outputs path cannot be written to, or a variable is
+            malformed.
+
+    >>> run = Run(datasets={"digits": "."})
+    >>> run.on_cluster, run.data_path("digits")
+    (False, '.')
+    >>> run.training(max_epochs=20).latest() is None
+    True
+    """
+
+    def __init__(
+        self,
+        *,
+        datasets: Iterable[str] | Mapping[str, str | os.PathLike[str]] = (),
+        loggers: Iterable[str] = (),
+        resume: bool | None = None,
+    ) -> None:
+        _set_level(["polyaxon_tracking", *loggers])
+        outputs = get_outputs_path()
+        self.on_cluster: bool = outputs is not None
+        """Whether the platform says where outputs go."""
+        self.resumes: bool = self.on_cluster if resume is None else resume
+        """Whether training goes on from the newest checkpoint."""
+        self.outputs_path: str = _checked_outputs(_LOCAL_OUTPUTS if outputs is None else outputs)
+        """Where outputs go: an absolute local path."""
+        self._data_paths = _checked_datasets(datasets)
+        if not self.on_cluster:
+            _logger.info("%s is not set: outputs go to %s", OUTPUTS_PATH, self.outputs_path)
+
+    @property
+    def checkpoints_path(self) -> str:
+        """Where checkpoints go: ``checkpoints`` below the outputs path."""
+        return join_below(self.outputs_path, "checkpoints")
+
+    def data_path(self, name: str) -> str:
+        """Where the dataset `name` is, one of those that were given as `datasets`.
+
+        Raises:
+            TrackingError: it was not given.
+        """
+        if name not in self._data_paths:
+            raise TrackingError(
+                f"Received the dataset name {shown(name)}. Expected one of those given as `datasets=`: "
+                f"{', '.join(map(shown, self._data_paths)) or 'none were'}.{closest(name, list(self._data_paths))}"
+            )
+        return self._data_paths[name]
+
+    def checkpoint_path(self, name: str) -> str:
+        """Where a checkpoint called `name` goes: below `checkpoints_path`, unless it is an absolute path.
+
+        A warning says where an absolute path lies outside the outputs path.
+
+        Raises:
+            TrackingError: the name climbs out of the directory, or is a URL.
+        """
+        if not os.path.isabs(name):
+            return join_below(self.checkpoints_path, name)
+        if not self.holds(name):
+            _logger.warning(
+                "Checkpoints go to %s, outside the outputs path %s, and may be lost with the pod. Give a relative path "
+                "to save below the outputs path",
+                name,
+                self.outputs_path,
+            )
+        return name
+
+    def holds(self, path: str) -> bool:
+        """Whether `path` is below the outputs path."""
+        outputs = os.path.realpath(self.outputs_path)
+        return os.path.commonpath([outputs, os.path.realpath(path)]) == outputs
+
+    def why_fresh(self, checkpoints: CheckpointManager) -> str:
+        """The reason, for the log, why a training begins from scratch."""
+        if self.resumes:
+            return f"no checkpoint in {checkpoints.directory}"
+        newest = next(iter(checkpoints.checkpoints()), None)
+        if newest is None:
+            return f"checkpoints go to {checkpoints.directory}"
+        return f"{checkpoints.directory} holds step {newest.step}; resume=True would go on from it"
+
+    def training(
+        self, *, max_epochs: float, max_to_keep: int = 2, after: CheckpointManager | None = None
+    ) -> CheckpointManager:
+        """The checkpoints that the training which now begins resumes from and adds to.
+
+        A script may train more than once (folds, stages), and each training resumes from its own checkpoints: the
+        first from ``checkpoints/resume``, the next from ``checkpoints/resume-2`` and so on, in the order of the script.
+        A training counts as the next one when one that this process has finished could not be gone on with: it was
+        given as many epochs, or more.
+
+        Args:
+            max_epochs: the number of epochs (or steps, where nothing else is given) after which it will end.
+            max_to_keep: how many of the newest checkpoints stay.
+            after: what this returned for the training before, where the same model is trained on in memory.
+        """
+        number = 1
+        while True:
+            directory = join_below(self.checkpoints_path, "resume" if number == 1 else f"resume-{number}")
+            passed = after is not None and directory == after.directory
+            if after is None and max_epochs > _finished.get(directory, -1):
+                return CheckpointManager(directory, max_to_keep)
+            if passed:
+                after = None
+            number += 1
+
+    def finish(self, checkpoints: CheckpointManager, *, max_epochs: float) -> None:
+        """Note that the training which `training` returned `checkpoints` for has come to its end."""
+        _finished[checkpoints.directory] = max_epochs
+
+
+class _LastResort(logging.StreamHandler[IO[str]]):
+    """Show this package's lines on standard error where the user has configured no logging at all.
+
+    A line that says from where training resumes is of no use unseen; Python shows warnings only.
+    """
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if not logging.getLogger().handlers:
+            super().emit(record)
+
+
+def _set_level(names: Iterable[str]) -> None:
+    level = get_log_level()
+    if level is not None:
+        for name in names:
+            logging.getLogger(name).setLevel(int(level) if level.isdecimal() else level)
+    elif _logger.level == logging.NOTSET:
+        _logger.setLevel(logging.INFO)
+    if not _logger.handlers:
+        handler = _LastResort()
+        handler.setFormatter(logging.Formatter("%(name)s: %(message)s"))
+        _logger.addHandler(handler)
+
+
+def _checked_outputs(path: str) -> str:
+    """The outputs path as an absolute local one, after a file was written there and removed."""
+    if is_url(path):
+        raise TrackingError(
+            f"Received the outputs path {shown(path)}, an object store. Expected a local path: checkpoints in object "
+            f"stores are not supported yet. Mount the bucket, or set {OUTPUTS_PATH} to a local directory."
+        )
+    path = os.path.abspath(local_path(path))
+    try:
+        with staging(path):
+            pass
+    except OSError as error:
+        raise TrackingError(
+            f"Received the outputs path {shown(path)}, which cannot be written to: {error.strerror}. Expected a "
+            f"directory that this user may write to. Mount the volume for writing, or set {OUTPUTS_PATH} to another "
+            f"path."
+        ) from error
+    return path
+
+
+def _checked_datasets(datasets: Iterable[str] | Mapping[str, str | os.PathLike[str]]) -> dict[str, str]:
+    if isinstance(datasets, str):
+        raise TrackingError(
+            f"Received datasets={datasets!r}, a string. Expected a list of names, such as [{datasets!r}], or a mapping "
+            f"from name to the path on this machine, such as {{{datasets!r}: 'data/{datasets}'}}."
+        )
+    on_cluster = get_data_paths()
+    local = {name: os.fspath(path) for name, path in datasets.items()} if isinstance(datasets, Mapping) else {}
+    available = local if on_cluster is None else on_cluster
+    problems = []
+    for name in datasets:
+        if name not in available:
+            problems.append(unknown_dataset(name, available))
+        elif not is_url(available[name]) and not os.path.exists(local_path(available[name])):
+            whence = "`datasets=`" if on_cluster is None else DATA_PATHS
+            problems.append(
+                f"The dataset {shown(name)} is expected at {shown(available[name])}, according to {whence}, and there "
+                f"is nothing. Correct the path, or put the data there."
+            )
+    if problems:
+        raise TrackingError("\n".join(problems))
+    return {name: available[name] for name in datasets}
