@@ -147,7 +147,9 @@ class CheckpointManager:
         except FileNotFoundError:
             return []
         found = [
-            Checkpoint(os.path.join(self.directory, name), int(match[1]), int(match[2]), int(match[3]), int(match[4], 16))
+            Checkpoint(
+                os.path.join(self.directory, name), int(match[1]), int(match[2]), int(match[3]), int(match[4], 16)
+            )
             for name in names
             if (match := _NAME.fullmatch(name))
         ]

@@ -14,8 +14,10 @@ _SECRETS = (
     # Query of a URL: signed URLs carry their signature there.
     r"(:(?:\\?/){2}[^\s\"'?]*\?)[^\s\"']+",
     # "secret_key": "..."  and  AccountKey=...
-    r"(?i)([\w.-]*(?:secret|token|passw|credential|signature|connection_?string|access_?key|account_?key|api_?key"
-    r"|private_?key)[\w.-]*[\"']?\s*[:=]\s*[\"']?)[^\"',;&}\s]+",
+    (
+        r"(?i)([\w.-]*(?:secret|token|passw|credential|signature|connection_?string|access_?key|account_?key|api_?key"
+        r"|private_?key)[\w.-]*[\"']?\s*[:=]\s*[\"']?)[^\"',;&}\s]+"
+    ),
     # AWS access key ids have a shape of their own, and so has the head of a private key.
     r"()\b(?:AKIA|ASIA)[0-9A-Z]{12,}",
     r"(-----BEGIN )[^\"]*",
@@ -48,7 +50,7 @@ def shown(value: str) -> str:
     """`value` as an error message may quote it: masked, then shortened, then escaped."""
     masked = mask_secrets(value)
     if len(masked) > _SHOWN_CHARACTERS:
-        return f"{ascii(masked[:_SHOWN_CHARACTERS])}... ({len(value):,} characters)"
+        return f"{masked[:_SHOWN_CHARACTERS]!a}... ({len(value):,} characters)"
     return ascii(masked)
 
 

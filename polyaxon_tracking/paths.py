@@ -210,7 +210,10 @@ def _outputs_path_of_instance() -> str | None:
     instance = _value(RUN_INSTANCE)
     if instance is None:
         return None
-    owner, project, runs, uuid = parts if len(parts := instance.strip().split(".")) == 4 else ("", "", "", "")
+    try:
+        owner, project, runs, uuid = instance.strip().split(".")
+    except ValueError:
+        owner = project = runs = uuid = ""
     if not (owner and project and runs == "runs" and _is_uuid(uuid)):
         raise TrackingError(
             f"{RUN_INSTANCE} was received as {shown(instance)}. Expected owner.project.runs.<uuid>, four parts between "

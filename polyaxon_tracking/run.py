@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterable, Mapping
-from typing import IO
 
 from polyaxon_tracking.checkpoints import CheckpointManager
 from polyaxon_tracking.errors import TrackingError, closest, shown
@@ -156,7 +155,7 @@ class Run:
         _finished[checkpoints.directory] = max_epochs
 
 
-class _LastResort(logging.StreamHandler[IO[str]]):
+class _LastResort(logging.StreamHandler):  # type: ignore[type-arg]  # subscripting it needs Python 3.11
     """Show this package's lines on standard error where the user has configured no logging at all.
 
     A line that says from where training resumes is of no use unseen; Python shows warnings only.

@@ -202,4 +202,4 @@ def _begin_at(model: keras.Model, epoch: int | None) -> None:
 
     A private attribute, the one that Keras's own ``BackupAndRestore`` sets: there is no public way.
     """
-    model._initial_epoch = epoch
+    model._initial_epoch = epoch  # noqa: SLF001

@@ -2,12 +2,14 @@
 
 Keras writes the model's weights and the optimizer's variables there. Beside them stands one HDF5 group, which
 ``load_weights`` passes over, with what Keras leaves out: the epoch and step, the state of the random number generators
-in the model (dropout), and what callbacks keep.
+(dropout, shuffling), and what callbacks keep.
 """
 
 from __future__ import annotations
 
 import json
+import random
+import sys
 from typing import Any
 
 import h5py
@@ -24,17 +26,20 @@ _GROUP = "polyaxon_tracking"
 def save(model: keras.Model, path: str, training: dict[str, Any]) -> None:
     """Write the state of `model`, and `training` (plain values, arrays and lists of arrays), to the file `path`."""
     model.save_weights(path, overwrite=True)
-    arrays: list[np.ndarray[Any, Any]] = []
+    record = {
+        "training": training,
+        "shapes": [list(weight.shape) for weight in model.weights],
+        "optimizer": _optimizer(model),
+        "build": model.get_build_config(),
+        "generators": [keras.ops.convert_to_numpy(variable) for variable in _generators(model)],
+        "random": _random_state(),
+    }
+    arrays: list[Any] = []
 
     def number(array: Any) -> dict[str, int]:
         arrays.append(np.asarray(array))
         return {"array": len(arrays) - 1}
 
-    record = {
-        "training": training,
-        "build": model.get_build_config(),
-        "generators": [keras.ops.convert_to_numpy(variable) for variable in _generators(model)],
-    }
     text = json.dumps(record, default=number)
     with h5py.File(path, "r+") as file:
         group = file.create_group(_GROUP)
@@ -56,21 +61,44 @@ def load(model: keras.Model, path: str) -> dict[str, Any]:
             object_hook=lambda value: group[str(value["array"])][()] if value.keys() == {"array"} else value,
         )
     if not model.built:  # TensorFlow builds in the first step
-        model.build_from_config(_any_batch_size(record["build"]))
+        _build(model, record["build"])
     if model.optimizer is not None and not model.optimizer.built:
         model.optimizer.build(model.trainable_variables)
-    try:
-        model.load_weights(path)
-    except ValueError as error:
+    if problems := _differences(model, record):
         raise TrackingError(
-            f"Received a model or optimizer that is not the one saved in {path}. Keras says: {error}\n"
-            f"Expected the same layers, shapes and optimizer. Make them what they were, pass "
-            f"PolyaxonCallback(resume=False) to begin anew, or use another outputs path; the checkpoint stays as it is."
-        ) from error
+            f"Received a model that is not the one saved in {path}: {'; '.join(problems)}. Expected the same layers, "
+            f"shapes and optimizer. Make them what they were, pass PolyaxonCallback(resume=False) to begin anew, or use "
+            f"another outputs path; the checkpoint stays as it is."
+        )
+    model.load_weights(path)
     for variable, value in zip(_generators(model), record["generators"], strict=True):
         variable.assign(value)
+    _set_random_state(record["random"])
     training: dict[str, Any] = record["training"]
     return training
+
+
+def _differences(model: keras.Model, record: dict[str, Any]) -> list[str]:
+    """What of `model` is not as it was saved; Keras itself warns of another optimizer, and goes on without its state."""
+    shapes = [tuple(shape) for shape in record["shapes"]]
+    problems = []
+    if len(model.weights) != len(shapes):
+        problems.append(f"it has {len(model.weights)} weights, saved were {len(shapes)}")
+    else:
+        problems += [
+            f"{weight.path} is {tuple(weight.shape)}, saved as {shape}"
+            for weight, shape in zip(model.weights, shapes, strict=True)
+            if tuple(weight.shape) != shape
+        ]
+    if _optimizer(model) != record["optimizer"] and not problems:
+        problems.append(f"its optimizer is {_optimizer(model)}, saved was {record['optimizer']}")
+    return problems
+
+
+def _optimizer(model: keras.Model) -> str:
+    if model.optimizer is None:
+        return "none"
+    return f"{type(model.optimizer).__name__} with {len(model.optimizer.variables)} variables"
 
 
 def _generators(model: keras.Model) -> list[Any]:
@@ -80,12 +108,36 @@ def _generators(model: keras.Model) -> list[Any]:
     return [variable for variable in model.variables if id(variable) not in known]
 
 
-def _any_batch_size(build: Any) -> Any:
-    """The shapes in `build` with an unknown batch size, so that the last batch may be smaller."""
-    if isinstance(build, dict):
-        return {name: _any_batch_size(value) for name, value in build.items()}
-    if isinstance(build, list | tuple):
-        if build and all(size is None or isinstance(size, int) for size in build):
-            return (None, *build[1:])
-        return [_any_batch_size(value) for value in build]
-    return build
+def _random_state() -> dict[str, Any]:
+    """The state of the global generators, from which Keras shuffles, and on the torch backend drops out."""
+    name, keys, *counters = np.random.get_state(legacy=True)
+    state = {"python": random.getstate(), "numpy": [name, keys, *counters]}
+    if keras.backend.backend() == "torch":
+        state["torch"] = sys.modules["torch"].get_rng_state().numpy()
+    return state
+
+
+def _set_random_state(state: dict[str, Any]) -> None:
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+    np.random.set_state(tuple(state["numpy"]))
+    if keras.backend.backend() == "torch" and "torch" in state:
+        torch = sys.modules["torch"]
+        torch.set_rng_state(torch.from_numpy(state["torch"]))
+
+
+def _build(model: keras.Model, config: dict[str, Any]) -> None:
+    """Build `model` by calling it on symbolic tensors of the shapes that it was saved with."""
+    if "input_shape" in config:
+        model(_symbolic(config["input_shape"]))
+    elif "shapes_dict" in config:
+        model(**{name.removesuffix("_shape"): _symbolic(shape) for name, shape in config["shapes_dict"].items()})
+
+
+def _symbolic(shapes: Any) -> Any:
+    """Symbolic tensors of `shapes`, which may be nested, with any batch size."""
+    if isinstance(shapes, dict):
+        return {name: _symbolic(shape) for name, shape in shapes.items()}
+    if all(size is None or isinstance(size, int) for size in shapes):
+        return keras.KerasTensor((None, *shapes[1:]))
+    return [_symbolic(shape) for shape in shapes]

@@ -13,7 +13,7 @@ from polyaxon_lightning.stream import ResumeStream, stream_io
 from polyaxon_tracking import Run, TrackingError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
     from datetime import timedelta
 
     from lightning.pytorch.callbacks import Callback, ModelCheckpoint
@@ -115,9 +115,9 @@ class PolyaxonCallback(Callback):
                 f"Received a Trainer of {type(trainer).__module__.partition('.')[0]!r}, but PolyaxonCallback was made "
                 f"for {pl.__name__!r}. Import one of the two packages only, before polyaxon_lightning."
             )
-        if trainer.fast_dev_run:  # Lightning saves nothing then, and neither does this
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]  # Lightning saves nothing then, and neither does this
             return
-        user_checkpoints = [cb for cb in trainer.checkpoint_callbacks if not isinstance(cb, ResumeStream)]
+        user_checkpoints = _without_stream(trainer.checkpoint_callbacks)
         self._redirect(user_checkpoints)
         if stage != "fit":
             return
@@ -154,6 +154,8 @@ class PolyaxonCallback(Callback):
         if self._stream is not None:
             self._finished = self._stream.checkpoints
             self._run.finish(self._finished, max_epochs=_limit(trainer))
+            trainer.callbacks = _without_stream(trainer.callbacks)  # type: ignore[attr-defined]
+            self._stream = None
 
     def _redirect(self, checkpoint_callbacks: list[Any]) -> None:
         for callback in checkpoint_callbacks:
@@ -164,9 +166,8 @@ class PolyaxonCallback(Callback):
                     self._run.checkpoint_path(os.fspath(callback.dirpath))  # warns where it is elsewhere
 
     def _attach_stream(self, trainer: pl.Trainer, checkpoints: CheckpointManager) -> None:
-        others = [callback for callback in trainer.callbacks if not isinstance(callback, ResumeStream)]
         self._stream = ResumeStream(checkpoints, self._every_n_train_steps, self._train_time_interval)
-        trainer.callbacks = [*others, self._stream]
+        trainer.callbacks = [*_without_stream(trainer.callbacks), self._stream]  # type: ignore[attr-defined]
 
     def _load_newest(self, trainer: pl.Trainer, checkpoints: CheckpointManager) -> Checkpoint | None:
         newest = checkpoints.latest()
@@ -193,9 +194,9 @@ def _hand_over(trainer: pl.Trainer, path: str) -> dict[str, Any]:
     callback's hook; and an ``OnExceptionCheckpoint``, which it would ask for a path, makes ``ckpt_path=None`` mean
     ``"last"`` for every ``ModelCheckpoint`` too, in every fit, and lets modification times choose among them.
     """
-    connector = trainer._checkpoint_connector
+    connector = trainer._checkpoint_connector  # noqa: SLF001
     connector.resume_start(path)
-    state: dict[str, Any] = connector._loaded_checkpoint
+    state: dict[str, Any] = connector._loaded_checkpoint  # noqa: SLF001
     return state
 
 
@@ -217,6 +218,10 @@ def _check_shapes(module: pl.LightningModule, state: dict[str, Any], path: str) 
             f"Give the model the shapes that it had, pass PolyaxonCallback(resume=False) to begin anew, or use another "
             f"outputs path; the checkpoint stays as it is."
         )
+
+
+def _without_stream(callbacks: Sequence[Any]) -> list[Any]:
+    return [callback for callback in callbacks if not isinstance(callback, ResumeStream)]
 
 
 def _limit(trainer: pl.Trainer) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import shutil
 from typing import TYPE_CHECKING, Any
@@ -13,13 +12,13 @@ from polyaxon_lightning.framework import pl
 from polyaxon_tracking import atomic_write
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from lightning.pytorch.plugins.io import TorchCheckpointIO
 else:
     TorchCheckpointIO = pl.plugins.io.TorchCheckpointIO
 
 __all__ = ["DurableCheckpointIO", "StreamCheckpointIO"]
-
-_logger = logging.getLogger("polyaxon_tracking")
 
 
 class DurableCheckpointIO(TorchCheckpointIO):
@@ -29,9 +28,7 @@ class DurableCheckpointIO(TorchCheckpointIO):
     nothing. This writes beside the target, syncs, and renames.
     """
 
-    def save_checkpoint(
-        self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any | None = None
-    ) -> None:
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
         """Write `checkpoint` to the file `path`, which is complete or as it was before."""
         if "://" in os.fspath(path):
             super().save_checkpoint(checkpoint, path, storage_options)
@@ -41,7 +38,7 @@ class DurableCheckpointIO(TorchCheckpointIO):
         with atomic_write(path) as staged:
             torch.save(checkpoint, staged)
 
-    def remove_checkpoint(self, path: str | os.PathLike[str]) -> None:
+    def remove_checkpoint(self, path: str | Path) -> None:
         """Remove the file or directory `path`, if it is there."""
         if "://" in os.fspath(path):
             super().remove_checkpoint(path)
@@ -58,13 +55,11 @@ class StreamCheckpointIO(TorchCheckpointIO):
         super().__init__()
         self._weights_only = weights_only
 
-    def save_checkpoint(
-        self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any | None = None
-    ) -> None:
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
         """Write `checkpoint` to `path`: a path and not a file object, with which ``torch.save`` is twice as slow."""
         torch.save(checkpoint, path)
 
-    def load_checkpoint(self, path: str | os.PathLike[str], *_: Any, **__: Any) -> dict[str, Any]:
+    def load_checkpoint(self, path: str | Path, *_: Any, **__: Any) -> dict[str, Any]:
         """Read the checkpoint at `path` into host memory."""
         checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=self._weights_only)
         return checkpoint

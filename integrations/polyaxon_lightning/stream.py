@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import random
 import time
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
 
 from polyaxon_lightning.framework import pl
 from polyaxon_lightning.io import StreamCheckpointIO
@@ -20,6 +24,8 @@ else:
     Checkpoint = pl.callbacks.Checkpoint
 
 __all__ = ["ResumeStream", "stream_io"]
+
+_KEY = "polyaxon_tracking"
 
 
 class ResumeStream(Checkpoint):
@@ -37,15 +43,38 @@ class ResumeStream(Checkpoint):
         self._interval = None if train_time_interval is None else train_time_interval.total_seconds()
         self._saved_step = -1
         self._saved_at = 0.0
+        self._ends_epoch = False
+        self._restored: dict[str, Any] | None = None
 
-    @property
-    def best_model_path(self) -> str:
-        """The newest checkpoint, as ``ckpt_path="best"`` reads it where no ``ModelCheckpoint`` says which is best."""
-        latest = self.checkpoints.latest()
-        return "" if latest is None else latest.path
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Add what Lightning leaves out, and an uninterrupted training has."""
+        checkpoint[_KEY] = {
+            "random": _random_state(),
+            "plateau": _plateau_metrics(trainer) if self._ends_epoch else {},
+        }
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Keep it until training starts."""
+        self._restored = checkpoint.get(_KEY)
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Bring the random number generators to where they were: dropout and shuffling go on as if nothing had been.
+
+        Not where there are several processes: each has its own generators, and the checkpoint those of the first.
+        """
+        if self._restored is not None and trainer.world_size == 1:
+            _set_random_state(self._restored["random"])
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Count steps and time from here."""
+        """Make up for the scheduler steps that came after the save, and count from here."""
+        if self._restored is not None:
+            for index, metric in self._restored["plateau"].items():
+                pl_module.lr_scheduler_step(trainer.lr_scheduler_configs[index].scheduler, metric)
+            self._restored = None
         self._saved_step = trainer.global_step
         self._saved_at = time.monotonic()
 
@@ -56,7 +85,7 @@ class ResumeStream(Checkpoint):
         step = trainer.global_step
         if step == self._saved_step:  # gradients are being accumulated
             return
-        due = bool(self._every_n_train_steps) and step % self._every_n_train_steps == 0
+        due = self._every_n_train_steps is not None and step % self._every_n_train_steps == 0
         if self._interval is not None:
             # One rank's clock decides for all: saving is collective.
             due = trainer.strategy.broadcast(due or time.monotonic() - self._saved_at >= self._interval)
@@ -65,7 +94,9 @@ class ResumeStream(Checkpoint):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save at the end of every epoch, after validation and the other callbacks."""
+        self._ends_epoch = True
         self._save(trainer, trainer.current_epoch + 1)
+        self._ends_epoch = False
 
     def _save(self, trainer: pl.Trainer, epoch: int) -> None:
         step = trainer.global_step
@@ -88,3 +119,38 @@ def stream_io(trainer: pl.Trainer, *, weights_only: bool) -> Iterator[None]:
         yield
     finally:
         trainer.strategy.checkpoint_io = plugin
+
+
+def _plateau_metrics(trainer: pl.Trainer) -> dict[int, Any]:
+    """What the ``ReduceLROnPlateau`` schedulers are about to be stepped with, by their index.
+
+    Lightning steps them after the last hook of an epoch, so a checkpoint of the epoch's end lacks that step.
+    """
+    return {
+        index: trainer.callback_metrics[config.monitor]
+        for index, config in enumerate(trainer.lr_scheduler_configs)
+        if config.reduce_on_plateau
+        and config.interval == "epoch"
+        and (trainer.current_epoch + 1) % config.frequency == 0
+        and config.monitor in trainer.callback_metrics
+    }
+
+
+def _random_state() -> dict[str, Any]:
+    """The state of Python's, NumPy's and torch's generators, as tensors and plain values."""
+    name, keys, *counters = np.random.get_state(legacy=True)
+    return {
+        "python": random.getstate(),
+        "numpy": [name, torch.from_numpy(np.asarray(keys, np.int64)), *counters],
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def _set_random_state(state: dict[str, Any]) -> None:
+    random.setstate(state["python"])
+    name, keys, *counters = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *counters))
+    torch.set_rng_state(state["torch"])
+    if len(state["cuda"]) == torch.cuda.device_count():  # another machine may have other devices
+        torch.cuda.set_rng_state_all(state["cuda"])

@@ -1,0 +1,39 @@
+# `make demo` and `make test` set up everything they need in .venv; both need only python3 and make.
+
+VENV ?= .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+# Keras binds its backend at import, so its tests run once for each.
+BACKENDS := torch tensorflow jax
+
+.PHONY: demo test lint types docs clean
+
+demo: $(VENV)/.installed
+	$(BIN)/python examples/demo.py
+
+test: $(VENV)/.installed
+	$(BIN)/python -m coverage erase
+	KERAS_BACKEND=torch $(BIN)/python -m pytest --cov --cov-append --cov-report=
+	for backend in $(filter-out torch,$(BACKENDS)); do \
+		KERAS_BACKEND=$$backend $(BIN)/python -m pytest tests/keras_callback --cov --cov-append --cov-report= || exit 1; \
+	done
+	$(BIN)/python -m coverage report
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+types: $(VENV)/.installed
+	$(BIN)/mypy
+
+docs: $(VENV)/.installed
+	$(BIN)/mkdocs build --strict
+
+$(VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist site demo-outputs outputs .coverage .mypy_cache .pytest_cache .ruff_cache

@@ -1,0 +1,84 @@
+"""Train a small classifier with Keras; the environment says how and when it dies."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import sys
+
+import keras
+import numpy as np
+from polyaxon_keras import PolyaxonCallback
+
+WEIGHTS_OF_DENSE = (4, 8)
+
+
+@keras.saving.register_keras_serializable()
+class Subclassed(keras.Model):
+    def __init__(self, width: int = 8, **options: object) -> None:
+        super().__init__(**options)
+        self.width = width
+        self.hidden = keras.layers.Dense(width, activation="relu")
+        self.dropout = keras.layers.Dropout(0.2)
+        self.out = keras.layers.Dense(2)
+
+    def call(self, inputs: object, training: bool = False) -> object:
+        return self.out(self.dropout(self.hidden(inputs), training=training))
+
+    def get_config(self) -> dict[str, object]:
+        return {**super().get_config(), "width": self.width}
+
+
+def model(kind: str = "subclassed", width: int = 8, **compiled: object) -> keras.Model:
+    """A compiled classifier: ``functional``, ``sequential``, ``unbuilt`` or ``subclassed`` (the last two: unbuilt)."""
+    layers = [keras.layers.Dense(width, activation="relu"), keras.layers.Dropout(0.2), keras.layers.Dense(2)]
+    if kind == "functional":
+        inputs = outputs = keras.Input((4,))
+        for layer in layers:
+            outputs = layer(outputs)
+        network = keras.Model(inputs, outputs)
+    elif kind == "sequential":
+        network = keras.Sequential([keras.Input((4,)), *layers])
+    elif kind == "unbuilt":
+        network = keras.Sequential(layers)
+    else:
+        network = Subclassed(width)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    network.compile(**{"optimizer": keras.optimizers.Adam(0.01), "loss": loss, **compiled})
+    return network
+
+
+def data() -> tuple[np.ndarray, np.ndarray]:
+    x = np.random.default_rng(0).normal(size=(72, 4)).astype("float32")
+    return x, (x.sum(1) > 0).astype("int32")
+
+
+def digest(network: keras.Model) -> str:
+    """A fingerprint of all weights, equal only where every bit is."""
+    return hashlib.sha256(b"".join(weight.tobytes() for weight in network.get_weights())).hexdigest()[:16]
+
+
+class DieAtStep(keras.callbacks.Callback):
+    def __init__(self, step: int) -> None:
+        super().__init__()
+        self.step = step
+
+    def on_train_batch_begin(self, batch: int, logs: object = None) -> None:
+        if int(self.model.optimizer.iterations) == self.step:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def main() -> None:
+    keras.utils.set_random_seed(0)
+    x, y = data()
+    network = model(os.environ.get("KIND", "subclassed"))
+    callbacks: list[keras.callbacks.Callback] = [PolyaxonCallback(save_best_only=True)]
+    if "DIE_AT_STEP" in os.environ:
+        callbacks.append(DieAtStep(int(os.environ["DIE_AT_STEP"])))
+    network.fit(x, y, batch_size=16, epochs=6, validation_split=0.1, verbose=0, callbacks=callbacks)
+    print("trained", int(network.optimizer.iterations), digest(network))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,377 @@
+"""The Keras callback in real fits, within this process, on the backend that KERAS_BACKEND names."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import keras
+import numpy as np
+import pytest
+from polyaxon_keras import PolyaxonCallback
+from keras_script import data, digest, model
+
+from polyaxon_tracking import TrackingError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+KINDS = ["functional", "sequential", "unbuilt", "subclassed"]
+
+
+class Epochs(keras.callbacks.Callback):
+    """The epochs that were trained, in order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trained: list[int] = []
+
+    def on_epoch_begin(self, epoch: int, logs: object = None) -> None:
+        self.trained.append(epoch)
+
+
+class Interrupt(keras.callbacks.Callback):
+    """Raise in the middle of training."""
+
+    def __init__(self, epoch: int, batch: int = 1) -> None:
+        super().__init__()
+        self.at = (epoch, batch)
+        self.epoch = -1
+
+    def on_epoch_begin(self, epoch: int, logs: object = None) -> None:
+        self.epoch = epoch
+
+    def on_train_batch_begin(self, batch: int, logs: object = None) -> None:
+        if (self.epoch, batch) == self.at:
+            raise RuntimeError("interrupted")
+
+
+class Score(keras.callbacks.Callback):
+    """A metric whose value at the end of each epoch is given."""
+
+    def __init__(self, *scores: float) -> None:
+        super().__init__()
+        self.scores = scores
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
+        assert logs is not None
+        logs["score"] = self.scores[epoch]
+
+
+def fit(
+    *callbacks: keras.callbacks.Callback, network: keras.Model | None = None, epochs: int = 3, **options: Any
+) -> list[int]:
+    """Train a new model, with four batches an epoch, and return the epochs that were trained."""
+    x, y = data()
+    seen = Epochs()
+    options = {"batch_size": 18, "validation_data": (x, y), "verbose": 0, **options}
+    (network or model()).fit(x, y, epochs=epochs, callbacks=[*callbacks, seen], **options)
+    return seen.trained
+
+
+def names(directory: Path) -> list[str]:
+    """The files in `directory`, with the checksums in their names left out."""
+    return sorted(re.sub(r"-crc=\w+", "", entry.name) for entry in directory.iterdir() if entry.is_file())
+
+
+def state(step: int, epoch: int, start: int = 1) -> str:
+    return f"step={step:010d}-epoch={epoch}-start={start}.weights.h5"
+
+
+# The model's own file
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({}, "model.keras"),
+        ({"save_best_only": True}, "best.keras"),
+        ({"save_weights_only": True}, "model.weights.h5"),
+        ({"save_best_only": True, "save_weights_only": True}, "best.weights.h5"),
+        ({"filepath": "mine/{epoch:02d}.keras"}, "mine/01.keras"),
+        ({"filepath": "{epoch}-{loss:.0f}.weights.h5", "save_weights_only": True}, "1-[0-9].weights.h5"),
+    ],
+    ids=["default", "best", "weights", "best weights", "in a directory", "with a metric"],
+)
+def test_the_model_is_saved_below_the_outputs_path(outputs: Path, options: dict[str, Any], name: str) -> None:
+    fit(PolyaxonCallback(**options), network=model("functional"), epochs=1)
+    [saved] = (outputs / "checkpoints").glob(name)
+    other = model("functional")
+    other.load_weights(saved)
+    assert not list(outputs.rglob(".staging-*"))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_saved_model_can_be_loaded_as_a_whole(outputs: Path, kind: str) -> None:
+    network = model(kind)
+    fit(PolyaxonCallback(), network=network, epochs=1)
+    loaded = keras.saving.load_model(outputs / "checkpoints" / "model.keras")
+    assert digest(loaded) == digest(network)
+
+
+def test_only_the_best_is_kept(outputs: Path) -> None:
+    fit(Score(0.5, 0.9, 0.1), PolyaxonCallback("best-{epoch}.keras", monitor="score", mode="max", save_best_only=True))
+    assert names(outputs / "checkpoints") == ["best-1.keras", "best-2.keras"]
+
+
+def test_the_model_is_saved_every_so_many_batches(outputs: Path) -> None:
+    fit(PolyaxonCallback("{epoch}-{batch}.keras", save_freq=3), epochs=2)
+    assert names(outputs / "checkpoints") == ["1-3.keras", "2-2.keras"]
+
+
+def test_an_absolute_path_outside_the_outputs_path_is_left_alone_and_warned_about(
+    outputs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    fit(PolyaxonCallback(tmp_path / "mine.keras"), epochs=1)
+    assert (tmp_path / "mine.keras").is_file()
+    [warning] = [record.message for record in caplog.records if record.levelno == logging.WARNING]
+    assert warning == (
+        f"Checkpoints go to {tmp_path}/mine.keras, outside the outputs path {outputs}, and may be lost with the pod. Give "
+        f"a relative path to save below the outputs path"
+    )
+
+
+@pytest.mark.parametrize("filepath", ["../up.keras", "a/../../up.keras", "s3://bucket/model.keras"])
+def test_a_file_that_would_climb_out_is_refused(outputs: Path, filepath: str) -> None:
+    with pytest.raises(TrackingError, match="Expected a relative name that stays below it"):
+        PolyaxonCallback(filepath)
+
+
+def test_a_suffix_that_keras_refuses_is_refused_before_training(outputs: Path) -> None:
+    with pytest.raises(ValueError, match=r"must end in `\.keras`"):
+        PolyaxonCallback("model")
+
+
+# The training state
+
+
+@pytest.mark.parametrize("max_to_keep", [1, 2, 3])
+def test_the_newest_training_states_stay(outputs: Path, max_to_keep: int) -> None:
+    fit(PolyaxonCallback(max_to_keep=max_to_keep), epochs=4)
+    states = [state(4 * epoch, epoch) for epoch in (1, 2, 3, 4)]
+    assert names(outputs / "checkpoints" / "resume") == states[-max_to_keep:]
+
+
+def test_training_states_are_saved_within_an_epoch_where_asked(outputs: Path) -> None:
+    fit(PolyaxonCallback(every_n_train_steps=3, max_to_keep=9), epochs=2)
+    assert names(outputs / "checkpoints" / "resume") == [state(3, 0), state(4, 1), state(6, 1), state(8, 2)]
+
+
+def test_training_states_are_saved_by_time_where_asked(outputs: Path) -> None:
+    fit(PolyaxonCallback(train_time_interval=timedelta(microseconds=1), max_to_keep=9), epochs=1)
+    assert len(names(outputs / "checkpoints" / "resume")) == 5  # after each of four batches, and the epoch
+
+
+def test_steps_are_batches_also_where_several_are_executed_at_once(outputs: Path) -> None:
+    at_once = 1 if keras.backend.backend() == "torch" else 2  # Keras does not execute several at once with torch
+    fit(PolyaxonCallback(every_n_train_steps=2, max_to_keep=9), network=model(steps_per_execution=at_once), epochs=2)
+    saved = names(outputs / "checkpoints" / "resume")
+    assert saved == [state(2, 0), state(4, 0), state(4, 1), state(6, 1), state(8, 1), state(8, 2)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_fit_in_a_run_goes_on_where_the_last_one_was_interrupted(
+    outputs: Path, caplog: pytest.LogCaptureFixture, kind: str
+) -> None:
+    with pytest.raises(RuntimeError, match="interrupted"):
+        fit(PolyaxonCallback(), Interrupt(epoch=2), network=model(kind))
+    [saved] = (outputs / "checkpoints" / "resume").glob("step=0000000008-epoch=2-*")
+    caplog.clear()
+    network = model(kind)
+    assert fit(PolyaxonCallback(), network=network) == [2]
+    assert f"Resuming from {saved}: epoch 2, step 8" in caplog.messages
+    assert int(network.optimizer.iterations) == 12
+
+
+@pytest.mark.parametrize(
+    "compiled",
+    [{"run_eagerly": True}, {"optimizer": "sgd"}, {"optimizer": keras.optimizers.SGD(momentum=0.9)}, {"metrics": ["accuracy"]}],
+    ids=["eager", "no optimizer state", "momentum", "metrics"],
+)
+def test_however_the_model_is_compiled(outputs: Path, compiled: dict[str, Any]) -> None:
+    with pytest.raises(RuntimeError, match="interrupted"):
+        fit(PolyaxonCallback(), Interrupt(epoch=1), network=model(**_copied(compiled)))
+    assert fit(PolyaxonCallback(), network=model(**_copied(compiled)), epochs=2) == [1]
+
+
+def _copied(compiled: dict[str, Any]) -> dict[str, Any]:
+    optimizer = compiled.get("optimizer")
+    if isinstance(optimizer, keras.optimizers.Optimizer):
+        return {**compiled, "optimizer": type(optimizer).from_config(optimizer.get_config())}
+    return compiled
+
+
+def test_a_model_of_several_inputs_that_only_fit_builds(outputs: Path) -> None:
+    class Sum(keras.Model):
+        def __init__(self) -> None:
+            super().__init__()
+            self.left, self.right = keras.layers.Dense(2), keras.layers.Dense(2)
+
+        def call(self, inputs: dict[str, Any]) -> Any:
+            return self.left(inputs["left"]) + self.right(inputs["right"])
+
+    def train(epochs: int) -> int:
+        x, y = data()
+        network = Sum()
+        network.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+        network.fit({"left": x, "right": x[:, :2]}, y, epochs=epochs, verbose=0, callbacks=[PolyaxonCallback("w.weights.h5", save_weights_only=True)])
+        return int(network.optimizer.iterations)
+
+    assert train(1) == 3
+    assert train(2) == 6
+
+
+def test_the_best_value_survives(outputs: Path) -> None:
+    def best() -> PolyaxonCallback:
+        return PolyaxonCallback("best-{epoch}.keras", monitor="score", mode="max", save_best_only=True)
+
+    fit(Score(0.5, 0.9), best(), epochs=2)
+    fit(Score(0.0, 0.0, 0.7, 0.95), best(), epochs=4)
+    assert names(outputs / "checkpoints") == ["best-1.keras", "best-2.keras", "best-4.keras"]
+
+
+def test_off_the_cluster_training_begins_anew_unless_asked(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    resume = tmp_path / "outputs" / "checkpoints" / "resume"
+    assert fit(PolyaxonCallback(), epochs=1) == [0]
+    assert names(resume) == [state(4, 1)]
+    assert f"POLYAXON_RUN_OUTPUTS_PATH is not set: outputs go to {tmp_path}/outputs" in caplog.messages
+    assert fit(PolyaxonCallback(), epochs=2) == [0, 1]
+    assert f"Starting fresh: {resume} holds step 4; resume=True would go on from it" in caplog.messages
+    assert fit(PolyaxonCallback(resume=True), epochs=3) == [2]
+
+
+def test_resume_false_begins_anew_and_its_states_are_the_newest_from_then_on(outputs: Path) -> None:
+    fit(PolyaxonCallback())
+    assert fit(PolyaxonCallback(resume=False), epochs=4, batch_size=72) == [0, 1, 2, 3]
+    assert names(outputs / "checkpoints" / "resume") == [state(3, 3, start=2), state(4, 4, start=2)]
+
+
+def test_a_finished_training_does_nothing_when_started_again(outputs: Path, caplog: pytest.LogCaptureFixture) -> None:
+    network = model()
+    fit(PolyaxonCallback(), network=network, epochs=3)
+    again = model()
+    # As a new process would: this one remembers what it has finished, to keep the folds of one script apart.
+    assert fit(PolyaxonCallback(), network=again, epochs=3) == [0, 1, 2]
+    assert {path.name for path in (outputs / "checkpoints").iterdir() if path.is_dir()} == {"resume", "resume-2"}
+
+
+def test_a_second_fit_of_one_model_goes_on_in_memory(outputs: Path) -> None:
+    polyaxon, network = PolyaxonCallback(), model()
+    assert fit(polyaxon, network=network, epochs=2) == [0, 1]
+    assert fit(polyaxon, network=network, epochs=3) == [0, 1, 2]
+    assert fit(polyaxon, network=network, epochs=5, initial_epoch=3) == [3, 4]
+    assert int(network.optimizer.iterations) == 4 * (2 + 3 + 2)
+
+
+def test_a_training_in_three_parts_has_the_weights_of_one_in_a_piece(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digests = []
+    for stops in ([6], [2, 4, 6]):
+        monkeypatch.setenv("POLYAXON_RUN_OUTPUTS_PATH", str(tmp_path / str(len(stops))))
+        for stop in stops:
+            keras.utils.set_random_seed(0 if stop == stops[0] else stop)
+            network = model()
+            fit(PolyaxonCallback(), network=network, epochs=stop, shuffle=False)
+        digests.append(digest(network))
+    assert digests[0] == digests[1]
+
+
+# Mistakes
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_model_whose_shape_changed(outputs: Path, kind: str) -> None:
+    fit(PolyaxonCallback(), network=model(kind), epochs=1)
+    [saved] = (outputs / "checkpoints" / "resume").iterdir()
+    network = model(kind, width=16)
+    with pytest.raises(TrackingError) as error:
+        fit(PolyaxonCallback(), network=network, epochs=2)
+    kernel, bias, out, _ = [weight.path for weight in network.weights]
+    assert str(error.value) == (
+        f"Received a model that is not the one saved in {saved}: {kernel} is (4, 16), saved as (4, 8); {bias} is (16,), "
+        f"saved as (8,); {out} is (16, 2), saved as (8, 2). Expected the same layers, shapes and optimizer. Make them what "
+        f"they were, pass PolyaxonCallback(resume=False) to begin anew, or use another outputs path; the checkpoint stays "
+        f"as it is."
+    )
+    assert saved.is_file()
+
+
+def test_another_optimizer_is_refused_where_keras_would_go_on_without_its_state(outputs: Path) -> None:
+    fit(PolyaxonCallback(), epochs=1)
+    with pytest.raises(TrackingError, match="its optimizer is SGD with 2 variables, saved was Adam with 10 variables"):
+        fit(PolyaxonCallback(), network=model(optimizer="sgd"), epochs=2)
+
+
+def test_only_damaged_states_left(outputs: Path) -> None:
+    fit(PolyaxonCallback(), epochs=1)
+    [saved] = (outputs / "checkpoints" / "resume").iterdir()
+    saved.write_bytes(saved.read_bytes()[:-1])
+    with pytest.raises(TrackingError, match=r"Received only damaged checkpoints in .*its bytes have the CRC-32"):
+        fit(PolyaxonCallback(), epochs=2)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_to_keep": 0}, "Received max_to_keep=0. Expected a whole number, 1 or more."),
+        ({"every_n_train_steps": 0}, "Received every_n_train_steps=0. Expected 1 or more, or None."),
+        (
+            {"train_time_interval": timedelta(0)},
+            "Received train_time_interval=datetime.timedelta(0). Expected a time above zero, or None.",
+        ),
+    ],
+    ids=["max_to_keep", "every_n_train_steps", "train_time_interval"],
+)
+def test_arguments_out_of_range(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(TrackingError) as error:
+        PolyaxonCallback(**options)
+    assert str(error.value) == message
+
+
+# Levels and datasets
+
+
+def test_the_loggers_levels_follow_the_run(outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POLYAXON_LOG_LEVEL", "error")
+    PolyaxonCallback(loggers=["mine"])
+    for name in ("keras", "polyaxon_tracking", "mine"):
+        assert logging.getLogger(name).level == logging.ERROR
+
+
+def test_datasets_by_name(outputs: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("POLYAXON_RUN_DATA_PATHS", json.dumps({"digits": str(tmp_path)}))
+    assert PolyaxonCallback(datasets=["digits"]).data_path("digits") == str(tmp_path)
+    with pytest.raises(TrackingError) as error:
+        PolyaxonCallback(datasets={"digit": "data/digits"})
+    assert str(error.value) == (
+        "Received the dataset name 'digit'. Expected one of those in POLYAXON_RUN_DATA_PATHS: 'digits'. Did you mean 'digits'?"
+    )
+
+
+# The private names of Keras that are used
+
+
+def test_keras_still_saves_through_the_method_that_is_stood_in_for(outputs: Path) -> None:
+    calls = []
+
+    class Seen(PolyaxonCallback):
+        def _save_model(self, *arguments: Any, **named: Any) -> None:
+            calls.append(arguments or named)
+
+    fit(Seen(), epochs=1)
+    assert len(calls) == 1
+
+
+def test_fit_still_begins_with_the_attribute_that_is_set() -> None:
+    network = model()
+
+    class Begin(keras.callbacks.Callback):
+        def on_train_begin(self, logs: object = None) -> None:
+            self.model._initial_epoch = 2
+
+    assert fit(Begin(), network=network) == [2]
+    assert np.isfinite(network.get_weights()[0]).all()

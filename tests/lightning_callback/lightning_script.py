@@ -1,0 +1,74 @@
+"""Train a small classifier with PyTorch Lightning; the environment says how and when it dies."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import sys
+
+import torch
+from lightning.pytorch import LightningModule, Trainer, seed_everything
+from lightning.pytorch.callbacks import ModelCheckpoint
+from polyaxon_lightning import PolyaxonCallback
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+
+class Classifier(LightningModule):
+    """With everything that has a state of its own: dropout, momentum, a scheduler that Lightning steps after saving."""
+
+    def __init__(self, width: int = 8) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(4, width), nn.Dropout(0.2), nn.Linear(width, 2))
+
+    def training_step(self, batch: list[torch.Tensor], _: int) -> torch.Tensor:
+        if os.environ.get("DIE_AT_STEP") == str(self.trainer.global_step):
+            os.kill(os.getpid(), signal.SIGKILL)
+        x, y = batch
+        return nn.functional.cross_entropy(self.net(x), y)
+
+    def validation_step(self, batch: list[torch.Tensor], _: int) -> None:
+        x, y = batch
+        self.log("val_loss", nn.functional.cross_entropy(self.net(x), y))
+
+    def configure_optimizers(self) -> dict[str, object]:
+        optimizer = torch.optim.Adam(self.parameters(), lr=0.01)
+        scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=0, threshold=0.3)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": "val_loss"}}
+
+
+def data(*, shuffle: bool = False) -> DataLoader[tuple[torch.Tensor, ...]]:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(64, 4, generator=generator)
+    return DataLoader(TensorDataset(x, (x.sum(1) > 0).long()), batch_size=16, shuffle=shuffle)
+
+
+def digest(module: nn.Module) -> str:
+    """A fingerprint of all weights, equal only where every bit is."""
+    state = b"".join(tensor.numpy().tobytes() for tensor in module.state_dict().values())
+    return hashlib.sha256(state).hexdigest()[:16]
+
+
+def main() -> None:
+    every = os.environ.get("EVERY_N_TRAIN_STEPS")
+    seed_everything(0, verbose=False)
+    trainer = Trainer(
+        max_epochs=6,
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[
+            ModelCheckpoint(monitor="val_loss", save_top_k=2),
+            PolyaxonCallback(every_n_train_steps=int(every) if every else None),
+        ],
+    )
+    model = Classifier()
+    trainer.fit(model, data(shuffle=not every), data())
+    learning_rate = trainer.optimizers[0].param_groups[0]["lr"]
+    print("trained", trainer.global_step, trainer.current_epoch, learning_rate, digest(model))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,408 @@
+"""The Lightning callback in real fits, within this process."""
+
+from __future__ import annotations
+
+import logging
+import re
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.plugins.io import AsyncCheckpointIO
+from polyaxon_lightning import PolyaxonCallback
+from lightning_script import Classifier, data, digest
+
+from polyaxon_tracking import TrackingError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+class Epochs(Callback):
+    """The epochs that were trained, in order."""
+
+    def __init__(self) -> None:
+        self.trained: list[int] = []
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.trained.append(trainer.current_epoch)
+
+
+def trainer(*callbacks: Callback, max_epochs: int = 3, **options: Any) -> Trainer:
+    return Trainer(
+        max_epochs=max_epochs,
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=list(callbacks),
+        **options,
+    )
+
+
+def fit(
+    *callbacks: Callback, model: LightningModule | None = None, ckpt_path: str | None = None, **options: Any
+) -> list[int]:
+    """Train with a new Trainer, and return the epochs that it trained."""
+    epochs = Epochs()
+    trainer(*callbacks, epochs, **options).fit(model or Classifier(), data(), data(), ckpt_path=ckpt_path)
+    return epochs.trained
+
+
+def names(directory: Path) -> list[str]:
+    """The files in `directory`, with the checksums in their names left out."""
+    return sorted(re.sub(r"-crc=\w+", "", entry.name) for entry in directory.iterdir() if entry.is_file())
+
+
+# Where checkpoints go
+
+
+@pytest.mark.parametrize("first", ["PolyaxonCallback", "ModelCheckpoint"])
+def test_a_model_checkpoint_is_redirected_with_its_options_kept(outputs: Path, first: str) -> None:
+    checkpoint = ModelCheckpoint(monitor="val_loss", mode="max", save_top_k=2, filename="{epoch}-best", save_last=True)
+    callbacks = [PolyaxonCallback(), checkpoint]
+    fit(*(callbacks if first == "PolyaxonCallback" else callbacks[::-1]))
+    assert checkpoint.dirpath == str(outputs / "checkpoints")
+    assert names(outputs / "checkpoints") == ["epoch=0-best.ckpt", "epoch=1-best.ckpt", "last.ckpt"]
+    assert checkpoint.best_model_path == str(outputs / "checkpoints" / "epoch=0-best.ckpt")
+
+
+def test_the_checkpoint_that_lightning_adds_by_itself_is_redirected_too(outputs: Path) -> None:
+    fit(PolyaxonCallback())
+    assert names(outputs / "checkpoints") == ["epoch=2-step=12.ckpt"]
+
+
+def test_several_model_checkpoints_are_redirected(outputs: Path) -> None:
+    best, every = ModelCheckpoint(monitor="val_loss", filename="best"), ModelCheckpoint(save_top_k=-1, every_n_epochs=2)
+    fit(PolyaxonCallback(), best, every, max_epochs=4)
+    assert names(outputs / "checkpoints") == ["best.ckpt", "epoch=1-step=8.ckpt", "epoch=3-step=16.ckpt"]
+
+
+def test_an_explicit_dirpath_outside_the_outputs_path_is_left_alone_and_warned_about(
+    outputs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    fit(PolyaxonCallback(), ModelCheckpoint(dirpath=elsewhere))
+    assert names(elsewhere) == ["epoch=2-step=12.ckpt"]
+    [warning] = [record.message for record in caplog.records if record.levelno == logging.WARNING]
+    assert warning == (
+        f"Checkpoints go to {elsewhere}, outside the outputs path {outputs}, and may be lost with the pod. Give a "
+        f"relative path to save below the outputs path"
+    )
+
+
+def test_an_explicit_dirpath_in_the_outputs_path_is_left_alone_in_silence(
+    outputs: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    fit(PolyaxonCallback(), ModelCheckpoint(dirpath=outputs / "mine"))
+    assert names(outputs / "mine") == ["epoch=2-step=12.ckpt"]
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+@pytest.mark.parametrize("max_to_keep", [1, 2, 3])
+def test_the_newest_training_states_stay(outputs: Path, max_to_keep: int) -> None:
+    fit(PolyaxonCallback(max_to_keep=max_to_keep), max_epochs=4)
+    states = [f"step={4 * epoch:010d}-epoch={epoch}-start=1.ckpt" for epoch in (1, 2, 3, 4)]
+    assert names(outputs / "checkpoints" / "resume") == states[-max_to_keep:]
+
+
+def test_training_states_are_saved_within_an_epoch_where_asked(outputs: Path) -> None:
+    fit(PolyaxonCallback(every_n_train_steps=3, max_to_keep=9), max_epochs=2)
+    saved = [re.match(r"step=0*(\d+)-epoch=(\d)", name) for name in names(outputs / "checkpoints" / "resume")]
+    assert [(int(match[1]), int(match[2])) for match in saved if match] == [(3, 0), (4, 1), (6, 1), (8, 2)]
+
+
+def test_training_states_are_saved_by_time_where_asked(outputs: Path) -> None:
+    fit(PolyaxonCallback(train_time_interval=timedelta(microseconds=1), max_to_keep=9), max_epochs=1)
+    assert len(names(outputs / "checkpoints" / "resume")) == 5  # after each of four batches, and the epoch
+
+
+def test_gradient_accumulation_saves_once_a_step(outputs: Path) -> None:
+    fit(PolyaxonCallback(every_n_train_steps=1, max_to_keep=9), max_epochs=1, accumulate_grad_batches=2)
+    assert names(outputs / "checkpoints" / "resume") == [
+        "step=0000000001-epoch=0-start=1.ckpt",
+        "step=0000000002-epoch=0-start=1.ckpt",
+        "step=0000000002-epoch=1-start=1.ckpt",
+    ]
+
+
+def test_nothing_is_left_in_staging(outputs: Path) -> None:
+    fit(PolyaxonCallback())
+    assert not list(outputs.rglob(".staging-*"))
+
+
+def test_fast_dev_run_saves_nothing(outputs: Path) -> None:
+    fit(PolyaxonCallback(), fast_dev_run=True)
+    assert not list(outputs.rglob("*.ckpt"))
+
+
+# Resuming
+
+
+class Interrupt(Callback):
+    """Raise in the middle of training."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if trainer.global_step == self.step:
+            raise RuntimeError("interrupted")
+
+
+def test_a_fit_in_a_run_goes_on_where_the_last_one_was_interrupted(
+    outputs: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(RuntimeError, match="interrupted"):
+        fit(PolyaxonCallback(), Interrupt(step=6))
+    [saved] = (outputs / "checkpoints" / "resume").glob("step=0000000004-epoch=1-*")
+    caplog.clear()
+    assert fit(PolyaxonCallback()) == [1, 2]
+    assert f"Resuming from {saved}: epoch 1, step 4" in caplog.messages
+
+
+def test_a_fresh_start_is_said(outputs: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert fit(PolyaxonCallback()) == [0, 1, 2]
+    assert f"Starting fresh: no checkpoint in {outputs}/checkpoints/resume" in caplog.messages
+
+
+def test_a_finished_training_goes_on_with_more_epochs(outputs: Path) -> None:
+    fit(PolyaxonCallback(), max_epochs=2)
+    assert fit(PolyaxonCallback(), max_epochs=5) == [2, 3, 4]
+
+
+def test_off_the_cluster_training_begins_anew_unless_asked(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    resume = tmp_path / "outputs" / "checkpoints" / "resume"
+    assert fit(PolyaxonCallback(), max_epochs=1) == [0]
+    assert names(resume) == ["step=0000000004-epoch=1-start=1.ckpt"]
+    assert f"POLYAXON_RUN_OUTPUTS_PATH is not set: outputs go to {tmp_path}/outputs" in caplog.messages
+    assert fit(PolyaxonCallback(), max_epochs=2) == [0, 1]
+    assert f"Starting fresh: {resume} holds step 4; resume=True would go on from it" in caplog.messages
+    assert fit(PolyaxonCallback(resume=True), max_epochs=3) == [2]
+
+
+def test_resume_false_begins_anew_and_its_states_are_the_newest_from_then_on(outputs: Path) -> None:
+    fit(PolyaxonCallback(), max_epochs=3)
+    assert fit(PolyaxonCallback(resume=False), max_epochs=4, limit_train_batches=1) == [0, 1, 2, 3]
+    assert names(outputs / "checkpoints" / "resume") == [
+        "step=0000000003-epoch=3-start=2.ckpt",
+        "step=0000000004-epoch=4-start=2.ckpt",
+    ]
+
+
+def test_an_explicit_ckpt_path_is_what_is_used(outputs: Path, caplog: pytest.LogCaptureFixture) -> None:
+    fit(PolyaxonCallback(), ModelCheckpoint(save_top_k=-1, filename="{epoch}"))
+    first = str(outputs / "checkpoints" / "epoch=0.ckpt")
+    assert fit(PolyaxonCallback(), ckpt_path=first, max_epochs=4) == [1, 2, 3]
+    assert any(message.startswith(f"Going on from ckpt_path={first} as asked, though ") for message in caplog.messages)
+
+
+@pytest.mark.filterwarnings("ignore:.*there is no last checkpoint available")
+def test_ckpt_path_last_finds_the_newest_state(outputs: Path) -> None:
+    fit(PolyaxonCallback(), max_epochs=2)
+    assert fit(PolyaxonCallback(), ckpt_path="last", max_epochs=4) == [2, 3]
+
+
+def test_a_metric_that_stalls_does_not_hold_resuming_back(outputs: Path) -> None:
+    class Stalls(Classifier):
+        def validation_step(self, batch: list[torch.Tensor], _: int) -> None:
+            self.log("val_loss", 1.0 + abs(self.trainer.current_epoch - 2))
+
+    def best() -> ModelCheckpoint:
+        return ModelCheckpoint(monitor="val_loss", save_last=True, filename="{epoch}")
+
+    fit(PolyaxonCallback(), best(), model=Stalls(), max_epochs=8)
+    assert "epoch=2.ckpt" in names(outputs / "checkpoints")
+    assert fit(PolyaxonCallback(), best(), model=Stalls(), max_epochs=9) == [8]
+
+
+def test_the_best_models_and_their_scores_survive(outputs: Path) -> None:
+    def best() -> ModelCheckpoint:
+        return ModelCheckpoint(monitor="val_loss", save_top_k=2, filename="{epoch}")
+
+    whole, interrupted, resumed = best(), best(), best()
+    fit(PolyaxonCallback(), whole, max_epochs=4)
+    scores = {path.rpartition("/")[2]: float(score) for path, score in whole.best_k_models.items()}
+    with pytest.raises(RuntimeError, match="interrupted"):
+        fit(PolyaxonCallback(resume=False), interrupted, Interrupt(step=9), max_epochs=4)
+    fit(PolyaxonCallback(), resumed, max_epochs=4)
+    assert resumed.best_model_path
+    assert len(resumed.best_k_models) == len(scores) == 2
+    assert resumed.dirpath == interrupted.dirpath
+
+
+# What else a Trainer does
+
+
+def test_best_and_test(outputs: Path) -> None:
+    class Tested(Classifier):
+        def test_step(self, batch: list[torch.Tensor], batch_idx: int) -> None:
+            self.validation_step(batch, batch_idx)
+
+    best = ModelCheckpoint(monitor="val_loss", mode="max", filename="{epoch}")
+    running = trainer(PolyaxonCallback(), best)
+    running.fit(Tested(), data(), data())
+    assert running.checkpoint_callback is best
+    [metrics] = running.test(dataloaders=data(), ckpt_path="best", verbose=False)
+    assert metrics["val_loss"] == pytest.approx(float(best.best_model_score))
+    assert running.ckpt_path == str(outputs / "checkpoints" / "epoch=0.ckpt")
+
+
+def test_enable_checkpointing_false_saves_and_resumes_nothing(outputs: Path, caplog: pytest.LogCaptureFixture) -> None:
+    fit(PolyaxonCallback(), max_epochs=2)
+    before = list(outputs.rglob("*.ckpt"))
+    assert fit(PolyaxonCallback(), max_epochs=2, enable_checkpointing=False) == [0, 1]
+    assert list(outputs.rglob("*.ckpt")) == before
+    said = "The Trainer has enable_checkpointing=False: nothing is saved, and nothing is resumed from"
+    assert said in caplog.messages
+
+
+def test_a_second_fit_of_one_trainer_goes_on_in_memory(outputs: Path) -> None:
+    epochs, model, seen = Epochs(), Classifier(), []
+    weight = model.net[0].weight
+
+    class First(Callback):
+        def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+            seen.append(weight.abs().sum().item())
+
+    running = trainer(PolyaxonCallback(), ModelCheckpoint(save_last=True), epochs, First(), max_epochs=2)
+    running.fit(model, data(), data())
+    torch.nn.init.zeros_(weight)  # what the user does between two fits stays done
+    running.fit_loop.max_epochs = 4
+    running.fit(model, data(), data())
+    assert epochs.trained == [0, 1, 2, 3]
+    assert seen[0] > 0
+    assert seen[1] == 0
+    assert names(outputs / "checkpoints" / "resume-2") == [
+        "step=0000000012-epoch=3-start=1.ckpt",
+        "step=0000000016-epoch=4-start=1.ckpt",
+    ]
+
+
+def test_folds_in_one_script_train_each_on_its_own(outputs: Path) -> None:
+    assert [fit(PolyaxonCallback(), max_epochs=2) for _ in range(3)] == [[0, 1]] * 3
+    kept = {path.name for path in (outputs / "checkpoints").iterdir() if path.is_dir()}
+    assert kept == {"resume", "resume-2", "resume-3"}
+
+
+def test_the_users_checkpoint_io_is_left_alone(outputs: Path) -> None:
+    mine = AsyncCheckpointIO(TorchCheckpointIO())
+    running = trainer(PolyaxonCallback(), plugins=[mine], max_epochs=2)
+    running.fit(Classifier(), data(), data())
+    assert running.strategy.checkpoint_io is mine
+    assert len(names(outputs / "checkpoints" / "resume")) == 2
+    assert fit(PolyaxonCallback(), max_epochs=3) == [2]
+
+
+def test_a_symlink_in_place_of_a_checkpoint_is_replaced_not_written_through(outputs: Path, tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    link = outputs / "checkpoints" / "model.ckpt"
+    link.parent.mkdir(parents=True)
+    link.symlink_to(victim)
+    fit(PolyaxonCallback(), ModelCheckpoint(filename="model", enable_version_counter=False))
+    assert victim.read_text() == "precious"
+    assert link.is_file()
+    assert not link.is_symlink()
+
+
+# Levels and datasets
+
+
+def test_the_loggers_levels_follow_the_run(outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POLYAXON_LOG_LEVEL", "error")
+    PolyaxonCallback(loggers=["mine"])
+    for name in ("lightning.pytorch", "polyaxon_tracking", "mine"):
+        assert logging.getLogger(name).level == logging.ERROR
+
+
+def test_datasets_by_name(outputs: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("POLYAXON_RUN_DATA_PATHS", f'{{"digits": "{tmp_path}"}}')
+    assert PolyaxonCallback(datasets=["digits"]).data_path("digits") == str(tmp_path)
+    with pytest.raises(TrackingError) as error:
+        PolyaxonCallback(datasets={"digit": "data/digits"})
+    assert str(error.value) == (
+        "Received the dataset name 'digit'. Expected one of those in POLYAXON_RUN_DATA_PATHS: 'digits'. Did you mean 'digits'?"
+    )
+
+
+# Mistakes
+
+
+def test_a_model_whose_shape_changed(outputs: Path) -> None:
+    fit(PolyaxonCallback(), max_epochs=1)
+    [saved] = (outputs / "checkpoints" / "resume").iterdir()
+    with pytest.raises(TrackingError) as error:
+        fit(PolyaxonCallback(), model=Classifier(width=16), max_epochs=2)
+    assert str(error.value) == (
+        f"Received a model that is not the one saved in {saved}: net.0.weight is (16, 4), saved as (8, 4); net.0.bias is "
+        f"(16,), saved as (8,); net.2.weight is (2, 16), saved as (2, 8). Expected the same shapes. Give the model the "
+        f"shapes that it had, pass PolyaxonCallback(resume=False) to begin anew, or use another outputs path; the "
+        f"checkpoint stays as it is."
+    )
+    assert saved.is_file()
+
+
+def test_only_damaged_states_left(outputs: Path) -> None:
+    fit(PolyaxonCallback(), max_epochs=2)
+    saved = sorted((outputs / "checkpoints" / "resume").iterdir(), reverse=True)
+    for path in saved:
+        path.write_bytes(b"")
+    with pytest.raises(TrackingError) as error:
+        fit(PolyaxonCallback(), max_epochs=3)
+    assert str(error.value) == (
+        f"Received only damaged checkpoints in '{outputs}/checkpoints/resume': {saved[0]}: it is empty; {saved[1]}: it is "
+        f"empty. Expected at least one that is intact. Training does not start from scratch by itself then: put an intact "
+        f"copy there, or move these away to begin anew."
+    )
+
+
+class Unsafe:
+    """A class that ``weights_only=True`` does not load."""
+
+
+def test_a_state_that_is_more_than_tensors_and_plain_values(outputs: Path) -> None:
+    class Extra(Classifier):
+        def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+            checkpoint["extra"] = Unsafe()
+
+    fit(PolyaxonCallback(), model=Extra(), max_epochs=1)
+    with pytest.raises(TrackingError, match=r"(?s)loading it could run code.*PolyaxonCallback\(weights_only=False\)"):
+        fit(PolyaxonCallback(), model=Extra(), max_epochs=2)
+    assert fit(PolyaxonCallback(weights_only=False), model=Extra(), max_epochs=2) == [1]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_to_keep": 0}, "Received max_to_keep=0. Expected a whole number, 1 or more."),
+        ({"every_n_train_steps": 0}, "Received every_n_train_steps=0. Expected 1 or more, or None."),
+        (
+            {"train_time_interval": timedelta(0)},
+            "Received train_time_interval=datetime.timedelta(0). Expected a time above zero, or None.",
+        ),
+    ],
+    ids=["max_to_keep", "every_n_train_steps", "train_time_interval"],
+)
+def test_arguments_out_of_range(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(TrackingError) as error:
+        PolyaxonCallback(**options)
+    assert str(error.value) == message
+
+
+def test_a_training_in_three_parts_has_the_weights_of_one_in_a_piece(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digests = []
+    for stops in ([6], [2, 4, 6]):
+        monkeypatch.setenv("POLYAXON_RUN_OUTPUTS_PATH", str(tmp_path / str(len(stops))))
+        for stop in stops:
+            torch.manual_seed(0 if stop == stops[0] else stop)
+            model = Classifier()
+            trainer(PolyaxonCallback(), max_epochs=stop).fit(model, data(shuffle=True), data())
+        digests.append(digest(model))
+    assert digests[0] == digests[1]

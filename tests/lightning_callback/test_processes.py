@@ -1,0 +1,131 @@
+"""The Lightning callback in processes that are killed and started again, and with either of Lightning's packages."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+TRAIN = Path(__file__).with_name("lightning_script.py")
+
+
+def train(outputs: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return run(str(TRAIN), POLYAXON_RUN_OUTPUTS_PATH=str(outputs), **environment)
+
+
+def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-W", "ignore", *arguments],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+
+
+def trained(process: subprocess.CompletedProcess[str]) -> str:
+    assert process.returncode == 0, process.stderr
+    [line] = [line for line in process.stdout.splitlines() if line.startswith("trained")]
+    return line
+
+
+@pytest.mark.parametrize(
+    ("options", "resumed_at"),
+    [({}, "epoch 3, step 12"), ({"EVERY_N_TRAIN_STEPS": "3"}, "epoch 3, step 12"), ({"EVERY_N_TRAIN_STEPS": "7"}, "epoch 3, step 14")],
+    ids=["end of an epoch", "end of an epoch and of steps", "within an epoch"],
+)
+def test_a_killed_and_resumed_training_has_the_weights_of_an_uninterrupted_one(
+    tmp_path: Path, options: dict[str, str], resumed_at: str
+) -> None:
+    killed = train(tmp_path / "killed", DIE_AT_STEP="14", **options)
+    assert killed.returncode == -signal.SIGKILL
+    resumed = train(tmp_path / "killed", **options)
+    assert f": {resumed_at}\n" in resumed.stderr
+    if resumed_at == "epoch 3, step 12":
+        assert trained(resumed) == trained(train(tmp_path / "uninterrupted", **options))
+    else:
+        assert trained(resumed).startswith("trained 24 6 ")
+
+
+PACKAGES = """
+import sys, importlib
+first = [importlib.import_module(name) for name in sys.argv[2:]]
+from polyaxon_lightning import PolyaxonCallback
+Lightning = importlib.import_module(sys.argv[1])
+from torch import nn, optim, randn
+from torch.utils.data import DataLoader
+
+class Module(Lightning.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(2, 1)
+    def training_step(self, batch, _):
+        return self.layer(batch).mean()
+    def configure_optimizers(self):
+        return optim.SGD(self.parameters(), lr=0.1)
+
+for epochs in (1, 2):
+    trainer = Lightning.Trainer(
+        max_epochs=epochs, accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
+        callbacks=[PolyaxonCallback()],
+    )
+    trainer.fit(Module(), DataLoader(randn(4, 2), batch_size=2))
+    print("steps", trainer.global_step)
+"""
+
+
+@pytest.mark.parametrize(
+    ("trainer", "imported_first"),
+    [
+        ("lightning.pytorch", []),
+        ("lightning.pytorch", ["lightning.pytorch"]),
+        ("pytorch_lightning", ["pytorch_lightning"]),
+        ("lightning.pytorch", ["lightning.pytorch", "pytorch_lightning"]),
+    ],
+    ids=["nothing", "lightning", "pytorch_lightning", "both"],
+)
+def test_the_package_that_was_imported_first_is_the_one_in_use(
+    tmp_path: Path, trainer: str, imported_first: list[str]
+) -> None:
+    process = run("-c", PACKAGES, trainer, *imported_first, POLYAXON_RUN_OUTPUTS_PATH=str(tmp_path))
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.splitlines() == ["steps 2", "steps 4"]
+    assert "Resuming from" in process.stderr
+
+
+def test_a_trainer_of_the_other_package_is_refused_before_training(tmp_path: Path) -> None:
+    process = run("-c", PACKAGES, "pytorch_lightning", "lightning.pytorch", POLYAXON_RUN_OUTPUTS_PATH=str(tmp_path))
+    assert process.returncode == 1
+    assert process.stderr.splitlines()[-1] == (
+        "polyaxon_tracking.errors.TrackingError: Received a Trainer of 'pytorch_lightning', but PolyaxonCallback was made "
+        "for 'lightning.pytorch'. Import one of the two packages only, before polyaxon_lightning."
+    )
+    assert process.stdout == ""
+
+
+def test_without_lightning_the_error_names_the_extra(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "venv")], check=True)
+    code = f"import sys; sys.path[:0] = {[str(_root('polyaxon_tracking')), str(_root('polyaxon_lightning'))]!r}; import polyaxon_lightning"
+    process = subprocess.run(
+        [str(tmp_path / "venv" / "bin" / "python"), "-c", code], capture_output=True, text=True, check=False
+    )
+    assert process.stderr.splitlines()[-1] == (
+        "ModuleNotFoundError: polyaxon_lightning needs PyTorch Lightning, and neither `lightning` nor `pytorch_lightning` "
+        'is installed. Install it with: pip install "polyaxon-tracking[lightning]"'
+    )
+
+
+def _root(package: str) -> Path:
+    """A directory that holds `package` and nothing else that can be imported: a link to where it is installed."""
+    import importlib
+
+    [location] = importlib.import_module(package).__path__
+    directory = Path.cwd() / f"only_{package}"
+    directory.mkdir()
+    (directory / package).symlink_to(location)
+    return directory
