@@ -5,6 +5,9 @@ __all__ = ["TrackingError"]
 # A quoted value is cut here: enough to recognise it, too little to fill a log.
 _SHOWN_CHARACTERS = 200
 
+# Masking looks no further than this, since a variable may hold 100 kB.
+_MASKED_CHARACTERS = 4_000
+
 # Each pattern keeps its first group and replaces what follows, which may be a secret.
 _SECRETS = (
     # User info of a URL, up to its last "@": a secret key may itself hold "/" or "@". What stands there in Azure's
@@ -15,7 +18,7 @@ _SECRETS = (
     r"(:(?:\\?/){2}[^\s\"'?]*\?)[^\s\"']+",
     # "secret_key": "..."  and  AccountKey=...
     (
-        r"(?i)([\w.-]*(?:secret|token|passw|credential|signature|connection_?string|access_?key|account_?key|api_?key"
+        r"(?i)((?:secret|token|passw|credential|signature|connection_?string|access_?key|account_?key|api_?key"
         r"|private_?key)[\w.-]*[\"']?\s*[:=]\s*[\"']?)[^\"',;&}\s]+"
     ),
     # AWS access key ids have a shape of their own, and so has the head of a private key.
@@ -48,8 +51,9 @@ def mask_secrets(text: str) -> str:
 
 def shown(value: str) -> str:
     """`value` as an error message may quote it: masked, then shortened, then escaped."""
-    masked = mask_secrets(value)
-    if len(masked) > _SHOWN_CHARACTERS:
+    # The end that is added closes what the cut left open: user info counts as such up to its "@".
+    masked = mask_secrets(value if len(value) <= _MASKED_CHARACTERS else value[:_MASKED_CHARACTERS] + "@")
+    if len(masked) > _SHOWN_CHARACTERS or len(value) > _MASKED_CHARACTERS:
         return f"{masked[:_SHOWN_CHARACTERS]!a}... ({len(value):,} characters)"
     return ascii(masked)
 

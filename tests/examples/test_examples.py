@@ -1,0 +1,60 @@
+"""Each example as a user would run it, on the real data, and the demo that kills two of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+def run(script: str, **environment: str) -> str:
+    process = subprocess.run(
+        [sys.executable, str(EXAMPLES / script)],
+        env=os.environ | {"KERAS_BACKEND": "torch", "COLUMNS": "120", **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert process.returncode == 0, process.stderr
+    return process.stdout
+
+
+def accuracy(output: str) -> float:
+    [*_, found] = re.findall(r"test accuracy (\d\.\d+)", output)
+    return float(found)
+
+
+@pytest.mark.parametrize("script", ["lightning_digits.py", "keras_digits.py", "custom_loop.py"])
+def test_an_example_learns_the_digits(tmp_path: Path, script: str) -> None:
+    assert accuracy(run(script)) > 0.9
+    assert list((tmp_path / "outputs" / "checkpoints").rglob("step=*-epoch=20-*"))
+
+
+def test_the_warm_start_begins_where_another_run_ended(tmp_path: Path) -> None:
+    first = tmp_path / "first"
+    run("custom_loop.py", POLYAXON_RUN_OUTPUTS_PATH=str(first))
+    output = run(
+        "warm_start.py",
+        POLYAXON_RUN_OUTPUTS_PATH=str(tmp_path / "second"),
+        POLYAXON_REFS_OUTPUTS_PATHS=json.dumps({"experiments": [str(first)]}),
+    )
+    begin, end = output.splitlines()
+    assert begin.startswith(f"starting from step 940 of {first}: ")
+    assert accuracy(begin) > 0.9
+    assert accuracy(end) > 0.9
+
+
+def test_the_demo_kills_two_trainings_and_both_go_on(tmp_path: Path) -> None:
+    output = run("demo.py")
+    assert output.count("killed with SIGKILL") == 2
+    assert len(re.findall(r"started again: Resuming from checkpoints/resume/step=\S+: epoch \d+, step \d+", output)) == 2
+    assert all(float(found) > 0.9 for found in re.findall(r"finished: test accuracy (\d\.\d+)", output))
+    assert (tmp_path / "demo-outputs").is_dir()
