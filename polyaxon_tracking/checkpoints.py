@@ -56,16 +56,17 @@ class Checkpoint(NamedTuple):
             if os.path.islink(self.path):
                 return "it is a symbolic link"
             return error.strerror or str(error)
-        with open(descriptor, "rb", buffering=0) as file:
+        try:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):
                 return "it is not a file"
             if not status.st_size:
                 return "it is empty"
-            try:
-                crc = _crc(file.fileno())
-            except OSError as error:
-                return error.strerror or str(error)
+            crc = _crc(descriptor)
+        except OSError as error:
+            return error.strerror or str(error)
+        finally:
+            os.close(descriptor)
         if crc != self.crc:
             return f"its bytes have the CRC-32 {crc:08x}, not {self.crc:08x}"
         return None
@@ -86,15 +87,16 @@ class CheckpointManager:
     Raises:
         TrackingError: `max_to_keep` is not a positive number, or `directory` is not local.
 
-    >>> manager = CheckpointManager("checkpoints", max_to_keep=2)
-    >>> for step in (100, 200, 300):
-    ...     with manager.save(step, suffix=".txt") as path:
-    ...         _ = Path(path).write_text(f"weights of step {step}")
-    >>> checkpoint = manager.latest()
-    >>> checkpoint.step, Path(checkpoint.path).read_text()
-    (300, 'weights of step 300')
-    >>> [checkpoint.step for checkpoint in manager.checkpoints()]
-    [300, 200]
+    Examples:
+        >>> manager = CheckpointManager("checkpoints", max_to_keep=2)
+        >>> for step in (100, 200, 300):
+        ...     with manager.save(step, suffix=".txt") as path:
+        ...         _ = Path(path).write_text(f"weights of step {step}")
+        >>> checkpoint = manager.latest()
+        >>> checkpoint.step, Path(checkpoint.path).read_text()
+        (300, 'weights of step 300')
+        >>> [checkpoint.step for checkpoint in manager.checkpoints()]
+        [300, 200]
     """
 
     def __init__(self, directory: str | os.PathLike[str], max_to_keep: int = 2) -> None:

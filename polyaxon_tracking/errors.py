@@ -37,10 +37,11 @@ class TrackingError(ValueError):
 def mask_secrets(text: str) -> str:
     """Replace what may be a secret in `text` (a URL's user info and query, values of keys such as ``token``).
 
-    >>> mask_secrets("s3://AKIAIOSFODNN7EXAMPLE:wJalr/XUtn@bucket/run")
-    's3://***@bucket/run'
-    >>> mask_secrets("https://host/data?sig=abc")
-    'https://host/data?***'
+    Examples:
+        >>> mask_secrets("s3://AKIAIOSFODNN7EXAMPLE:wJalr/XUtn@bucket/run")
+        's3://***@bucket/run'
+        >>> mask_secrets("https://host/data?sig=abc")
+        'https://host/data?***'
     """
     import re  # here and not above: 5 ms that only an error message needs
 

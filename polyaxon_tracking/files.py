@@ -42,10 +42,11 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[str]:
         TrackingError: the block wrote no file.
         OSError: writing failed, at whatever call; the message says how much was needed and how much is free.
 
-    >>> with atomic_write("model.txt") as staged:
-    ...     _ = Path(staged).write_text("weights")
-    >>> Path("model.txt").read_text()
-    'weights'
+    Examples:
+        >>> with atomic_write("model.txt") as staged:
+        ...     _ = Path(staged).write_text("weights")
+        >>> Path("model.txt").read_text()
+        'weights'
     """
     path = os.path.abspath(path)
     with staging(os.path.dirname(path)) as directory:

@@ -55,9 +55,10 @@ def get_outputs_path(*parts: str) -> str | None:
     Raises:
         TrackingError: ``POLYAXON_RUN_INSTANCE`` is malformed, or `parts` climb out of the outputs path.
 
-    >>> os.environ["POLYAXON_RUN_OUTPUTS_PATH"] = "s3://bucket/user/project/experiments/7"
-    >>> get_outputs_path("checkpoints", "best.pt")
-    's3://bucket/user/project/experiments/7/checkpoints/best.pt'
+    Examples:
+        >>> os.environ["POLYAXON_RUN_OUTPUTS_PATH"] = "s3://bucket/user/project/experiments/7"
+        >>> get_outputs_path("checkpoints", "best.pt")
+        's3://bucket/user/project/experiments/7/checkpoints/best.pt'
     """
     if _is_true(NO_OP):
         return None
@@ -77,9 +78,10 @@ def get_outputs_refs_paths() -> dict[str, list[str]] | None:
     Raises:
         TrackingError: the variable is not JSON, or not an object of lists of paths.
 
-    >>> os.environ["POLYAXON_REFS_OUTPUTS_PATHS"] = '{"jobs": ["/outputs/jobs/12"]}'
-    >>> get_outputs_refs_paths()
-    {'jobs': ['/outputs/jobs/12']}
+    Examples:
+        >>> os.environ["POLYAXON_REFS_OUTPUTS_PATHS"] = '{"jobs": ["/outputs/jobs/12"]}'
+        >>> get_outputs_refs_paths()
+        {'jobs': ['/outputs/jobs/12']}
     """
     expected = """a JSON object of lists of paths, such as {"jobs": ["/outputs/12"], "experiments": ["/outputs/7"]}"""
     refs = _json_object(REFS_OUTPUTS_PATHS, expected)
@@ -107,9 +109,10 @@ def get_data_paths() -> dict[str, str] | None:
     Raises:
         TrackingError: the variable is not JSON, or not an object of paths.
 
-    >>> os.environ["POLYAXON_RUN_DATA_PATHS"] = '{"digits": "/data/digits", "faces": "gs://faces"}'
-    >>> get_data_paths()
-    {'digits': '/data/digits', 'faces': 'gs://faces'}
+    Examples:
+        >>> os.environ["POLYAXON_RUN_DATA_PATHS"] = '{"digits": "/data/digits", "faces": "gs://faces"}'
+        >>> get_data_paths()
+        {'digits': '/data/digits', 'faces': 'gs://faces'}
     """
     expected = """a JSON object of paths by name, such as {"digits": "/data/digits", "faces": "gs://faces"}"""
     paths = _json_object(DATA_PATHS, expected)
@@ -131,9 +134,10 @@ def get_data_path(name: str, default: _T | None = None) -> str | _T:
     Raises:
         TrackingError: there is no such dataset and no default; the message lists those there are, and the closest.
 
-    >>> os.environ["POLYAXON_RUN_DATA_PATHS"] = '{"digits": "/data/digits"}'
-    >>> get_data_path("digits", default="data/digits")
-    '/data/digits'
+    Examples:
+        >>> os.environ["POLYAXON_RUN_DATA_PATHS"] = '{"digits": "/data/digits"}'
+        >>> get_data_path("digits", default="data/digits")
+        '/data/digits'
     """
     paths = get_data_paths() or {}
     if name in paths:
@@ -167,9 +171,10 @@ def get_log_level() -> str | None:
     Raises:
         TrackingError: the variable is neither.
 
-    >>> os.environ["POLYAXON_LOG_LEVEL"] = "info"
-    >>> get_log_level()
-    'INFO'
+    Examples:
+        >>> os.environ["POLYAXON_LOG_LEVEL"] = "info"
+        >>> get_log_level()
+        'INFO'
     """
     if _is_true(NO_OP):
         return None

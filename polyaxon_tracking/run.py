@@ -48,11 +48,12 @@ class Run:
         TrackingError: a dataset is unknown or missing, the outputs path cannot be written to, or a variable is
             malformed.
 
-    >>> run = Run(datasets={"digits": "."})
-    >>> run.on_cluster, run.data_path("digits")
-    (False, '.')
-    >>> run.training(max_epochs=20).latest() is None
-    True
+    Examples:
+        >>> run = Run(datasets={"digits": "."})
+        >>> run.on_cluster, run.data_path("digits")
+        (False, '.')
+        >>> run.training(max_epochs=20).latest() is None
+        True
     """
 
     def __init__(

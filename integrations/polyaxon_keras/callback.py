@@ -54,11 +54,12 @@ class PolyaxonCallback(keras.callbacks.ModelCheckpoint):
         TrackingError: a dataset is unknown or missing, the outputs path cannot be written to, a variable is malformed,
             or an argument is out of range.
 
-    >>> polyaxon = PolyaxonCallback(monitor="val_loss", save_best_only=True, datasets={"digits": "."})
-    >>> os.path.relpath(polyaxon.filepath)
-    'outputs/checkpoints/best.keras'
-    >>> polyaxon.data_path("digits")
-    '.'
+    Examples:
+        >>> polyaxon = PolyaxonCallback(monitor="val_loss", save_best_only=True, datasets={"digits": "."})
+        >>> os.path.relpath(polyaxon.filepath)
+        'outputs/checkpoints/best.keras'
+        >>> polyaxon.data_path("digits")
+        '.'
     """
 
     def __init__(

@@ -67,8 +67,8 @@ def load(model: keras.Model, path: str) -> dict[str, Any]:
     if problems := _differences(model, record):
         raise TrackingError(
             f"Received a model that is not the one saved in {path}: {'; '.join(problems)}. Expected the same layers, "
-            f"shapes and optimizer. Make them what they were, pass PolyaxonCallback(resume=False) to begin anew, or use "
-            f"another outputs path; the checkpoint stays as it is."
+            f"shapes and optimizer. Make them what they were, pass PolyaxonCallback(resume=False) to begin anew, or "
+            f"use another outputs path; the checkpoint stays as it is."
         )
     model.load_weights(path)
     for variable, value in zip(_generators(model), record["generators"], strict=True):
@@ -79,7 +79,7 @@ def load(model: keras.Model, path: str) -> dict[str, Any]:
 
 
 def _differences(model: keras.Model, record: dict[str, Any]) -> list[str]:
-    """What of `model` is not as it was saved; Keras itself warns of another optimizer, and goes on without its state."""
+    """What of `model` is not as it was saved. Keras would go on without the state of another optimizer."""
     shapes = [tuple(shape) for shape in record["shapes"]]
     problems = []
     if len(model.weights) != len(shapes):

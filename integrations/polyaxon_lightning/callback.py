@@ -54,12 +54,13 @@ class PolyaxonCallback(Callback):
         TrackingError: a dataset is unknown or missing, the outputs path cannot be written to, a variable is malformed,
             or an argument is out of range.
 
-    >>> from lightning.pytorch import Trainer
-    >>> from lightning.pytorch.callbacks import ModelCheckpoint
-    >>> polyaxon = PolyaxonCallback(datasets={"digits": "."})
-    >>> trainer = Trainer(max_epochs=20, callbacks=[polyaxon, ModelCheckpoint(monitor="val_loss")])
-    >>> polyaxon.data_path("digits")
-    '.'
+    Examples:
+        >>> from lightning.pytorch import Trainer
+        >>> from lightning.pytorch.callbacks import ModelCheckpoint
+        >>> polyaxon = PolyaxonCallback(datasets={"digits": "."})
+        >>> trainer = Trainer(max_epochs=20, callbacks=[polyaxon, ModelCheckpoint(monitor="val_loss")])
+        >>> polyaxon.data_path("digits")
+        '.'
     """
 
     def __init__(

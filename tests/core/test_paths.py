@@ -59,7 +59,13 @@ def test_blank_and_null_are_not_set(variable: str, value: str, monkeypatch: pyte
 @pytest.mark.parametrize("value", ["true", "True", "1", " yes "])
 @pytest.mark.parametrize(
     ("variable", "set_to"),
-    [(OUTPUTS, "/outputs"), (INSTANCE, f"o.p.runs.{UUID}"), (REFS, '{"jobs": ["/1"]}'), (DATA, '{"a": "/a"}'), (LEVEL, "INFO")],
+    [
+        (OUTPUTS, "/outputs"),
+        (INSTANCE, f"o.p.runs.{UUID}"),
+        (REFS, '{"jobs": ["/1"]}'),
+        (DATA, '{"a": "/a"}'),
+        (LEVEL, "INFO"),
+    ],
 )
 def test_no_op_is_none(variable: str, set_to: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(variable, set_to)
@@ -150,7 +156,16 @@ def test_off_the_cluster_there_is_nothing_to_join_below() -> None:
         ({OUTPUTS: "/older"}, "/older"),
         ({OUTPUTS: ""}, f"/plx-context/artifacts/{UUID}/outputs"),
     ],
-    ids=["default", "context root", "blank root", "offline", "offline root", "not offline", "older wins", "older blank"],
+    ids=[
+        "default",
+        "context root",
+        "blank root",
+        "offline",
+        "offline root",
+        "not offline",
+        "older wins",
+        "older blank",
+    ],
 )
 def test_the_outputs_path_of_polyaxon_1_and_2(
     environment: dict[str, str], path: str, monkeypatch: pytest.MonkeyPatch
@@ -164,7 +179,15 @@ def test_the_outputs_path_of_polyaxon_1_and_2(
 
 @pytest.mark.parametrize(
     "instance",
-    ["owner", "owner.project.runs", "a.b.c.d.e", ".project.runs.1", "owner.project.jobs.1", "owner.project.runs.", "owner.project.runs.a/b"],
+    [
+        "owner",
+        "owner.project.runs",
+        "a.b.c.d.e",
+        ".project.runs.1",
+        "owner.project.jobs.1",
+        "owner.project.runs.",
+        "owner.project.runs.a/b",
+    ],
 )
 def test_a_malformed_instance(instance: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(INSTANCE, instance)
@@ -251,7 +274,16 @@ DATA_EXPECTED = (
         ('{"a": ["/a"]}', "the value of 'a' is not a path"),
         ('{"a": " "}', "the value of 'a' is not a path"),
     ],
-    ids=["single quotes", "cut off", "a list", "a number", "number as path", "null as path", "list as path", "blank path"],
+    ids=[
+        "single quotes",
+        "cut off",
+        "a list",
+        "a number",
+        "number as path",
+        "null as path",
+        "list as path",
+        "blank path",
+    ],
 )
 def test_malformed_data_paths(value: str, problem: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(DATA, value)
@@ -307,11 +339,19 @@ def test_log_levels(value: str, level: str, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.mark.parametrize(
     ("value", "hint"),
-    [("INFOS", " Did you mean 'INFO'?"), ("warnign", " Did you mean 'WARNING'?"), ("loud", ""), ("-10", ""), ("1.5", ""), ("99999", ""), ("\u0662", "")],
+    [
+        ("INFOS", " Did you mean 'INFO'?"),
+        ("warnign", " Did you mean 'WARNING'?"),
+        ("loud", ""),
+        ("-10", ""),
+        ("1.5", ""),
+        ("99999", ""),
+        ("\u0662", ""),
+    ],
 )
 def test_an_unknown_log_level(value: str, hint: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(LEVEL, value)
     assert message(get_log_level) == (
-        f"POLYAXON_LOG_LEVEL was received as {ascii(value)}. Expected one of DEBUG, INFO, WARN, WARNING, ERROR, FATAL, CRITICAL "
+        f"POLYAXON_LOG_LEVEL was received as {value!a}. Expected one of DEBUG, INFO, WARN, WARNING, ERROR, FATAL, CRITICAL "
         f"(any case) or a number, such as 20.{hint} Correct `log_level` in the polyaxonfile, or unset the variable."
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import traceback
+from typing import TYPE_CHECKING
 from unittest import mock
 
 import pytest
@@ -20,6 +21,9 @@ from polyaxon_tracking import (
     get_outputs_refs_paths,
 )
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 settings.load_profile("default")
 
@@ -31,14 +35,22 @@ DOCUMENTS = st.recursive(
 ).map(json.dumps)
 VALUES = TEXT | DOCUMENTS
 
-EXTREMES = ["[" * 100_000, '{"a":' * 100_000, "1" * 5_000, '{"a": ' + "1" * 5_000 + "}", "NaN", '{"a": "\\ud800"}', "\ufeff{}"]
+EXTREMES = [
+    "[" * 100_000,
+    '{"a":' * 100_000,
+    "1" * 5_000,
+    '{"a": ' + "1" * 5_000 + "}",
+    "NaN",
+    '{"a": "\\ud800"}',
+    "\ufeff{}",
+]
 
 
 def is_path(value: object) -> bool:
     return type(value) is str
 
 
-def extremes(test):  # type: ignore[no-untyped-def]
+def extremes(test: Callable[[str], None]) -> Callable[[str], None]:
     for value in EXTREMES:
         test = example(value)(test)
     return test
@@ -61,7 +73,9 @@ def test_outputs_path_of_an_instance(value: str) -> None:
         except TrackingError as error:
             assert "POLYAXON_RUN_INSTANCE" in str(error)  # noqa: PT017
         else:
-            assert path is None or (is_path(path) and path.startswith("/plx-context/artifacts/") and path.count("/") == 4)
+            assert path is None or (
+                is_path(path) and path.startswith("/plx-context/artifacts/") and path.count("/") == 4
+            )
 
 
 @extremes
@@ -117,7 +131,7 @@ WITH_SECRETS = [
     f"AccountName=a;AccountKey={SECRET}==;EndpointSuffix=core.windows.net",
     f"password={SECRET}",
     f'"api_key" : "{SECRET}"',
-    f's3:\\/\\/key:{SECRET}@bucket',
+    f"s3:\\/\\/key:{SECRET}@bucket",
 ]
 GETTERS = {
     "POLYAXON_RUN_INSTANCE": get_outputs_path,

@@ -55,6 +55,8 @@ def test_the_warm_start_begins_where_another_run_ended(tmp_path: Path) -> None:
 def test_the_demo_kills_two_trainings_and_both_go_on(tmp_path: Path) -> None:
     output = run("demo.py")
     assert output.count("killed with SIGKILL") == 2
-    assert len(re.findall(r"started again: Resuming from checkpoints/resume/step=\S+: epoch \d+, step \d+", output)) == 2
+    assert (
+        len(re.findall(r"started again: Resuming from checkpoints/resume/step=\S+: epoch \d+, step \d+", output)) == 2
+    )
     assert all(float(found) > 0.9 for found in re.findall(r"finished: test accuracy (\d\.\d+)", output))
     assert (tmp_path / "demo-outputs").is_dir()

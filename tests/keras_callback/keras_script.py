@@ -9,6 +9,7 @@ import sys
 
 import keras
 import numpy as np
+
 from polyaxon_keras import PolyaxonCallback
 
 WEIGHTS_OF_DENSE = (4, 8)

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import keras
 import numpy as np
 import pytest
-from polyaxon_keras import PolyaxonCallback
 from keras_script import data, digest, model
 
+from polyaxon_keras import PolyaxonCallback
 from polyaxon_tracking import TrackingError
 
 if TYPE_CHECKING:
@@ -188,7 +188,12 @@ def test_a_fit_in_a_run_goes_on_where_the_last_one_was_interrupted(
 
 @pytest.mark.parametrize(
     "compiled",
-    [{"run_eagerly": True}, {"optimizer": "sgd"}, {"optimizer": keras.optimizers.SGD(momentum=0.9)}, {"metrics": ["accuracy"]}],
+    [
+        {"run_eagerly": True},
+        {"optimizer": "sgd"},
+        {"optimizer": keras.optimizers.SGD(momentum=0.9)},
+        {"metrics": ["accuracy"]},
+    ],
     ids=["eager", "no optimizer state", "momentum", "metrics"],
 )
 def test_however_the_model_is_compiled(outputs: Path, compiled: dict[str, Any]) -> None:
@@ -217,7 +222,13 @@ def test_a_model_of_several_inputs_that_only_fit_builds(outputs: Path) -> None:
         x, y = data()
         network = Sum()
         network.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-        network.fit({"left": x, "right": x[:, :2]}, y, epochs=epochs, verbose=0, callbacks=[PolyaxonCallback("w.weights.h5", save_weights_only=True)])
+        network.fit(
+            {"left": x, "right": x[:, :2]},
+            y,
+            epochs=epochs,
+            verbose=0,
+            callbacks=[PolyaxonCallback("w.weights.h5", save_weights_only=True)],
+        )
         return int(network.optimizer.iterations)
 
     assert train(1) == 3

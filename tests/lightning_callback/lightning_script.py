@@ -10,9 +10,10 @@ import sys
 import torch
 from lightning.pytorch import LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
-from polyaxon_lightning import PolyaxonCallback
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
+
+from polyaxon_lightning import PolyaxonCallback
 
 
 class Classifier(LightningModule):

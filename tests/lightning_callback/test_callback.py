@@ -13,9 +13,9 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import AsyncCheckpointIO
-from polyaxon_lightning import PolyaxonCallback
 from lightning_script import Classifier, data, digest
 
+from polyaxon_lightning import PolyaxonCallback
 from polyaxon_tracking import TrackingError
 
 if TYPE_CHECKING:

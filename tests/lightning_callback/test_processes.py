@@ -36,7 +36,11 @@ def trained(process: subprocess.CompletedProcess[str]) -> str:
 
 @pytest.mark.parametrize(
     ("options", "resumed_at"),
-    [({}, "epoch 3, step 12"), ({"EVERY_N_TRAIN_STEPS": "3"}, "epoch 3, step 12"), ({"EVERY_N_TRAIN_STEPS": "7"}, "epoch 3, step 14")],
+    [
+        ({}, "epoch 3, step 12"),
+        ({"EVERY_N_TRAIN_STEPS": "3"}, "epoch 3, step 12"),
+        ({"EVERY_N_TRAIN_STEPS": "7"}, "epoch 3, step 14"),
+    ],
     ids=["end of an epoch", "end of an epoch and of steps", "within an epoch"],
 )
 def test_a_killed_and_resumed_training_has_the_weights_of_an_uninterrupted_one(

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 _NOT_OURS = {"PYTEST_CURRENT_TEST"}
 
@@ -25,14 +25,27 @@ def _off_the_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def _environment_is_left_as_it_was(_off_the_cluster: None, request: pytest.FixtureRequest) -> Iterator[None]:
-    # What a test sets through `monkeypatch` is undone after this fixture, so it is not looked at.
-    uses_monkeypatch = "monkeypatch" in request.fixturenames
     before = dict(os.environ)
     yield
-    after = dict(os.environ)
-    changed = {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)} - _NOT_OURS
-    if not uses_monkeypatch:
-        assert not changed, f"the test leaves the environment changed: {sorted(changed)}"
+    changed = {name for name in before.keys() | os.environ.keys() if before.get(name) != os.environ.get(name)}
+    if isinstance(request.node, pytest.DoctestItem):  # an example shows which variable it is about
+        for name in changed:
+            os.environ.pop(name, None)
+        os.environ.update(before)
+    # What a test sets through `monkeypatch` is undone after this fixture, so it is not looked at.
+    elif "monkeypatch" not in _requested(request):
+        assert not changed - _NOT_OURS, f"the test leaves the environment changed: {sorted(changed)}"
+
+
+def _requested(request: pytest.FixtureRequest) -> set[str]:
+    """The fixtures that the test asks for itself, and `outputs` asks for."""
+    names = set(request.node._fixtureinfo.argnames)
+    return names | ({"monkeypatch"} if "outputs" in names else set())
+
+
+@pytest.fixture(autouse=True)
+def _names_in_examples(doctest_namespace: dict[str, object]) -> None:
+    doctest_namespace.update(os=os, Path=Path)
 
 
 @pytest.fixture(autouse=True)

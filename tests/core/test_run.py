@@ -1,0 +1,236 @@
+"""The run, as the integrations see it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from polyaxon_tracking import Run, TrackingError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+DATA = "POLYAXON_RUN_DATA_PATHS"
+
+
+def message(**arguments: object) -> str:
+    with pytest.raises(TrackingError) as error:
+        Run(**arguments)  # type: ignore[arg-type]
+    return str(error.value)
+
+
+# Outputs
+
+
+def test_off_the_cluster_outputs_go_to_the_working_directory_and_one_line_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = Run()
+    assert not run.on_cluster
+    assert run.outputs_path == str(tmp_path / "outputs")
+    assert run.checkpoints_path == str(tmp_path / "outputs" / "checkpoints")
+    assert caplog.messages == [f"POLYAXON_RUN_OUTPUTS_PATH is not set: outputs go to {tmp_path}/outputs"]
+    assert caplog.records[0].levelno == logging.INFO
+
+
+def test_on_the_cluster_outputs_go_where_the_run_says(outputs: Path, caplog: pytest.LogCaptureFixture) -> None:
+    run = Run()
+    assert run.on_cluster
+    assert run.outputs_path == str(outputs)
+    assert outputs.is_dir()
+    assert list(outputs.iterdir()) == []
+    assert not caplog.messages
+
+
+@pytest.mark.parametrize("value", ["relative/outputs", "file://{tmp_path}/outputs"])
+def test_the_outputs_path_becomes_an_absolute_local_one(
+    value: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("POLYAXON_RUN_OUTPUTS_PATH", value.format(tmp_path=tmp_path))
+    assert Run().outputs_path in {str(tmp_path / "relative" / "outputs"), str(tmp_path / "outputs")}
+    assert not (tmp_path / "file:").exists()
+
+
+def test_an_outputs_path_that_is_a_file(outputs: Path) -> None:
+    outputs.parent.mkdir(parents=True)
+    outputs.write_text("")
+    assert message() == (
+        f"Received the outputs path '{outputs}', which cannot be written to: Expected a directory, but there is a file of this "
+        f"name. Expected a directory that this user may write to. Mount the volume for writing, or set "
+        f"POLYAXON_RUN_OUTPUTS_PATH to another path."
+    )
+
+
+@contextlib.contextmanager
+def unprivileged() -> Iterator[None]:
+    """As a user whom permissions stop: root, as which tests may run, may write anywhere."""
+    if os.geteuid():
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+def test_an_outputs_path_that_is_not_writable(monkeypatch: pytest.MonkeyPatch) -> None:
+    directory = Path(tempfile.mkdtemp())
+    directory.chmod(0o555)
+    monkeypatch.setenv("POLYAXON_RUN_OUTPUTS_PATH", str(directory))
+    try:
+        with unprivileged():
+            told = message()
+    finally:
+        shutil.rmtree(directory)
+    assert told == (
+        f"Received the outputs path '{directory}', which cannot be written to: Permission denied. Expected a directory that "
+        f"this user may write to. Mount the volume for writing, or set POLYAXON_RUN_OUTPUTS_PATH to another path."
+    )
+
+
+def test_an_object_store_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POLYAXON_RUN_OUTPUTS_PATH", "s3://key:secret@bucket/run")
+    assert message() == (
+        "Received the outputs path 's3://***@bucket/run', an object store. Expected a local path: checkpoints in object stores "
+        "are not supported yet. Mount the bucket, or set POLYAXON_RUN_OUTPUTS_PATH to a local directory."
+    )
+
+
+def test_no_op_is_off_the_cluster(outputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POLYAXON_NO_OP", "true")
+    assert Run().outputs_path == str(tmp_path / "outputs")
+
+
+# Datasets
+
+
+def test_datasets_off_the_cluster_are_where_the_mapping_says(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    assert Run(datasets={"digits": Path("data")}).data_path("digits") == "data"
+
+
+def test_datasets_on_the_cluster_are_where_the_run_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(DATA, json.dumps({"digits": str(tmp_path), "faces": "s3://faces"}))
+    run = Run(datasets={"digits": "not/used", "faces": "not/used"})
+    assert run.data_path("digits") == str(tmp_path)
+    assert run.data_path("faces") == "s3://faces"
+    assert Run(datasets=["digits"]).data_path("digits") == str(tmp_path)
+
+
+def test_all_wrong_datasets_are_named_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(DATA, json.dumps({"digits": str(tmp_path), "gone": "/not/there"}))
+    assert message(datasets=["digit", "digits", "gone", "faces"]) == (
+        "Received the dataset name 'digit'. Expected one of those in POLYAXON_RUN_DATA_PATHS: 'digits', 'gone'. Did you mean "
+        "'digits'?\n"
+        "The dataset 'gone' is expected at '/not/there', according to POLYAXON_RUN_DATA_PATHS, and there is nothing. Correct "
+        "the path, or put the data there.\n"
+        "Received the dataset name 'faces'. Expected one of those in POLYAXON_RUN_DATA_PATHS: 'digits', 'gone'."
+    )
+
+
+def test_a_local_dataset_that_is_not_there() -> None:
+    assert message(datasets={"digits": "data/digits"}) == (
+        "The dataset 'digits' is expected at 'data/digits', according to `datasets=`, and there is nothing. Correct the path, or "
+        "put the data there."
+    )
+
+
+def test_names_alone_are_not_enough_off_the_cluster() -> None:
+    assert message(datasets=["digits"]).startswith(f"Received the dataset name 'digits', but {DATA} is not set")
+
+
+def test_a_string_in_place_of_a_list() -> None:
+    assert message(datasets="digits") == (
+        "Received datasets='digits', a string. Expected a list of names, such as ['digits'], or a mapping from name to the path "
+        "on this machine, such as {'digits': 'data/digits'}."
+    )
+
+
+def test_a_dataset_that_was_not_asked_for(tmp_path: Path) -> None:
+    run = Run(datasets={"digits": tmp_path})
+    with pytest.raises(TrackingError) as error:
+        run.data_path("digit")
+    assert str(error.value) == (
+        "Received the dataset name 'digit'. Expected one of those given as `datasets=`: 'digits'. Did you mean 'digits'?"
+    )
+
+
+# Levels
+
+
+@pytest.mark.parametrize(
+    ("value", "level"), [("debug", logging.DEBUG), ("WARN", logging.WARNING), ("FATAL", logging.CRITICAL), ("15", 15)]
+)
+def test_the_level_of_the_named_loggers_follows_the_run(
+    value: str, level: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("POLYAXON_LOG_LEVEL", value)
+    Run(loggers=["mine"])
+    assert logging.getLogger("mine").level == level
+    assert logging.getLogger("polyaxon_tracking").level == level
+    logging.getLogger("mine").setLevel(logging.NOTSET)
+
+
+def test_without_a_level_loggers_are_left_alone() -> None:
+    Run(loggers=["mine"])
+    assert logging.getLogger("mine").level == logging.NOTSET
+
+
+# Resuming
+
+
+@pytest.mark.parametrize(
+    ("on_cluster", "resume", "resumes"),
+    [(True, None, True), (True, False, False), (True, True, True), (False, None, False), (False, True, True)],
+)
+def test_when_a_training_resumes(
+    on_cluster: bool, resume: bool | None, resumes: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    if on_cluster:
+        monkeypatch.setenv("POLYAXON_RUN_OUTPUTS_PATH", str(tmp_path))
+    assert Run(resume=resume).resumes is resumes
+
+
+def test_each_training_of_a_script_has_checkpoints_of_its_own(outputs: Path) -> None:
+    run = Run()
+    directory = outputs / "checkpoints"
+    first = run.training(max_epochs=5)
+    assert first.directory == str(directory / "resume")
+    assert run.training(max_epochs=5).directory == first.directory  # interrupted: the same again
+    run.finish(first, max_epochs=5)
+    second = run.training(max_epochs=5)
+    assert second.directory == str(directory / "resume-2")
+    assert run.training(max_epochs=6).directory == first.directory  # the first, gone on with
+    run.finish(second, max_epochs=5)
+    assert Run().training(max_epochs=3).directory == str(directory / "resume-3")
+    assert run.training(max_epochs=9, after=first).directory == str(directory / "resume-2")
+
+
+# Names of checkpoints
+
+
+def test_a_checkpoint_is_below_the_checkpoints_path(outputs: Path) -> None:
+    assert Run().checkpoint_path("a/best.pt") == str(outputs / "checkpoints" / "a" / "best.pt")
+
+
+def test_a_name_that_climbs_out_is_refused(outputs: Path) -> None:
+    with pytest.raises(TrackingError, match="Expected a relative name that stays below it"):
+        Run().checkpoint_path("../best.pt")
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_an_absolute_path_is_left_alone(
+    inside: bool, outputs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = str((outputs if inside else tmp_path) / "best.pt")
+    assert Run().checkpoint_path(path) == path
+    assert bool(caplog.messages) is not inside
