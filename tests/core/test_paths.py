@@ -119,6 +119,8 @@ def test_the_outputs_path_is_passed_on_as_it_is(path: str, monkeypatch: pytest.M
         ("/outputs/", ("a", "b.pt"), "/outputs/a/b.pt"),
         ("/outputs", ("a/b", "c/"), "/outputs/a/b/c"),
         ("/outputs", ("", "a"), "/outputs/a"),
+        ("/", ("a",), "/a"),
+        ("/", ("",), "/"),
         ("s3://bucket", ("a.pt",), "s3://bucket/a.pt"),
         ("wasbs://c@a.blob.core.windows.net/", ("a", "b"), "wasbs://c@a.blob.core.windows.net/a/b"),
         ("/outputs", ("..a", "b..", "..."), "/outputs/..a/b../..."),
@@ -322,6 +324,11 @@ def test_a_dataset_where_the_run_has_none() -> None:
         "from name to path in `datasets=` of the callbacks)."
     )
     assert get_data_path("digits", default="data/digits") == "data/digits"
+
+
+def test_a_dataset_where_the_variable_is_set_to_none_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(DATA, "{}")
+    assert "is not set" not in message(lambda: get_data_path("digits"))
 
 
 # Log level

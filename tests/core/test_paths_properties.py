@@ -153,3 +153,47 @@ def test_no_secret_is_told(variable: str, secret: str, before: str, after: str) 
     assert not [text for text in told if SECRET in text]
     assert error.__cause__ is None
     assert error.__suppress_context__ or error.__context__ is None
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        f'{{"private_key": "-----BEGIN PRIVATE KEY-----\\n{SECRET}\\n-----END PRIVATE KEY-----"}}',
+        f'{{"password": "correct {SECRET}"}}',
+        f'{{"password": "correct,{SECRET}"}}',
+        f'{{"secret_key": "correct\\"{SECRET}"}}',
+        f'{{"tokens": ["{SECRET}"]}}',
+        f'{{"secret": {{"value": "{SECRET}"}}}}',
+        json.dumps(json.dumps({"secret_key": SECRET})),
+        f"SharedAccessSignature=sv=2020&sig={SECRET}",
+        f"sv=2020&sig={SECRET}",
+        f"Authorization: Bearer {SECRET}",
+    ],
+    ids=[
+        "private key file",
+        "with a blank",
+        "with a comma",
+        "with an escaped quote",
+        "in a list",
+        "in an object",
+        "JSON within JSON",
+        "shared access signature",
+        "query without its URL",
+        "bearer",
+    ],
+)
+def test_no_secret_is_told_whatever_its_shape(value: str) -> None:
+    malformed = {"POLYAXON_RUN_DATA_PATHS": f"{value},"}
+    with mock.patch.dict(os.environ, malformed), pytest.raises(TrackingError) as raised:
+        get_data_paths()
+    assert SECRET not in str(raised.value)
+
+
+@given(st.text("ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789", min_size=16, max_size=16), st.sampled_from(["AKIA", "ASIA"]))
+def test_no_access_key_id_is_told(rest: str, kind: str) -> None:
+    with (
+        mock.patch.dict(os.environ, {"POLYAXON_LOG_LEVEL": f"id {kind}{rest}"}),
+        pytest.raises(TrackingError) as raised,
+    ):
+        get_log_level()
+    assert rest not in str(raised.value)

@@ -50,12 +50,12 @@ def test_on_the_cluster_outputs_go_where_the_run_says(outputs: Path, caplog: pyt
     assert not caplog.messages
 
 
-@pytest.mark.parametrize("value", ["relative/outputs", "file://{tmp_path}/outputs"])
+@pytest.mark.parametrize("value", ["a/outputs", "file://{tmp_path}/a/outputs", "{tmp_path}/b/../a/outputs/"])
 def test_the_outputs_path_becomes_an_absolute_local_one(
     value: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("POLYAXON_RUN_OUTPUTS_PATH", value.format(tmp_path=tmp_path))
-    assert Run().outputs_path in {str(tmp_path / "relative" / "outputs"), str(tmp_path / "outputs")}
+    assert Run().outputs_path == str(tmp_path / "a" / "outputs")
     assert not (tmp_path / "file:").exists()
 
 
@@ -155,6 +155,15 @@ def test_a_string_in_place_of_a_list() -> None:
     )
 
 
+def test_a_string_in_place_of_a_list_tells_no_secret() -> None:
+    assert "hunter2" not in message(datasets="s3://key:hunter2@bucket/digits")
+
+
+def test_names_from_a_generator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(DATA, json.dumps({"digits": str(tmp_path)}))
+    assert Run(datasets=(name for name in ["digits"])).data_path("digits") == str(tmp_path)
+
+
 def test_a_dataset_that_was_not_asked_for(tmp_path: Path) -> None:
     run = Run(datasets={"digits": tmp_path})
     with pytest.raises(TrackingError) as error:
@@ -190,7 +199,14 @@ def test_without_a_level_loggers_are_left_alone() -> None:
 
 @pytest.mark.parametrize(
     ("on_cluster", "resume", "resumes"),
-    [(True, None, True), (True, False, False), (True, True, True), (False, None, False), (False, True, True)],
+    [
+        (True, None, True),
+        (True, False, False),
+        (True, True, True),
+        (False, None, False),
+        (False, True, True),
+        (False, False, False),
+    ],
 )
 def test_when_a_training_resumes(
     on_cluster: bool, resume: bool | None, resumes: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
@@ -233,4 +249,8 @@ def test_an_absolute_path_is_left_alone(
 ) -> None:
     path = str((outputs if inside else tmp_path) / "best.pt")
     assert Run().checkpoint_path(path) == path
-    assert bool(caplog.messages) is not inside
+    warning = (
+        f"Checkpoints go to {path}, outside the outputs path {outputs}, and may be lost with the pod. Give a relative path to "
+        f"save below the outputs path"
+    )
+    assert [(record.levelname, record.message) for record in caplog.records] == [("WARNING", warning)] * (not inside)
