@@ -72,8 +72,8 @@ def get_outputs_refs_paths() -> dict[str, list[str]] | None:
     """Where other runs' outputs are: ``POLYAXON_REFS_OUTPUTS_PATHS``, e.g. ``{"experiments": ["/outputs/1"]}``.
 
     Returns:
-        Paths (or URLs) by kind, ``"jobs"`` and ``"experiments"``, in the order in which the user asked for them. A
-        kind without references is left out, as the platform does. ``None`` where the run has no references.
+        Paths (or URLs) by kind, ``"jobs"`` and ``"experiments"``, in the order in which the user asked for them. The
+        platform leaves out a kind without references. ``None`` where the variable is not set: no references at all.
 
     Raises:
         TrackingError: the variable is not JSON, or not an object of lists of paths.
@@ -139,21 +139,26 @@ def get_data_path(name: str, default: _T | None = None) -> str | _T:
         >>> get_data_path("digits", default="data/digits")
         '/data/digits'
     """
-    paths = get_data_paths() or {}
-    if name in paths:
+    paths = get_data_paths()
+    if paths is not None and name in paths:
         return paths[name]
     if default is not None:
         return default
     raise TrackingError(unknown_dataset(name, paths))
 
 
-def unknown_dataset(name: str, paths: dict[str, str]) -> str:
+def unknown_dataset(name: str, paths: dict[str, str] | None) -> str:
     """The message that the run has no dataset `name`, and which it has."""
-    if not paths:
+    if paths is None:
         return (
             f"Received the dataset name {shown(name)}, but {DATA_PATHS} is not set, so this run has no datasets. "
             f"In a cluster, ask for it in the polyaxonfile; elsewhere, give the path on this machine "
             f"(`default=` of get_data_path, or a mapping from name to path in `datasets=` of the callbacks)."
+        )
+    if not paths:
+        return (
+            f"Received the dataset name {shown(name)}, but {DATA_PATHS} is an empty object, so this run has no "
+            f"datasets. Ask for it in the polyaxonfile, or unset the variable off the cluster."
         )
     return (
         f"Received the dataset name {shown(name)}. Expected one of those in {DATA_PATHS}: "
@@ -186,7 +191,8 @@ def get_log_level() -> str | None:
         return name
     raise TrackingError(
         f"{LOG_LEVEL} was received as {shown(level)}. Expected one of {', '.join(LOG_LEVELS)} (any case) or a number, "
-        f"such as 20.{closest(name, list(LOG_LEVELS))} Correct `log_level` in the polyaxonfile, or unset the variable."
+        f"such as 20.{closest(name, list(LOG_LEVELS))} Correct `logging: level:` in the polyaxonfile, or unset the "
+        f"variable."
     )
 
 
@@ -198,7 +204,8 @@ def join_below(root: str, *parts: str) -> str:
                 f"Received the name {shown(part)} to join below the path {shown(root)}. Expected a relative name that "
                 f"stays below it, such as 'checkpoints/best.pt': leave out '..', a leading '/' and '://'."
             )
-    return "/".join([root.rstrip("/"), *(part.strip("/") for part in parts if part)])
+    names = [part.strip("/") for part in parts if part]
+    return "/".join([root.rstrip("/"), *names]) if names else root
 
 
 def is_url(path: str) -> bool:

@@ -63,6 +63,8 @@ class Run:
         loggers: Iterable[str] = (),
         resume: bool | None = None,
     ) -> None:
+        if isinstance(loggers, str):
+            raise TrackingError(f"Received loggers={loggers!r}, a string. Expected a list of names: [{loggers!r}].")
         _set_level(["polyaxon_tracking", *loggers])
         outputs = get_outputs_path()
         self.on_cluster: bool = outputs is not None
@@ -141,15 +143,22 @@ class Run:
             max_to_keep: how many of the newest checkpoints stay.
             after: what this returned for the training before, where the same model is trained on in memory.
         """
-        number = 1
+        number = 1 if after is None else self._number(after) + 1
         while True:
             directory = join_below(self.checkpoints_path, "resume" if number == 1 else f"resume-{number}")
-            passed = after is not None and directory == after.directory
-            if after is None and max_epochs > _finished.get(directory, -1):
+            if max_epochs > _finished.get(directory, -1):
                 return CheckpointManager(directory, max_to_keep)
-            if passed:
-                after = None
             number += 1
+
+    def _number(self, checkpoints: CheckpointManager) -> int:
+        parent, name = os.path.split(checkpoints.directory)
+        stem, _, number = name.partition("-")
+        if parent != self.checkpoints_path or stem != "resume" or not (number or "1").isdecimal():
+            raise TrackingError(
+                f"Received after={checkpoints!r}. Expected what `training` of this run returned before, a directory "
+                f"'resume' or 'resume-2' and so on in {self.checkpoints_path}."
+            )
+        return int(number or "1")
 
     def finish(self, checkpoints: CheckpointManager, *, max_epochs: float) -> None:
         """Note that the training which `training` returned `checkpoints` for has come to its end."""
@@ -202,17 +211,28 @@ def _checked_outputs(path: str) -> str:
 
 def _checked_datasets(datasets: Iterable[str] | Mapping[str, str | os.PathLike[str]]) -> dict[str, str]:
     if isinstance(datasets, str):
+        name = shown(datasets)
         raise TrackingError(
-            f"Received datasets={datasets!r}, a string. Expected a list of names, such as [{datasets!r}], or a mapping "
-            f"from name to the path on this machine, such as {{{datasets!r}: 'data/{datasets}'}}."
+            f"Received datasets={name}, a string. Expected a list of names, such as [{name}], or a mapping from name "
+            f"to the path on this machine, such as {{{name}: 'data/digits'}}."
         )
+    names = list(datasets)
+    if wrong := [name for name in names if not isinstance(name, str)]:
+        raise TrackingError(f"Received datasets with the names {wrong}. Expected the names to be strings.")
+    if isinstance(datasets, Mapping):
+        wrong = [name for name, path in datasets.items() if not isinstance(path, str | os.PathLike)]
+        if wrong:
+            raise TrackingError(
+                f"Received datasets without a path: {wrong}. Expected a path on this machine for each, or a list of "
+                f"names alone where the cluster knows them all."
+            )
     on_cluster = get_data_paths()
     local = {name: os.fspath(path) for name, path in datasets.items()} if isinstance(datasets, Mapping) else {}
     available = local if on_cluster is None else on_cluster
     problems = []
-    for name in datasets:
+    for name in names:
         if name not in available:
-            problems.append(unknown_dataset(name, available))
+            problems.append(unknown_dataset(name, on_cluster))
         elif not is_url(available[name]) and not os.path.exists(local_path(available[name])):
             whence = "`datasets=`" if on_cluster is None else DATA_PATHS
             problems.append(
@@ -221,4 +241,4 @@ def _checked_datasets(datasets: Iterable[str] | Mapping[str, str | os.PathLike[s
             )
     if problems:
         raise TrackingError("\n".join(problems))
-    return {name: available[name] for name in datasets}
+    return {name: available[name] for name in names}

@@ -7,6 +7,8 @@ import os
 import time
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from polyaxon_keras import state
 from polyaxon_keras.framework import keras
 from polyaxon_tracking import Run, TrackingError, atomic_write
@@ -47,6 +49,8 @@ class PolyaxonCallback(keras.callbacks.ModelCheckpoint):
         every_n_train_steps: save the training state every so many batches too. Keras cannot go on inside an epoch: the
             epoch begins again, with the weights that were saved.
         train_time_interval: save the training state whenever so much time has passed, too.
+        restore: callbacks beside this one whose state is saved and restored too, such as ``EarlyStopping`` and
+            ``ReduceLROnPlateau``, which Keras lets begin anew.
         max_to_keep: how many of the newest training states stay.
         loggers: names of loggers whose level follows ``POLYAXON_LOG_LEVEL``, beside Keras's and this package's.
 
@@ -75,6 +79,7 @@ class PolyaxonCallback(keras.callbacks.ModelCheckpoint):
         *,
         datasets: Iterable[str] | Mapping[str, str | os.PathLike[str]] = (),
         resume: bool | None = None,
+        restore: Iterable[keras.callbacks.Callback] = (),
         every_n_train_steps: int | None = None,
         train_time_interval: timedelta | None = None,
         max_to_keep: int = 2,
@@ -88,6 +93,9 @@ class PolyaxonCallback(keras.callbacks.ModelCheckpoint):
             raise TrackingError(
                 f"Received train_time_interval={train_time_interval!r}. Expected a time above zero, or None."
             )
+        self._restored = list(restore)
+        if wrong := [callback for callback in self._restored if not isinstance(callback, keras.callbacks.Callback)]:
+            raise TrackingError(f"Received restore={wrong!r}. Expected a list of callbacks that `fit` is given too.")
         self._run = Run(datasets=datasets, loggers=["keras", "absl", keras.backend.backend(), *loggers], resume=resume)
         super().__init__(
             self._run.checkpoint_path(os.fspath(filepath)),
@@ -109,6 +117,8 @@ class PolyaxonCallback(keras.callbacks.ModelCheckpoint):
         self._step = 0
         self._saved_step = 0
         self._saved_at = 0.0
+        self._due: int | None = None
+        self._states: list[dict[str, Any]] = []
 
     @property
     def outputs_path(self) -> str:
@@ -135,21 +145,31 @@ class PolyaxonCallback(keras.callbacks.ModelCheckpoint):
         )
         self._step = self._saved_step = 0
         self._saved_at = time.monotonic()
+        self._due, self._states = None, []
         newest = self._checkpoints.latest() if self._run.resumes else None
         if newest is None:
             _logger.info("Starting fresh: %s", self._run.why_fresh(self._checkpoints))
             return
         training = state.load(self.model, newest.path)
         self.best = training["best"]
+        self._states = training["callbacks"]
+        if len(self._states) != len(self._restored):
+            raise TrackingError(
+                f"Received {len(self._restored)} callbacks to restore, while {newest.path} holds the state of "
+                f"{len(self._states)}. Expected the same callbacks in the same order. Give `restore` what it was given "
+                f"before, or pass PolyaxonCallback(resume=False) to begin anew; the checkpoint stays as it is."
+            )
         self._step = self._saved_step = newest.step
         _begin_at(self.model, newest.epoch)
         _logger.info("Resuming from %s: epoch %d, step %d", newest.path, newest.epoch, newest.step)
         if newest.epoch >= self.params["epochs"]:
-            _logger.info("This training had come to its end (epochs=%d): nothing is left to do", self.params["epochs"])
+            _logger.info("This training had come to its end (epochs=%d): nothing is left", self.params["epochs"])
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Count from here."""
+        """Save what came with the end of the last epoch, and count from here."""
         super().on_epoch_begin(epoch, logs)
+        self._restore_callbacks()
+        self._save_due()
         self._epoch, self._batch = epoch, -1
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
@@ -166,18 +186,39 @@ class PolyaxonCallback(keras.callbacks.ModelCheckpoint):
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Save the model as ``ModelCheckpoint`` does, then the training state."""
         super().on_epoch_end(epoch, logs)
-        self._save_training(epoch + 1)
+        if self._restored:
+            self._due = epoch + 1  # those among them that come after this one have yet to see the epoch's end
+        else:
+            self._save_training(epoch + 1)
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """Note that this training is done: the next one in this script has checkpoints of its own."""
         super().on_train_end(logs)
+        self._restore_callbacks()
+        epochs = self.params["epochs"]
+        if self.model.stop_training and self._epoch + 1 < epochs:
+            self._due = epochs  # stopped early: no epoch is left to go on with
+        self._save_due()
         _begin_at(self.model, None)
         self._finished = self._checkpoints
-        self._run.finish(self._checkpoints, max_epochs=self.params["epochs"])
+        self._run.finish(self._checkpoints, max_epochs=epochs)
+
+    def _save_due(self) -> None:
+        if self._due is not None:
+            self._save_training(self._due)
+            self._due = None
+
+    def _restore_callbacks(self) -> None:
+        # Not before training has begun for all: they reset themselves then.
+        if self._states:
+            for callback, values in zip(self._restored, self._states, strict=True):
+                vars(callback).update(values)
+            self._states = []
 
     def _save_training(self, epoch: int) -> None:
         with self._checkpoints.save(self._step, epoch, suffix=".weights.h5") as path:
-            state.save(self.model, path, {"best": None if self.best is None else float(self.best)})
+            best = None if self.best is None else float(self.best)
+            state.save(self.model, path, {"best": best, "callbacks": [_plain_values(cb) for cb in self._restored]})
         self._saved_step, self._saved_at = self._step, time.monotonic()
 
     def _save_model(self, epoch: int, batch: int | None, logs: dict[str, Any] | None) -> None:
@@ -196,6 +237,20 @@ class PolyaxonCallback(keras.callbacks.ModelCheckpoint):
                 self.model.save(staged, overwrite=True)
         if self.verbose > 0:
             _logger.info("Epoch %d: saved the model to %s", epoch + 1, path)
+
+
+def _plain_values(callback: keras.callbacks.Callback) -> dict[str, Any]:
+    """The state of a callback: its attributes that are numbers, strings, arrays, or lists of arrays."""
+    return {
+        name: value
+        for name, value in vars(callback).items()
+        if not name.startswith("_")
+        and (
+            value is None
+            or isinstance(value, bool | int | float | str | np.generic | np.ndarray)
+            or (isinstance(value, list) and all(isinstance(item, np.ndarray) for item in value))
+        )
+    }
 
 
 def _begin_at(model: keras.Model, epoch: int | None) -> None:

@@ -147,6 +147,8 @@ class PolyaxonCallback(Callback):
                 )
         elif resumed is not None:
             _logger.info("Resuming from %s: epoch %d, step %d", resumed.path, resumed.epoch, resumed.step)
+            if trainer.max_epochs is not None and 0 <= trainer.max_epochs <= resumed.epoch:
+                _logger.info("This training had come to its end (max_epochs=%d): nothing is left", trainer.max_epochs)
         else:
             _logger.info("Starting fresh: %s", self._run.why_fresh(checkpoints))
 

@@ -12,6 +12,7 @@ import torch
 
 from polyaxon_lightning.framework import pl
 from polyaxon_lightning.io import StreamCheckpointIO
+from polyaxon_tracking import TrackingError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -52,6 +53,7 @@ class ResumeStream(Checkpoint):
         """Add what Lightning leaves out, and an uninterrupted training has."""
         checkpoint[_KEY] = {
             "random": _random_state(),
+            "optimizers": _optimizers(trainer),
             "plateau": _plateau_metrics(trainer) if self._ends_epoch else {},
         }
 
@@ -65,8 +67,21 @@ class ResumeStream(Checkpoint):
         """Bring the random number generators to where they were: dropout and shuffling go on as if nothing had been.
 
         Not where there are several processes: each has its own generators, and the checkpoint those of the first.
+
+        Raises:
+            TrackingError: the optimizers are not those that were saved. Lightning would go on with the options of the
+                saved ones, or fail in the middle of training.
         """
-        if self._restored is not None and trainer.world_size == 1:
+        if self._restored is None:
+            return
+        if self._restored["optimizers"] != _optimizers(trainer):
+            raise TrackingError(
+                f"Received a model with the optimizers {_optimizers(trainer)}, while the checkpoint was saved with "
+                f"{self._restored['optimizers']}. Expected the same. "
+                f"Make them what they were, pass PolyaxonCallback(resume=False) to begin anew, or use another outputs "
+                f"path; the checkpoint stays as it is."
+            )
+        if trainer.world_size == 1:
             _set_random_state(self._restored["random"])
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -134,6 +149,10 @@ def _plateau_metrics(trainer: pl.Trainer) -> dict[int, Any]:
         and (trainer.current_epoch + 1) % config.frequency == 0
         and config.monitor in trainer.callback_metrics
     }
+
+
+def _optimizers(trainer: pl.Trainer) -> list[str]:
+    return [type(optimizer).__name__ for optimizer in trainer.optimizers]
 
 
 def _random_state() -> dict[str, Any]:

@@ -360,5 +360,5 @@ def test_an_unknown_log_level(value: str, hint: str, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv(LEVEL, value)
     assert message(get_log_level) == (
         f"POLYAXON_LOG_LEVEL was received as {value!a}. Expected one of DEBUG, INFO, WARN, WARNING, ERROR, FATAL, CRITICAL "
-        f"(any case) or a number, such as 20.{hint} Correct `log_level` in the polyaxonfile, or unset the variable."
+        f"(any case) or a number, such as 20.{hint} Correct `logging: level:` in the polyaxonfile, or unset the variable."
     )

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from polyaxon_tracking import Run, TrackingError
+from polyaxon_tracking import CheckpointManager, Run, TrackingError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -254,3 +254,20 @@ def test_an_absolute_path_is_left_alone(
         f"save below the outputs path"
     )
     assert [(record.levelname, record.message) for record in caplog.records] == [("WARNING", warning)] * (not inside)
+
+
+def test_a_training_after_one_that_is_not_of_this_run(outputs: Path, tmp_path: Path) -> None:
+    with pytest.raises(TrackingError, match="Expected what `training` of this run returned before"):
+        Run().training(max_epochs=1, after=CheckpointManager(tmp_path / "elsewhere"))
+
+
+def test_a_string_in_place_of_a_list_of_loggers() -> None:
+    assert message(loggers="mine") == "Received loggers='mine', a string. Expected a list of names: ['mine']."
+
+
+def test_datasets_of_wrong_types() -> None:
+    assert message(datasets=[3]) == "Received datasets with the names [3]. Expected the names to be strings."
+    assert message(datasets={"digits": None}) == (
+        "Received datasets without a path: ['digits']. Expected a path on this machine for each, or a list of names alone where "
+        "the cluster knows them all."
+    )

@@ -6,12 +6,14 @@ The frameworks are imported once; each training is a process of its own, forked 
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import random
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from polyaxon_tracking import CheckpointManager
@@ -24,6 +26,7 @@ def train_lightning() -> None:
     import torch
     from lightning.pytorch import LightningModule, Trainer
     from lightning.pytorch.callbacks import ModelCheckpoint
+
     from polyaxon_lightning import PolyaxonCallback
 
     class Module(LightningModule):
@@ -57,6 +60,7 @@ def train_lightning() -> None:
 def train_keras() -> None:
     import keras
     import numpy as np
+
     from polyaxon_keras import PolyaxonCallback
 
     class Check(keras.callbacks.Callback):
@@ -66,70 +70,74 @@ def train_keras() -> None:
     model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(STATE_MEGABYTES << 18), keras.layers.Dense(1)])
     model.compile("sgd", "mse")
     model.fit(
-        np.ones((1, 1)), np.ones(1), epochs=EPOCHS, verbose=0, callbacks=[PolyaxonCallback("mine.keras", max_to_keep=1), Check()]
+        np.ones((1, 1)),
+        np.ones(1),
+        epochs=EPOCHS,
+        verbose=0,
+        callbacks=[PolyaxonCallback("mine.keras", max_to_keep=1), Check()],
     )
 
 
 def main(framework: str, outputs: Path, trials: int, seed: int) -> None:
     os.environ["POLYAXON_RUN_OUTPUTS_PATH"] = str(outputs)
     os.environ["POLYAXON_LOG_LEVEL"] = "WARNING"
-    import_framework(framework)
+    train = {"lightning": train_lightning, "keras": train_keras}[framework]
+    importlib.import_module(f"polyaxon_{framework}")
     chance = random.Random(seed)
+    print(json.dumps([trial(train, outputs, chance) for _ in range(trials)]))
+
+
+def trial(train: Callable[[], None], outputs: Path, chance: random.Random) -> dict[str, object]:
     manager = CheckpointManager(outputs / "checkpoints" / "resume")
-    found = []
-    for _ in range(trials):
-        began = newest(manager)
-        child = os.fork()
-        if not child:
-            os.dup2(2, 1)
-            {"lightning": train_lightning, "keras": train_keras}[framework]()
+    began = newest(manager)
+    child = os.fork()
+    if not child:
+        os.dup2(2, 1)
+        try:
+            train()
+        finally:
             os._exit(1)  # it never ends by itself
-        ended, staged = wait_for_a_save(child, outputs, began, chance)
-        before = newest(manager)
-        if not ended:
-            time.sleep(chance.uniform(0, 0.05))
-            os.kill(child, signal.SIGKILL)
-            _, status = os.waitpid(child, 0)
-        found.append(
-            {
-                "killed": not ended and os.WIFSIGNALED(status),
-                "while_saving": bool(list(outputs.rglob(".staging-*"))),
-                "staged": staged,
-                "before": before,
-                "after": newest(manager),
-                "damaged": [checkpoint.path for checkpoint in manager.checkpoints() if checkpoint.damage()],
-                "intact": getattr(manager.latest(), "step", None),
-                "mine": (outputs / "checkpoints" / ("mine.ckpt" if framework == "lightning" else "mine.keras")).exists(),
-            }
-        )
-    print(json.dumps(found))
+    try:
+        wait_for_a_save(child, outputs, began + chance.randint(1, 4))
+        time.sleep(chance.uniform(0, 0.03))
+        before, staged = newest(manager), staged_files(outputs)
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    latest = manager.latest()
+    return {
+        "began": began,
+        "before": before,
+        "while_saving": bool(staged),
+        "after": None if latest is None else latest.step,
+        "damaged": [checkpoint.path for checkpoint in manager.checkpoints() if checkpoint.damage()],
+    }
 
 
-def import_framework(framework: str) -> None:
-    if framework == "lightning":
-        import polyaxon_lightning  # noqa: F401
-    else:
-        import polyaxon_keras  # noqa: F401
-
-
-def wait_for_a_save(child: int, outputs: Path, began: int, chance: random.Random) -> tuple[bool, int]:
-    """Return when the training saves, after it has made one to four steps; or whether it has ended, as it should not."""
+def wait_for_a_save(child: int, outputs: Path, step: int) -> None:
+    """Return when the training has saved `step`, and saves again."""
     manager = CheckpointManager(outputs / "checkpoints" / "resume")
-    goal = began + chance.randint(1, 4)
-    while True:
-        if os.waitpid(child, os.WNOHANG)[0]:
-            return True, 0
-        staged = [path for path in outputs.rglob(".staging-*/*.*") if path.name != ".lock"]
-        if newest(manager) >= goal and staged:
-            return False, sum(size(path) for path in staged)
+    deadline = time.monotonic() + 60
+    while newest(manager) < step or not staged_files(outputs):
+        if os.waitpid(child, os.WNOHANG)[0] or time.monotonic() > deadline:
+            sys.exit("the training ended, or makes no progress")
         time.sleep(0.0005)
 
 
-def size(path: Path) -> int:
+def staged_files(outputs: Path) -> list[str]:
+    found = []
+    for directory in (outputs / "checkpoints", outputs / "checkpoints" / "resume"):
+        for name in listed(directory):
+            if name.startswith(".staging-"):
+                found += [file for file in listed(directory / name) if file != ".lock"]
+    return found
+
+
+def listed(directory: Path) -> list[str]:
     try:
-        return path.stat().st_size
-    except FileNotFoundError:
-        return 0
+        return os.listdir(directory)
+    except FileNotFoundError:  # not there yet, or no longer
+        return []
 
 
 def newest(manager: CheckpointManager) -> int:

@@ -244,6 +244,58 @@ def test_the_best_value_survives(outputs: Path) -> None:
     assert names(outputs / "checkpoints") == ["best-1.keras", "best-2.keras", "best-4.keras"]
 
 
+def test_callbacks_that_keras_lets_begin_anew_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Interrupted and resumed, they stop and reduce the learning rate when an uninterrupted training does."""
+    scores = (0.5, 0.6, 0.6, 0.6, 0.6, 0.6, 0.9, 0.9)
+
+    def train(*, interrupted: bool) -> tuple[list[int], dict[str, Any], dict[str, Any], float, str]:
+        monkeypatch.setenv("POLYAXON_RUN_OUTPUTS_PATH", str(tmp_path / str(interrupted)))
+        trained: list[int] = []
+        for stop_at in (1, 3, None) if interrupted else (None,):
+            keras.utils.set_random_seed(0 if stop_at in (1, None) and not trained else 7)
+            stopping = keras.callbacks.EarlyStopping("score", mode="max", patience=3, restore_best_weights=True)
+            reducing = keras.callbacks.ReduceLROnPlateau("score", mode="max", patience=2, factor=0.5)
+            others = [Score(*scores), stopping, reducing]
+            network = model()
+            if stop_at is not None:
+                others.append(Interrupt(epoch=stop_at))
+                with pytest.raises(RuntimeError, match="interrupted"):
+                    fit(PolyaxonCallback(restore=[stopping, reducing]), *others, network=network, epochs=8)
+            else:
+                trained += fit(PolyaxonCallback(restore=[stopping, reducing]), *others, network=network, epochs=8)
+        names = ("wait", "best", "stopped_epoch", "best_epoch")
+        state = {name: getattr(stopping, name) for name in names}
+        reduced = {name: getattr(reducing, name) for name in ("wait", "best", "cooldown_counter")}
+        return trained, state, reduced, float(network.optimizer.learning_rate), digest(network)
+
+    whole, resumed = train(interrupted=False), train(interrupted=True)
+    assert whole[0] == [0, 1, 2, 3, 4]
+    assert resumed[0] == [3, 4]
+    assert resumed[1:] == whole[1:]
+
+
+def test_a_training_that_stopped_early_stays_stopped(outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def train() -> list[int]:
+        stopping = keras.callbacks.EarlyStopping("score", mode="max", patience=1)
+        return fit(PolyaxonCallback(), Score(0.9, 0.1, 0.1, 0.1), stopping, epochs=4)
+
+    assert train() == [0, 1]
+    monkeypatch.setattr("polyaxon_tracking.run._finished", {})  # as in a new process
+    assert train() == []
+
+
+def test_a_callback_to_restore_that_was_not_saved(outputs: Path) -> None:
+    fit(PolyaxonCallback(), epochs=1)
+    stopping = keras.callbacks.EarlyStopping("loss")
+    with pytest.raises(TrackingError, match=r"Received 1 callbacks to restore, while .* holds the state of 0\."):
+        fit(PolyaxonCallback(restore=[stopping]), stopping, epochs=2)
+
+
+def test_what_is_no_callback_cannot_be_restored(outputs: Path) -> None:
+    with pytest.raises(TrackingError, match=r"Received restore=\['early_stopping'\]\. Expected a list of callbacks"):
+        PolyaxonCallback(restore=["early_stopping"])
+
+
 def test_off_the_cluster_training_begins_anew_unless_asked(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     resume = tmp_path / "outputs" / "checkpoints" / "resume"
     assert fit(PolyaxonCallback(), epochs=1) == [0]

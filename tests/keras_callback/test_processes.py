@@ -43,4 +43,4 @@ def test_a_finished_training_has_nothing_left_to_do(tmp_path: Path) -> None:
     first = train(tmp_path)
     again = train(tmp_path)
     assert trained(again) == trained(first)
-    assert "This training had come to its end (epochs=6): nothing is left to do" in again.stderr
+    assert "This training had come to its end (epochs=6): nothing is left" in again.stderr

@@ -347,6 +347,21 @@ def test_a_model_whose_shape_changed(outputs: Path) -> None:
     assert saved.is_file()
 
 
+def test_another_optimizer_is_refused_where_lightning_would_fail_while_training(outputs: Path) -> None:
+    class Other(Classifier):
+        def configure_optimizers(self) -> Any:
+            return torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9)
+
+    fit(PolyaxonCallback(), max_epochs=1)
+    with pytest.raises(TrackingError) as error:
+        fit(PolyaxonCallback(), model=Other(), max_epochs=2)
+    assert str(error.value) == (
+        "Received a model with the optimizers ['SGD'], while the checkpoint was saved with ['Adam']. Expected the same. Make "
+        "them what they were, pass PolyaxonCallback(resume=False) to begin anew, or use another outputs path; the checkpoint "
+        "stays as it is."
+    )
+
+
 def test_only_damaged_states_left(outputs: Path) -> None:
     fit(PolyaxonCallback(), max_epochs=2)
     saved = sorted((outputs / "checkpoints" / "resume").iterdir(), reverse=True)
