@@ -13,10 +13,13 @@ import random
 import signal
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from polyaxon_tracking import CheckpointManager
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 STATE_MEGABYTES = 24
 EPOCHS = 100_000
