@@ -12,6 +12,8 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+collect_ignore = ["tests/typing"]  # only for type checkers
+
 _NOT_OURS = {"PYTEST_CURRENT_TEST"}
 
 
