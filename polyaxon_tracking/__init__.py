@@ -13,11 +13,13 @@ TYPE_CHECKING = False  # as `typing.TYPE_CHECKING`, without the milliseconds tha
 if TYPE_CHECKING:
     from polyaxon_tracking.checkpoints import Checkpoint, CheckpointManager
     from polyaxon_tracking.files import atomic_write
+    from polyaxon_tracking.interruption import Interruption
     from polyaxon_tracking.run import Run
 
 __all__ = [
     "Checkpoint",
     "CheckpointManager",
+    "Interruption",
     "Run",
     "TrackingError",
     "atomic_write",
@@ -32,6 +34,7 @@ __all__ = [
 _LATER = {
     "Checkpoint": "checkpoints",
     "CheckpointManager": "checkpoints",
+    "Interruption": "interruption",
     "Run": "run",
     "atomic_write": "files",
 }

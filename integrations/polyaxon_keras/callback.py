@@ -11,11 +11,12 @@ import numpy as np
 
 from polyaxon_keras import state
 from polyaxon_keras.framework import keras
-from polyaxon_tracking import Run, TrackingError, atomic_write
+from polyaxon_tracking import Interruption, Run, TrackingError, atomic_write
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from datetime import timedelta
+    from types import FrameType
 
     from polyaxon_tracking import CheckpointManager
 
@@ -117,6 +118,8 @@ class PolyaxonCallback(keras.callbacks.ModelCheckpoint):
         self._step = 0
         self._saved_step = 0
         self._saved_at = 0.0
+        self._interruption = Interruption(self._is_training)
+        self._fitted: keras.Model | None = None
         self._due: int | None = None
         self._states: list[dict[str, Any]] = []
 
@@ -146,6 +149,8 @@ class PolyaxonCallback(keras.callbacks.ModelCheckpoint):
         self._step = self._saved_step = 0
         self._saved_at = time.monotonic()
         self._due, self._states = None, []
+        self._fitted = self.model
+        self._interruption.install()
         newest = self._checkpoints.latest() if self._run.resumes else None
         if newest is None:
             _logger.info("Starting fresh: %s", self._run.why_fresh(self._checkpoints))
@@ -173,15 +178,24 @@ class PolyaxonCallback(keras.callbacks.ModelCheckpoint):
         self._epoch, self._batch = epoch, -1
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """Save where `save_freq`, `every_n_train_steps` or `train_time_interval` says so."""
+        """Save where `save_freq`, `every_n_train_steps` or `train_time_interval` says so, or a signal asks for it."""
         super().on_train_batch_end(batch, logs)
         self._step += batch - self._batch  # more than one with `steps_per_execution`
         self._batch = batch
+        if self._interruption.requested:
+            self._save_training(self._epoch)
+            self._interruption.end()
         every, interval = self._every_n_train_steps, self._interval
         if (every is not None and self._step // every > self._saved_step // every) or (
             interval is not None and time.monotonic() - self._saved_at >= interval
         ):
             self._save_training(self._epoch)
+
+    def on_test_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Save and end where a signal asked for it: in the validation within ``fit`` the epoch's batches are done."""
+        if self._interruption.requested:
+            self._save_training(self._epoch + 1)
+            self._interruption.end()
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Save the model as ``ModelCheckpoint`` does, then the training state."""
@@ -199,9 +213,18 @@ class PolyaxonCallback(keras.callbacks.ModelCheckpoint):
         if self.model.stop_training and self._epoch + 1 < epochs:
             self._due = epochs  # stopped early: no epoch is left to go on with
         self._save_due()
+        self._interruption.uninstall()
         _begin_at(self.model, None)
         self._finished = self._checkpoints
         self._run.finish(self._checkpoints, max_epochs=epochs)
+
+    def _is_training(self, frame: FrameType | None) -> bool:
+        """Whether `frame` is within the ``fit`` of this callback's model: Keras tells no callback of an exception."""
+        while frame is not None:
+            if frame.f_code.co_name == "fit" and frame.f_locals.get("self") is self._fitted:
+                return True
+            frame = frame.f_back
+        return False
 
     def _save_due(self) -> None:
         if self._due is not None:

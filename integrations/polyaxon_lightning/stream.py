@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import random
+import signal
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +14,7 @@ import torch
 
 from polyaxon_lightning.framework import pl
 from polyaxon_lightning.io import StreamCheckpointIO
-from polyaxon_tracking import TrackingError
+from polyaxon_tracking import Interruption, TrackingError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,6 +27,8 @@ else:
     Checkpoint = pl.callbacks.Checkpoint
 
 __all__ = ["ResumeStream", "stream_io"]
+
+_logger = logging.getLogger("polyaxon_tracking")
 
 _KEY = "polyaxon_tracking"
 
@@ -45,6 +49,9 @@ class ResumeStream(Checkpoint):
         self._saved_step = -1
         self._saved_at = 0.0
         self._ends_epoch = False
+        self._training = False
+        self._stepping_from: int | None = None
+        self.interruption = Interruption(lambda _: self._training)
         self._restored: dict[str, Any] | None = None
 
     def on_save_checkpoint(
@@ -72,6 +79,7 @@ class ResumeStream(Checkpoint):
             TrackingError: the optimizers are not those that were saved. Lightning would go on with the options of the
                 saved ones, or fail in the middle of training.
         """
+        self.interruption.install()  # before Lightning's own handlers, which run those that they find
         if self._restored is None:
             return
         if self._restored["optimizers"] != _optimizers(trainer):
@@ -92,11 +100,25 @@ class ResumeStream(Checkpoint):
             self._restored = None
         self._saved_step = trainer.global_step
         self._saved_at = time.monotonic()
+        self._training = True
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Note that no optimizer step is under way."""
+        self._stepping_from = None
+
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        """Note that one is: until it is done, the state is neither of one step nor of the next."""
+        self._stepping_from = trainer.global_step
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save where `every_n_train_steps` or `train_time_interval` says so."""
+        """Save where `every_n_train_steps` or `train_time_interval` says so, and end where a signal asked for it."""
+        self._end_if_requested(trainer)
         step = trainer.global_step
         if step == self._saved_step:  # gradients are being accumulated
             return
@@ -112,6 +134,47 @@ class ResumeStream(Checkpoint):
         self._ends_epoch = True
         self._save(trainer, trainer.current_epoch + 1)
         self._ends_epoch = False
+
+    def on_validation_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """End where a signal asked for it."""
+        if self._training:  # and not the sanity check before it
+            self._end_if_requested(trainer)
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Save what was done since the last save, whatever ends the training: a signal, Ctrl-C or an error."""
+        if isinstance(exception, pl.utilities.exceptions.SIGTERMException):
+            # Lightning would exit with 0, and the platform take the run for done.
+            exception.code = 128 + signal.SIGTERM
+        half_done = self._stepping_from is not None and trainer.global_step == self._stepping_from
+        # Saving is collective: with several processes the others may not have come to an exception.
+        alone = trainer.world_size == 1 or isinstance(exception, pl.utilities.exceptions.SIGTERMException)
+        training, self._training = self._training, False
+        if not training or half_done or not alone or trainer.global_step == self._saved_step:
+            return
+        try:
+            self._save(trainer, trainer.current_epoch)
+        except (OSError, RuntimeError, TrackingError):
+            # The exception that ended the training goes on; this one must not take its place.
+            _logger.exception("The state at the exception was not saved; the one before is as it was")
+        else:
+            _logger.warning("Saved step %d after %s", trainer.global_step, type(exception).__name__)
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Stop listening for signals."""
+        self._training = False
+        self.interruption.uninstall()
+
+    def _end_if_requested(self, trainer: pl.Trainer) -> None:
+        if self.interruption.requested and trainer.world_size == 1:  # otherwise Lightning has the ranks agree
+            self.interruption.end()
 
     def _save(self, trainer: pl.Trainer, epoch: int) -> None:
         step = trainer.global_step

@@ -6,6 +6,7 @@ import hashlib
 import os
 import signal
 import sys
+import time
 
 import keras
 import numpy as np
@@ -70,11 +71,23 @@ class DieAtStep(keras.callbacks.Callback):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
+class Slow(keras.callbacks.Callback):
+    def on_train_batch_end(self, batch: int, logs: object = None) -> None:
+        time.sleep(float(os.environ.get("SECONDS_PER_BATCH", "0")))
+
+    def on_test_batch_begin(self, batch: int, logs: object = None) -> None:
+        if "SECONDS_PER_VALIDATION_BATCH" in os.environ:
+            print("validating after", int(self.model.optimizer.iterations), flush=True)
+            time.sleep(float(os.environ["SECONDS_PER_VALIDATION_BATCH"]))
+
+
 def main() -> None:
+    if "OWN_HANDLER" in os.environ:
+        signal.signal(signal.SIGTERM, lambda *_: print("own handler", flush=True))
     keras.utils.set_random_seed(0)
     x, y = data()
     network = model(os.environ.get("KIND", "subclassed"))
-    callbacks: list[keras.callbacks.Callback] = [PolyaxonCallback(save_best_only=True)]
+    callbacks: list[keras.callbacks.Callback] = [PolyaxonCallback(save_best_only=True), Slow()]
     if "DIE_AT_STEP" in os.environ:
         callbacks.append(DieAtStep(int(os.environ["DIE_AT_STEP"])))
     network.fit(x, y, batch_size=16, epochs=6, validation_split=0.1, verbose=0, callbacks=callbacks)

@@ -6,6 +6,7 @@ import hashlib
 import os
 import signal
 import sys
+import time
 
 import torch
 from lightning.pytorch import LightningModule, Trainer, seed_everything
@@ -26,10 +27,14 @@ class Classifier(LightningModule):
     def training_step(self, batch: list[torch.Tensor], _: int) -> torch.Tensor:
         if os.environ.get("DIE_AT_STEP") == str(self.trainer.global_step):
             os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(float(os.environ.get("SECONDS_PER_BATCH", "0")))
         x, y = batch
         return nn.functional.cross_entropy(self.net(x), y)
 
     def validation_step(self, batch: list[torch.Tensor], _: int) -> None:
+        if "SECONDS_PER_VALIDATION_BATCH" in os.environ:
+            print("validating after", self.trainer.global_step, flush=True)
+            time.sleep(float(os.environ["SECONDS_PER_VALIDATION_BATCH"]))
         x, y = batch
         self.log("val_loss", nn.functional.cross_entropy(self.net(x), y))
 
@@ -52,6 +57,8 @@ def digest(module: nn.Module) -> str:
 
 
 def main() -> None:
+    if "OWN_HANDLER" in os.environ:
+        signal.signal(signal.SIGTERM, lambda *_: print("own handler", flush=True))
     every = os.environ.get("EVERY_N_TRAIN_STEPS")
     seed_everything(0, verbose=False)
     trainer = Trainer(

@@ -32,6 +32,16 @@ class Epochs(Callback):
         self.trained.append(trainer.current_epoch)
 
 
+class Steps(Callback):
+    """The optimizer steps before each batch, in order."""
+
+    def __init__(self) -> None:
+        self.trained: list[int] = []
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self.trained.append(trainer.global_step)
+
+
 def trainer(*callbacks: Callback, max_epochs: int = 3, **options: Any) -> Trainer:
     return Trainer(
         max_epochs=max_epochs,
@@ -159,10 +169,49 @@ def test_a_fit_in_a_run_goes_on_where_the_last_one_was_interrupted(
 ) -> None:
     with pytest.raises(RuntimeError, match="interrupted"):
         fit(PolyaxonCallback(), Interrupt(step=6))
-    [saved] = (outputs / "checkpoints" / "resume").glob("step=0000000004-epoch=1-*")
+    assert "Saved step 6 after RuntimeError" in caplog.messages
+    [saved] = (outputs / "checkpoints" / "resume").glob("step=0000000006-epoch=1-*")
     caplog.clear()
-    assert fit(PolyaxonCallback()) == [1, 2]
-    assert f"Resuming from {saved}: epoch 1, step 4" in caplog.messages
+    steps = Steps()
+    fit(PolyaxonCallback(), steps)
+    assert f"Resuming from {saved}: epoch 1, step 6" in caplog.messages
+    assert steps.trained == [6, 7, 8, 9, 10, 11]
+
+
+def test_an_exception_in_an_optimizer_step_leaves_the_state_before_it(
+    outputs: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    class HalfDone(torch.optim.Adam):
+        def step(self, closure: Any = None) -> Any:
+            loss = super().step(closure)
+            if self.state[self.param_groups[0]["params"][0]]["step"] == 6:
+                raise RuntimeError("between two tensors")
+            return loss
+
+    class Torn(Classifier):
+        def configure_optimizers(self) -> Any:
+            return HalfDone(self.parameters(), lr=0.01)
+
+    with pytest.raises(RuntimeError, match="between two tensors"):
+        fit(PolyaxonCallback(), model=Torn())
+    assert names(outputs / "checkpoints" / "resume") == ["step=0000000004-epoch=1-start=1.ckpt"]
+
+
+def test_a_save_that_fails_after_an_exception_does_not_hide_it(
+    outputs: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    class Full(Interrupt):
+        def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+            monkeypatch.setattr(torch, "save", full)
+
+    with pytest.raises(RuntimeError, match="interrupted"):
+        fit(PolyaxonCallback(), Full(step=6))
+    assert "The state at the exception was not saved; the one before is as it was" in caplog.messages
+    assert "No space left on device" in caplog.text
+    assert names(outputs / "checkpoints" / "resume") == ["step=0000000004-epoch=1-start=1.ckpt"]
 
 
 def test_a_fresh_start_is_said(outputs: Path, caplog: pytest.LogCaptureFixture) -> None:

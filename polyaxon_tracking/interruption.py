@@ -1,0 +1,102 @@
+"""SIGTERM and Ctrl-C as a request that training honours between two batches, where its state is whole."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import FrameType, TracebackType
+    from typing import Any, NoReturn
+
+    from typing_extensions import Self
+
+__all__ = ["Interruption"]
+
+_logger = logging.getLogger("polyaxon_tracking")
+
+# What a shell reports for a process that SIGTERM ended: the platform takes it for preempted, not for done.
+_EXIT_STATUS = 128 + signal.SIGTERM
+
+
+class Interruption:
+    """Turn the first SIGTERM or Ctrl-C into a request, so that training can finish a batch and save; a second ends it.
+
+    Handlers that were there before still run. Outside the main thread, where Python runs no handlers, nothing is
+    caught.
+
+    Args:
+        is_training: given the frame that was interrupted, whether training still goes on; where it does not, the signal
+            does what it did before.
+
+    Examples:
+        >>> with Interruption() as interruption:
+        ...     for step in range(1000):
+        ...         pass  # train, and save now and then
+        ...         if interruption.requested:
+        ...             pass  # save
+        ...             interruption.end()
+    """
+
+    def __init__(self, is_training: Callable[[FrameType | None], bool] = lambda _: True) -> None:
+        self.requested: signal.Signals | None = None
+        """The signal that came, or ``None``."""
+        self._is_training = is_training
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> Self:
+        """Start to listen."""
+        self.install()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Stop listening."""
+        self.uninstall()
+
+    def install(self) -> None:
+        """Start to listen."""
+        self.requested = None
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                if signal.getsignal(number) != self._handle:
+                    self._before[number] = signal.signal(number, self._handle)
+
+    def uninstall(self) -> None:
+        """Stop listening; the handlers that were there before are there again."""
+        for number, handler in self._before.items():
+            if signal.getsignal(number) == self._handle:  # otherwise another one has been put on top since
+                signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+    def end(self) -> NoReturn:
+        """Leave training as the signal asks: exit status 143 for SIGTERM, ``KeyboardInterrupt`` for Ctrl-C."""
+        requested = self.requested
+        self.uninstall()
+        if requested == signal.SIGINT:
+            raise KeyboardInterrupt
+        raise SystemExit(_EXIT_STATUS)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        caught = signal.Signals(number)
+        before = self._before.get(caught)
+        if self.requested is not None or not self._is_training(frame):
+            self.uninstall()
+            if caught == self.requested == signal.SIGTERM:
+                before = signal.SIG_DFL  # the second: nothing holds it up any more
+            if callable(before):
+                before(number, frame)
+            elif before != signal.SIG_IGN:
+                signal.signal(caught, signal.SIG_DFL)
+                os.kill(os.getpid(), caught)
+            return
+        self.requested = caught
+        _logger.warning(
+            "Received %s: training ends after this batch and is saved. A second one ends it at once", caught.name
+        )
+        if callable(before) and before is not signal.default_int_handler:
+            before(number, frame)

@@ -1,0 +1,86 @@
+"""SIGTERM and Ctrl-C as a request, in a loop of one's own."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from polyaxon_tracking import Interruption
+
+LOOP = """
+import signal, sys, time
+from polyaxon_tracking import Interruption
+if "own" in sys.argv:
+    signal.signal(signal.SIGTERM, lambda *_: print("own handler", flush=True))
+with Interruption() as interruption:
+    print("training", flush=True)
+    while not interruption.requested:
+        time.sleep(float(sys.argv[1]))
+    print("saved", flush=True)
+    interruption.end()
+"""
+
+
+def end(number: signal.Signals, *arguments: str, times: int = 1) -> tuple[int, list[str]]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", LOOP, *arguments], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "training\n"
+    for _ in range(times):
+        process.send_signal(number)
+        time.sleep(0.2)
+    lines = process.stdout.read().splitlines()
+    return process.wait(timeout=30), lines
+
+
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, -signal.SIGINT)], ids=["SIGTERM", "Ctrl-C"]
+)
+def test_the_first_is_a_request(number: signal.Signals, status: int) -> None:
+    assert end(number, "0.01") == (status, ["saved"])
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "Ctrl-C"])
+def test_the_second_ends_at_once(number: signal.Signals) -> None:
+    assert end(number, "60", times=2) == (-number, [])
+
+
+def test_a_handler_that_was_there_runs() -> None:
+    assert end(signal.SIGTERM, "0.01", "own") == (143, ["own handler", "saved"])
+
+
+def test_the_handlers_that_were_there_come_back() -> None:
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    with Interruption() as interruption:
+        assert signal.getsignal(signal.SIGTERM) != before[0]
+        assert interruption.requested is None
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
+
+
+def test_where_training_no_longer_goes_on_the_signal_does_what_it_did() -> None:
+    interruption = Interruption(lambda _: False)
+    interruption.install()
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+    assert interruption.requested is None
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_outside_the_main_thread_nothing_is_caught() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    seen = []
+
+    def run() -> None:
+        with Interruption():
+            seen.append(signal.getsignal(signal.SIGTERM))
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert seen == [before]

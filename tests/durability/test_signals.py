@@ -1,0 +1,131 @@
+"""SIGTERM and Ctrl-C, sent to trainings in processes of their own."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from polyaxon_tracking import CheckpointManager
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+TESTS = Path(__file__).parents[1]
+SCRIPTS = {
+    "lightning": TESTS / "lightning_callback" / "lightning_script.py",
+    "keras": TESTS / "keras_callback" / "keras_script.py",
+}
+STEPS_AN_EPOCH = 4
+# A batch takes so long that a signal falls into one.
+SLOW = {"SECONDS_PER_BATCH": "0.3"}
+
+
+class Training:
+    """A training in a process, with its outputs below `directory`."""
+
+    def __init__(self, framework: str, directory: Path, **environment: str) -> None:
+        self.log = directory / "log"
+        self.checkpoints = CheckpointManager(directory / "outputs" / "checkpoints" / "resume")
+        settings = {
+            "POLYAXON_RUN_OUTPUTS_PATH": str(directory / "outputs"),
+            "KERAS_BACKEND": os.environ.get("KERAS_BACKEND", "torch"),
+            **environment,
+        }
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-W", "ignore", str(SCRIPTS[framework])],
+                env=os.environ | {"PYTHONUNBUFFERED": "1"} | settings,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+
+    def wait_for_epochs(self, epochs: int) -> None:
+        """Return when so many epochs are saved."""
+        self.wait_until(lambda: max((saved.epoch for saved in self.checkpoints.checkpoints()), default=0) >= epochs)
+
+    def wait_until(self, holds: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + 120
+        while not holds():
+            assert self.process.poll() is None, self.text
+            assert time.monotonic() < deadline, self.text
+            time.sleep(0.01)
+
+    def end_with(self, *signals: signal.Signals) -> int:
+        for number in signals:
+            self.process.send_signal(number)
+            time.sleep(0.05)
+        return self.process.wait(timeout=60)
+
+    @property
+    def text(self) -> str:
+        return self.log.read_text()
+
+    @property
+    def newest(self) -> tuple[int, int]:
+        checkpoint = self.checkpoints.latest()
+        assert checkpoint is not None
+        return checkpoint.step, checkpoint.epoch
+
+
+@pytest.fixture(params=list(SCRIPTS))
+def framework(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, None)], ids=["SIGTERM", "Ctrl-C"]
+)
+def test_a_signal_ends_the_batch_saves_and_ends_training(
+    tmp_path: Path, framework: str, number: signal.Signals, status: int | None
+) -> None:
+    training = Training(framework, tmp_path, **SLOW)
+    training.wait_for_epochs(1)
+    time.sleep(0.4)
+    ended = training.end_with(number)
+    # Lightning turns Ctrl-C into exit status 1, Python without it into death by the signal.
+    assert ended == (status or {"lightning": 1, "keras": -signal.SIGINT}[framework]), training.text
+    assert f"Received {number.name}: training ends after this batch and is saved" in training.text
+    step, epoch = training.newest
+    assert STEPS_AN_EPOCH < step < 2 * STEPS_AN_EPOCH
+    assert epoch == 1
+    resumed = Training(framework, tmp_path)
+    assert resumed.process.wait(timeout=60) == 0, resumed.text
+    assert f": epoch {epoch}, step {step}\n" in resumed.text
+    [trained] = re.findall(r"^trained (\d+)", resumed.text, re.MULTILINE)
+    # Lightning goes on within the epoch; Keras begins the epoch again.
+    assert int(trained) == {"lightning": 24, "keras": step + 5 * STEPS_AN_EPOCH}[framework]
+
+
+def test_a_second_sigterm_ends_training_at_once(tmp_path: Path, framework: str) -> None:
+    training = Training(framework, tmp_path, SECONDS_PER_BATCH="0.5")
+    training.wait_for_epochs(1)
+    before = training.newest
+    time.sleep(0.2)  # into the next batch
+    assert training.end_with(signal.SIGTERM, signal.SIGTERM) == -signal.SIGTERM
+    assert training.newest == before
+
+
+def test_the_users_own_handler_still_runs(tmp_path: Path, framework: str) -> None:
+    training = Training(framework, tmp_path, OWN_HANDLER="1", **SLOW)
+    training.wait_for_epochs(1)
+    assert training.end_with(signal.SIGTERM) == 143
+    assert training.text.count("own handler") == 1
+
+
+def test_a_signal_in_the_validation_loses_no_step_of_the_epoch(tmp_path: Path, framework: str) -> None:
+    training = Training(framework, tmp_path, SECONDS_PER_VALIDATION_BATCH="0.5")
+    training.wait_until(lambda: "validating after 8" in training.text)
+    assert training.end_with(signal.SIGTERM) == 143, training.text
+    step, _ = training.newest
+    assert step == 2 * STEPS_AN_EPOCH
+    resumed = Training(framework, tmp_path)
+    assert resumed.process.wait(timeout=60) == 0, resumed.text
+    assert "\ntrained 24 " in resumed.text
