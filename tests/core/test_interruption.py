@@ -33,8 +33,8 @@ def end(number: signal.Signals, *arguments: str, times: int = 1) -> tuple[int, l
     assert process.stdout is not None
     assert process.stdout.readline() == "training\n"
     for _ in range(times):
+        time.sleep(0.5)  # into the loop
         process.send_signal(number)
-        time.sleep(0.2)
     lines = process.stdout.read().splitlines()
     return process.wait(timeout=30), lines
 
