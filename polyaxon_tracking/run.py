@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable, Mapping
 
 from polyaxon_tracking.checkpoints import CheckpointManager
-from polyaxon_tracking.errors import TrackingError, closest, shown
+from polyaxon_tracking.errors import TrackingError, closest, mask_secrets, shown
 from polyaxon_tracking.files import staging
 from polyaxon_tracking.paths import (
     DATA_PATHS,
@@ -105,19 +105,19 @@ class Run:
         """
         if not os.path.isabs(name):
             return join_below(self.checkpoints_path, name)
-        if not self.holds(name):
-            _logger.warning(
-                "Checkpoints go to %s, outside the outputs path %s, and may be lost with the pod. Give a relative path "
-                "to save below the outputs path",
-                name,
-                self.outputs_path,
-            )
+        self.warn_if_outside(name)
         return name
 
-    def holds(self, path: str) -> bool:
-        """Whether `path` is below the outputs path."""
+    def warn_if_outside(self, path: str) -> None:
+        """Warn where `path`, a local one or a URL, is not below the outputs path."""
         outputs = os.path.realpath(self.outputs_path)
-        return os.path.commonpath([outputs, os.path.realpath(path)]) == outputs
+        if is_url(path) or os.path.commonpath([outputs, os.path.realpath(local_path(path))]) != outputs:
+            _logger.warning(
+                "Checkpoints go to %s, outside the outputs path %s, and may be lost with the pod. Leave the path out, or "
+                "choose one below it",
+                mask_secrets(path),
+                self.outputs_path,
+            )
 
     def why_fresh(self, checkpoints: CheckpointManager) -> str:
         """The reason, for the log, why a training begins from scratch."""

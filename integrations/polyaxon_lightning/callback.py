@@ -166,7 +166,7 @@ class PolyaxonCallback(Callback):
                 if callback.dirpath is None:
                     callback.dirpath = self._run.checkpoints_path
                 else:
-                    self._run.checkpoint_path(os.fspath(callback.dirpath))  # warns where it is elsewhere
+                    self._run.warn_if_outside(os.fspath(callback.dirpath))
 
     def _attach_stream(self, trainer: pl.Trainer, checkpoints: CheckpointManager) -> None:
         self._stream = ResumeStream(checkpoints, self._every_n_train_steps, self._train_time_interval)

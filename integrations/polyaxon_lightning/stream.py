@@ -85,9 +85,9 @@ class ResumeStream(Checkpoint):
         if self._restored["optimizers"] != _optimizers(trainer):
             raise TrackingError(
                 f"Received a model with the optimizers {_optimizers(trainer)}, while the checkpoint was saved with "
-                f"{self._restored['optimizers']}. Expected the same. "
-                f"Make them what they were, pass PolyaxonCallback(resume=False) to begin anew, or use another outputs "
-                f"path; the checkpoint stays as it is."
+                f"{self._restored['optimizers']}. Expected the same. Make them what they were, pass "
+                f"PolyaxonCallback(resume=False) to begin anew, or use another outputs path; the checkpoint stays as "
+                f"it is."
             )
         if trainer.world_size == 1:
             _set_random_state(self._restored["random"])
@@ -178,7 +178,7 @@ class ResumeStream(Checkpoint):
 
     def _save(self, trainer: pl.Trainer, epoch: int) -> None:
         step = trainer.global_step
-        with stream_io(trainer, weights_only=True):
+        with stream_io(trainer):
             # Every rank takes part, and the strategy writes on the first alone.
             if trainer.is_global_zero:
                 with self.checkpoints.save(step, epoch) as path:
@@ -189,7 +189,7 @@ class ResumeStream(Checkpoint):
 
 
 @contextlib.contextmanager
-def stream_io(trainer: pl.Trainer, *, weights_only: bool) -> Iterator[None]:
+def stream_io(trainer: pl.Trainer, *, weights_only: bool = True) -> Iterator[None]:
     """Have the strategy write and read the resume stream's files as they are, whatever plugin the user brought."""
     plugin = trainer.strategy.checkpoint_io
     trainer.strategy.checkpoint_io = StreamCheckpointIO(weights_only=weights_only)

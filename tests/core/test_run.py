@@ -249,10 +249,7 @@ def test_an_absolute_path_is_left_alone(
 ) -> None:
     path = str((outputs if inside else tmp_path) / "best.pt")
     assert Run().checkpoint_path(path) == path
-    warning = (
-        f"Checkpoints go to {path}, outside the outputs path {outputs}, and may be lost with the pod. Give a relative path to "
-        f"save below the outputs path"
-    )
+    warning = f"Checkpoints go to {path}, outside the outputs path {outputs}, and may be lost with the pod. Leave the path out, or choose one below it"
     assert [(record.levelname, record.message) for record in caplog.records] == [("WARNING", warning)] * (not inside)
 
 
@@ -271,3 +268,10 @@ def test_datasets_of_wrong_types() -> None:
         "Received datasets without a path: ['digits']. Expected a path on this machine for each, or a list of names alone where "
         "the cluster knows them all."
     )
+
+
+def test_an_object_store_is_outside_the_outputs_path(outputs: Path, caplog: pytest.LogCaptureFixture) -> None:
+    Run().warn_if_outside("s3://key:secret@bucket/run")
+    assert caplog.messages == [
+        f"Checkpoints go to s3://***@bucket/run, outside the outputs path {outputs}, and may be lost with the pod. Leave the path out, or choose one below it"
+    ]

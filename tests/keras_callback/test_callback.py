@@ -129,8 +129,7 @@ def test_an_absolute_path_outside_the_outputs_path_is_left_alone_and_warned_abou
     assert (tmp_path / "mine.keras").is_file()
     [warning] = [record.message for record in caplog.records if record.levelno == logging.WARNING]
     assert warning == (
-        f"Checkpoints go to {tmp_path}/mine.keras, outside the outputs path {outputs}, and may be lost with the pod. Give "
-        f"a relative path to save below the outputs path"
+        f"Checkpoints go to {tmp_path}/mine.keras, outside the outputs path {outputs}, and may be lost with the pod. Leave the path out, or choose one below it"
     )
 
 

@@ -100,8 +100,7 @@ def test_an_explicit_dirpath_outside_the_outputs_path_is_left_alone_and_warned_a
     assert names(elsewhere) == ["epoch=2-step=12.ckpt"]
     [warning] = [record.message for record in caplog.records if record.levelno == logging.WARNING]
     assert warning == (
-        f"Checkpoints go to {elsewhere}, outside the outputs path {outputs}, and may be lost with the pod. Give a "
-        f"relative path to save below the outputs path"
+        f"Checkpoints go to {elsewhere}, outside the outputs path {outputs}, and may be lost with the pod. Leave the path out, or choose one below it"
     )
 
 
