@@ -113,8 +113,8 @@ class Run:
         outputs = os.path.realpath(self.outputs_path)
         if is_url(path) or os.path.commonpath([outputs, os.path.realpath(local_path(path))]) != outputs:
             _logger.warning(
-                "Checkpoints go to %s, outside the outputs path %s, and may be lost with the pod. Leave the path out, or "
-                "choose one below it",
+                "Checkpoints go to %s, outside the outputs path %s, and may be lost with the pod. Leave the path out, "
+                "or choose one below it",
                 mask_secrets(path),
                 self.outputs_path,
             )
