@@ -111,6 +111,8 @@ class CheckpointManager:
         self.directory = os.path.abspath(local_path(directory))
         self.max_to_keep = max_to_keep
         self._damaged: set[str] = set()
+        self._known: set[str] | None = None  # what was there before the first save, and what was saved
+        self._warned = False
 
     def __repr__(self) -> str:
         return f"CheckpointManager({self.directory!r}, max_to_keep={self.max_to_keep})"
@@ -132,6 +134,8 @@ class CheckpointManager:
         step, epoch = _count("step", step), _count("epoch", epoch)
         if not _SUFFIX.fullmatch(suffix):
             raise TrackingError(f"Received suffix={suffix!r}. Expected a file's ending, such as '.ckpt'.")
+        if self._known is None:
+            self._known = {checkpoint.path for checkpoint in self.checkpoints()}
         with staging(self.directory) as directory:
             staged = os.path.join(directory, "checkpoint" + suffix)
             with explained(os.path.join(self.directory, f"step={step:010d}{suffix}"), staged):
@@ -139,8 +143,10 @@ class CheckpointManager:
                 sync_file(staged)
                 crc = crc_of_file(staged)
                 name = f"step={step:010d}-epoch={epoch}-start={self._start(step, epoch)}-crc={crc:08x}{suffix}"
-                publish(staged, os.path.join(self.directory, name))
-        self._prune()
+                path = os.path.join(self.directory, name)
+                publish(staged, path)
+        self._known.add(path)
+        self._prune(self._known)
 
     def checkpoints(self) -> list[Checkpoint]:
         """All checkpoints in the directory, newest first, read from their names alone."""
@@ -198,8 +204,17 @@ class CheckpointManager:
             return 1
         return newest.start if (step, epoch) > (newest.step, newest.epoch) else newest.start + 1
 
-    def _prune(self) -> None:
-        whole = [checkpoint for checkpoint in self.checkpoints() if checkpoint.path not in self._damaged]
+    def _prune(self, known: set[str]) -> None:
+        found = self.checkpoints()
+        foreign = [checkpoint.path for checkpoint in found if checkpoint.path not in known]
+        if foreign and not self._warned:
+            self._warned = True
+            _logger.warning(
+                "Another training saves its checkpoints here too, such as %s. Both keep theirs, and the next start "
+                "goes on from the newest of all. Give each training an outputs path of its own, or end the other",
+                foreign[0],
+            )
+        whole = [checkpoint for checkpoint in found if checkpoint.path in known - self._damaged]
         for checkpoint in whole[self.max_to_keep :]:
             try:
                 os.unlink(checkpoint.path)

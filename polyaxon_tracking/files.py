@@ -26,6 +26,8 @@ __all__ = ["atomic_write"]
 _STAGING = ".staging-"
 _LOCK = ".lock"
 
+_PROBE_BYTES = 1 << 20
+
 
 @contextlib.contextmanager
 def atomic_write(path: str | os.PathLike[str]) -> Iterator[str]:
@@ -125,23 +127,32 @@ def explained(path: str, staged: str) -> Iterator[None]:
     """Add to an error in writing `staged` what a reader of the log needs: which file, its size and the free space."""
     try:
         yield
-    except OSError as error:
+    except (OSError, RuntimeError) as error:
         written, free = _size(staged), free_bytes(os.path.dirname(path))
-        raise OSError(
-            error.errno or errno.EIO,  # HDF5 sets none
-            f"{path} was not saved, and what was there before is untouched: {error.strerror or error}. It needs more "
-            f"than {written:,} bytes, {free:,} bytes are free on its file system",
-        ) from error
-    except RuntimeError as error:
-        # torch.save reports a full disk as a RuntimeError without the reason.
-        written, free = _size(staged), free_bytes(os.path.dirname(path))
-        if free > max(written, 1 << 20):
+        cause = error if isinstance(error, OSError) else None
+        if cause is None or not cause.errno:
+            # torch and HDF5 tell of a write that failed without the reason. Another write to the file finds it.
+            cause = _refusal(staged) or cause
+        if cause is None:
             raise
         raise OSError(
-            errno.ENOSPC,
-            f"{path} was not saved, and what was there before is untouched: no space is left. It needs more than "
-            f"{written:,} bytes, {free:,} bytes are free on its file system",
+            cause.errno or errno.EIO,
+            f"{path} was not saved, and what was there before is untouched: {cause.strerror or cause}. It needs more "
+            f"than {written:,} bytes, {free:,} bytes are free on its file system",
         ) from error
+
+
+def _refusal(path: str) -> OSError | None:
+    """Why the file `path` takes no more bytes, or ``None`` where it does, or does not exist."""
+    try:
+        with open(path, "ab", buffering=0) as file:
+            file.writelines([bytes(_PROBE_BYTES)] * 2)  # a nearly full disk takes a part of the first
+            os.fsync(file.fileno())
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        return error
+    return None
 
 
 def free_bytes(directory: str) -> int:

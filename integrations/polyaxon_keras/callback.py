@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import time
+import traceback
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,7 +18,7 @@ from polyaxon_tracking import Interruption, Run, TrackingError, atomic_write
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from datetime import timedelta
-    from types import FrameType
+    from types import FrameType, TracebackType
 
     from polyaxon_tracking import CheckpointManager
 
@@ -119,6 +121,7 @@ class PolyaxonCallback(keras.callbacks.ModelCheckpoint):
         self._saved_step = 0
         self._saved_at = 0.0
         self._interruption = Interruption(self._is_training)
+        self._excepthook = sys.excepthook
         self._fitted: keras.Model | None = None
         self._due: int | None = None
         self._states: list[dict[str, Any]] = []
@@ -151,6 +154,8 @@ class PolyaxonCallback(keras.callbacks.ModelCheckpoint):
         self._due, self._states = None, []
         self._fitted = self.model
         self._interruption.install()
+        if sys.excepthook != self._save_after_exception:
+            self._excepthook, sys.excepthook = sys.excepthook, self._save_after_exception
         newest = self._checkpoints.latest() if self._run.resumes else None
         if newest is None:
             _logger.info("Starting fresh: %s", self._run.why_fresh(self._checkpoints))
@@ -183,13 +188,13 @@ class PolyaxonCallback(keras.callbacks.ModelCheckpoint):
         self._step += batch - self._batch  # more than one with `steps_per_execution`
         self._batch = batch
         if self._interruption.requested:
-            self._save_training(self._epoch)
+            self._save_training(self._epochs_done)
             self._interruption.end()
         every, interval = self._every_n_train_steps, self._interval
         if (every is not None and self._step // every > self._saved_step // every) or (
             interval is not None and time.monotonic() - self._saved_at >= interval
         ):
-            self._save_training(self._epoch)
+            self._save_training(self._epochs_done)
 
     def on_test_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Save and end where a signal asked for it: in the validation within ``fit`` the epoch's batches are done."""
@@ -214,17 +219,46 @@ class PolyaxonCallback(keras.callbacks.ModelCheckpoint):
             self._due = epochs  # stopped early: no epoch is left to go on with
         self._save_due()
         self._interruption.uninstall()
+        if sys.excepthook == self._save_after_exception:  # otherwise another one has been put on top since
+            sys.excepthook = self._excepthook
         _begin_at(self.model, None)
         self._finished = self._checkpoints
         self._run.finish(self._checkpoints, max_epochs=epochs)
 
+    @property
+    def _epochs_done(self) -> int:
+        """Epochs whose batches are all done; with data of unknown length, known only when the epoch has ended."""
+        return self._epoch + 1 if self._batch + 1 == self.params["steps"] else self._epoch
+
     def _is_training(self, frame: FrameType | None) -> bool:
         """Whether `frame` is within the ``fit`` of this callback's model: Keras tells no callback of an exception."""
         while frame is not None:
-            if frame.f_code.co_name == "fit" and frame.f_locals.get("self") is self._fitted:
+            if self._is_fit(frame):
                 return True
             frame = frame.f_back
         return False
+
+    def _is_fit(self, frame: FrameType) -> bool:
+        return frame.f_code.co_name == "fit" and frame.f_locals.get("self") is self._fitted
+
+    def _save_after_exception(
+        self, kind: type[BaseException], error: BaseException, trace: TracebackType | None
+    ) -> None:
+        """Save what was done since the last save when an exception of ``fit`` ends the process.
+
+        A hook of the interpreter, since Keras tells callbacks nothing of an exception.
+        """
+        self._excepthook(kind, error, trace)
+        frames = [frame for frame, _ in traceback.walk_tb(trace)]
+        half_done = any(frame.f_locals.get("self") is self.model.optimizer for frame in frames)
+        if half_done or not any(map(self._is_fit, frames)) or self._step == self._saved_step:
+            return
+        try:
+            self._save_training(self._epochs_done if self._due is None else self._due)
+        except (OSError, RuntimeError, TrackingError):
+            _logger.exception("The state at the exception was not saved; the one before is as it was")
+        else:
+            _logger.warning("Saved step %d after %s", self._step, kind.__name__)
 
     def _save_due(self) -> None:
         if self._due is not None:
@@ -239,10 +273,10 @@ class PolyaxonCallback(keras.callbacks.ModelCheckpoint):
             self._states = []
 
     def _save_training(self, epoch: int) -> None:
+        self._saved_step, self._saved_at = self._step, time.monotonic()
         with self._checkpoints.save(self._step, epoch, suffix=".weights.h5") as path:
             best = None if self.best is None else float(self.best)
             state.save(self.model, path, {"best": best, "callbacks": [_plain_values(cb) for cb in self._restored]})
-        self._saved_step, self._saved_at = self._step, time.monotonic()
 
     def _save_model(self, epoch: int, batch: int | None, logs: dict[str, Any] | None) -> None:
         """Save the model's file as ``ModelCheckpoint`` does, but complete or not at all.

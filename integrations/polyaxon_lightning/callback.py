@@ -120,13 +120,13 @@ class PolyaxonCallback(Callback):
             return
         user_checkpoints = _without_stream(trainer.checkpoint_callbacks)
         self._redirect(user_checkpoints)
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # the user brought none
+            trainer.strategy.checkpoint_io = DurableCheckpointIO()
         if stage != "fit":
             return
         if not user_checkpoints:
             _logger.info("The Trainer has enable_checkpointing=False: nothing is saved, and nothing is resumed from")
             return
-        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # the user brought none
-            trainer.strategy.checkpoint_io = DurableCheckpointIO()
         checkpoints = self._run.training(
             max_epochs=_limit(trainer), max_to_keep=self._max_to_keep, after=self._finished
         )

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import shutil
+import struct
+import zipfile
+import zlib
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from polyaxon_lightning.framework import pl
-from polyaxon_tracking import atomic_write
+from polyaxon_tracking import TrackingError, atomic_write
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -38,6 +41,21 @@ class DurableCheckpointIO(TorchCheckpointIO):
         with atomic_write(path) as staged:
             torch.save(checkpoint, staged)
 
+    def load_checkpoint(self, path: str | Path, *arguments: Any, **options: Any) -> dict[str, Any]:
+        """Read the checkpoint `path` after its checksums, which ``torch.load`` does not look at.
+
+        Raises:
+            TrackingError: the file is damaged.
+        """
+        if os.path.isfile(path) and (problem := _damage(path)):
+            raise TrackingError(
+                f"Received the checkpoint {path}, which is damaged: {problem}. Expected the bytes that were saved. "
+                f"Give another file, or leave `ckpt_path` out to go on from the newest intact training state; this one "
+                f"stays as it is."
+            )
+        checkpoint: dict[str, Any] = super().load_checkpoint(path, *arguments, **options)
+        return checkpoint
+
     def remove_checkpoint(self, path: str | Path) -> None:
         """Remove the file or directory `path`, if it is there."""
         if "://" in os.fspath(path):
@@ -63,3 +81,19 @@ class StreamCheckpointIO(TorchCheckpointIO):
         """Read the checkpoint at `path` into host memory."""
         checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=self._weights_only)
         return checkpoint
+
+
+def _damage(path: str | Path) -> str | None:
+    """What is wrong with the file `path`, by the CRC-32 of its members where it is a zip, as ``torch.save`` writes."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            member = archive.testzip()
+    except zipfile.BadZipFile as error:
+        with open(path, "rb") as file:
+            start = file.read(2)
+        if not start:
+            return "it is empty"
+        return str(error) if start == b"PK" else None  # torch's format of before 1.6 has no checksums
+    except (EOFError, LookupError, NotImplementedError, RuntimeError, ValueError, struct.error, zlib.error) as error:
+        return str(error) or type(error).__name__  # headers that make no sense
+    return member and f"the CRC-32 of its member {member} does not match"

@@ -53,6 +53,7 @@ class ResumeStream(Checkpoint):
         self._stepping_from: int | None = None
         self.interruption = Interruption(lambda _: self._training)
         self._restored: dict[str, Any] | None = None
+        self._resumes_in_epoch = False
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -98,6 +99,7 @@ class ResumeStream(Checkpoint):
             for index, metric in self._restored["plateau"].items():
                 pl_module.lr_scheduler_step(trainer.lr_scheduler_configs[index].scheduler, metric)
             self._restored = None
+            self._resumes_in_epoch = True
         self._saved_step = trainer.global_step
         self._saved_at = time.monotonic()
         self._training = True
@@ -105,8 +107,18 @@ class ResumeStream(Checkpoint):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Note that no optimizer step is under way."""
+        """Note that no optimizer step is under way, and say what a training that resumes within an epoch repeats."""
         self._stepping_from = None
+        if self._resumes_in_epoch:
+            self._resumes_in_epoch = False
+            if batch_idx and not _is_stateful(trainer.train_dataloader):
+                _logger.info(
+                    "Going on within epoch %d after %d of its %s batches. The data loader has no state_dict, so it "
+                    "begins from its start: of this epoch's data some comes twice and some not at all",
+                    trainer.current_epoch,
+                    batch_idx,
+                    trainer.num_training_batches,
+                )
 
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
@@ -177,7 +189,8 @@ class ResumeStream(Checkpoint):
             self.interruption.end()
 
     def _save(self, trainer: pl.Trainer, epoch: int) -> None:
-        step = trainer.global_step
+        step = self._saved_step = trainer.global_step  # also where it fails: nothing is gained by a second try
+        self._saved_at = time.monotonic()
         with stream_io(trainer):
             # Every rank takes part, and the strategy writes on the first alone.
             if trainer.is_global_zero:
@@ -185,7 +198,6 @@ class ResumeStream(Checkpoint):
                     trainer.save_checkpoint(path, weights_only=False)
             else:
                 trainer.save_checkpoint("", weights_only=False)
-        self._saved_step, self._saved_at = step, time.monotonic()
 
 
 @contextlib.contextmanager
@@ -212,6 +224,13 @@ def _plateau_metrics(trainer: pl.Trainer) -> dict[int, Any]:
         and (trainer.current_epoch + 1) % config.frequency == 0
         and config.monitor in trainer.callback_metrics
     }
+
+
+def _is_stateful(loaders: Any) -> bool:
+    return all(
+        hasattr(loader, "state_dict") and hasattr(loader, "load_state_dict")
+        for loader in pl.utilities.CombinedLoader(loaders).flattened
+    )
 
 
 def _optimizers(trainer: pl.Trainer) -> list[str]:

@@ -1,4 +1,4 @@
-"""Trainings that are killed while they save, one after the other on the same outputs."""
+"""Trainings that are killed again and again, each on the outputs that the one before left: `benchmarks/durability.py`."""
 
 from __future__ import annotations
 
@@ -6,36 +6,63 @@ import json
 import os
 import subprocess
 import sys
-import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-SCRIPT = Path(__file__).with_name("kill_while_saving.py")
-TRIALS = 10
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "durability.py"
+OTHER_FILE_SYSTEM = "/dev/shm"
 
 
-@pytest.mark.parametrize("framework", ["lightning", "keras"])
-def test_a_kill_while_saving_loses_no_checkpoint(tmp_path: Path, framework: str) -> None:
+def killed(framework: str, outputs: Path, *, kills: int, moment: str = "saving", tmp: str | None = None) -> Any:
+    command = [sys.executable, "-W", "ignore", str(SCRIPT), "--json", "--subjects", framework]
+    command += ["--kills", str(kills), "--moment", moment, "--outputs", str(outputs)]
     process = subprocess.run(
-        [sys.executable, "-W", "ignore", str(SCRIPT), framework, str(tmp_path), str(TRIALS), "1"],
-        env=os.environ | {"KERAS_BACKEND": "torch"},
+        command,
+        env=os.environ | {"KERAS_BACKEND": "torch"} | ({"TMPDIR": tmp} if tmp else {}),
         capture_output=True,
         text=True,
         check=False,
         timeout=300,
     )
     assert process.returncode == 0, process.stderr
-    trials = json.loads(process.stdout)
-    assert len(trials) == TRIALS
-    assert sum(trial["while_saving"] for trial in trials) >= TRIALS // 2  # the kills are where they should be
-    for trial in trials:
-        # Each training went on from where the last one was killed, and lost nothing that was there before its own kill.
-        assert trial["began"] < trial["before"] <= trial["after"], trial
-        assert trial["damaged"] == [], trial
-    # Litter of the last one alone, and the user's own file is whole.
-    assert len(list(tmp_path.rglob(".staging-*"))) <= 2
-    with zipfile.ZipFile(
-        tmp_path / "checkpoints" / ("mine.ckpt" if framework == "lightning" else "mine.keras")
-    ) as file:
-        assert file.testzip() is None
+    starts = json.loads(process.stdout)
+    assert len(starts) > kills
+    for start in starts:
+        # From no further back than what was saved, with a state that is all of one step, and nothing torn.
+        assert start["whole"], start
+        assert start["began"] >= start["promised"], start
+        assert not start.get("torn"), start
+        assert start.get("best", 1) or not start["promised"], start  # the best model outlives the commit of the next
+    return starts
+
+
+@pytest.fixture(params=["lightning", "keras"])
+def framework(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def test_kills_while_saving(tmp_path: Path, framework: str) -> None:
+    starts = killed(framework, tmp_path, kills=20)
+    assert starts[-1]["promised"] >= 10  # each goes on where the one before was killed
+
+
+def test_kills_while_saving_to_another_file_system_than_that_of_temporary_files(tmp_path: Path, framework: str) -> None:
+    assert os.stat(OTHER_FILE_SYSTEM).st_dev != tmp_path.stat().st_dev
+    killed(framework, tmp_path, kills=5, tmp=OTHER_FILE_SYSTEM)
+
+
+def test_kills_in_the_first_save(tmp_path: Path, framework: str) -> None:
+    starts = killed(framework, tmp_path, kills=5, moment="first-save")
+    assert {start["began"] for start in starts} <= {0, 1, 2}
+
+
+def test_kills_before_the_old_one_goes(tmp_path: Path, framework: str) -> None:
+    starts = killed(framework, tmp_path, kills=3, moment="pruning")
+    # The save before was done, though the training was killed before it could know.
+    assert all(start["began"] == start["promised"] + 1 for start in starts[1:])
+
+
+def test_kills_while_resuming(tmp_path: Path, framework: str) -> None:
+    killed(framework, tmp_path, kills=5, moment="resuming")

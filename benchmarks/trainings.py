@@ -1,0 +1,212 @@
+"""Trainings that save their whole state every epoch and resume as their users would, for `durability.py` to kill.
+
+An epoch is one step, and every value of the state counts the steps, so that a mixture of two states shows. Each
+training gets the outputs directory, and a `Report` to tell where it stands.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+STATE_MEGABYTES = 24
+EPOCHS = 1_000_000  # a kill ends it
+
+
+class Report:
+    """What a training tells the process that will kill it, in lines of text."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+
+    def begin(self, epoch: int, steps: set[int]) -> None:
+        """Training is about to go on with `epoch`; `steps` is what the parts of the state have counted."""
+        self._write(f"begin {epoch} {'whole' if steps == {epoch} else 'mixed'}")
+
+    def saving(self, step: int) -> None:
+        self._write(f"saving {step}")
+
+    def saved(self, step: int) -> None:
+        self._write(f"saved {step}")
+
+    def _write(self, line: str) -> None:
+        os.write(self._descriptor, f"{line}\n".encode())
+
+
+# PyTorch Lightning
+
+
+def _lightning(
+    outputs: Path, report: Report, callbacks: list[Any], *, plugins: list[Any] | None = None, ckpt_path: str | None
+) -> None:
+    import torch
+    from lightning.pytorch import Callback, LightningModule, Trainer
+
+    class Module(LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = torch.nn.Linear(1, 1)
+            self.register_buffer("ballast", torch.zeros(STATE_MEGABYTES << 18))
+
+        def training_step(self, batch: torch.Tensor, _: int) -> torch.Tensor:
+            self.ballast += 1
+            self.log("falling", -float(self.global_step))
+            return self.layer(batch).mean()
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD(self.parameters(), lr=1e-6)
+
+    class Reports(Callback):
+        def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+            steps = {int(pl_module.ballast.min()), int(pl_module.ballast.max()), trainer.global_step}
+            report.begin(trainer.current_epoch, steps)
+
+        def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+            report.saved(trainer.global_step)
+
+        def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+            report.saving(trainer.global_step)
+
+    trainer = Trainer(
+        max_epochs=EPOCHS,
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[Reports(), *callbacks],
+        plugins=plugins,
+        default_root_dir=outputs,
+    )
+    trainer.fit(Module(), torch.utils.data.DataLoader(torch.ones(1, 1)), ckpt_path=ckpt_path)
+
+
+def lightning(outputs: Path, report: Report) -> None:
+    """PolyaxonCallback, and a ModelCheckpoint(save_top_k=1) beside it whose old file goes with each new one."""
+    from lightning.pytorch.callbacks import ModelCheckpoint
+
+    from polyaxon_lightning import PolyaxonCallback
+
+    os.environ["POLYAXON_RUN_OUTPUTS_PATH"] = str(outputs)
+    best = ModelCheckpoint(filename="best-{epoch}", monitor="falling", save_top_k=1)
+    _lightning(outputs, report, [PolyaxonCallback(max_to_keep=1), best], ckpt_path=None)
+
+
+def lightning_native(outputs: Path, report: Report) -> None:
+    """ModelCheckpoint(save_last=True), fit(ckpt_path="last")."""
+    from lightning.pytorch.callbacks import ModelCheckpoint
+
+    saves = ModelCheckpoint(outputs, monitor="falling", save_top_k=1, save_last=True, enable_version_counter=False)
+    _lightning(outputs, report, [saves], ckpt_path="last" if (outputs / "last.ckpt").exists() else None)
+
+
+def lightning_async(outputs: Path, report: Report) -> None:
+    """AsyncCheckpointIO, ModelCheckpoint(save_top_k=1), fit(ckpt_path=<the newest file>)."""
+    from lightning.pytorch.callbacks import ModelCheckpoint
+    from lightning.pytorch.plugins.io import AsyncCheckpointIO
+
+    # The process that was killed may have left an empty directory, or a file that cannot be read, and no other.
+    found = sorted(outputs.glob("*.ckpt"), key=lambda path: path.stat().st_mtime)
+    if outputs.exists() and not found:
+        raise FileNotFoundError("no checkpoint is left")
+    saves = ModelCheckpoint(outputs, filename="{epoch}", monitor="falling", save_top_k=1)
+    ckpt_path = str(found[-1]) if found else None
+    _lightning(outputs, report, [saves], plugins=[AsyncCheckpointIO()], ckpt_path=ckpt_path)
+
+
+# Keras
+
+
+def _keras(
+    report: Report, callbacks: list[Any], *, load: Callable[[Any], Any] | None = None, initial_epoch: int | None = None
+) -> None:
+    import keras
+    import numpy as np
+
+    @keras.saving.register_keras_serializable()
+    class Ballast(keras.layers.Layer):
+        def build(self, _: object) -> None:
+            self.ballast = self.add_weight(shape=(STATE_MEGABYTES << 18,), initializer="zeros", trainable=False)
+
+        def call(self, inputs: Any) -> Any:
+            self.ballast.assign(self.ballast + 1)
+            return inputs
+
+        def compute_output_shape(self, shape: Any) -> Any:
+            return shape
+
+    class Reports(keras.callbacks.Callback):
+        began = False
+
+        def on_epoch_begin(self, epoch: int, logs: object = None) -> None:
+            if not self.began:
+                ballast = self.model.layers[0].ballast.numpy()
+                report.begin(epoch, {int(ballast.min()), int(ballast.max()), int(self.model.optimizer.iterations)})
+                self.began = True
+            report.saved(epoch)
+
+        def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
+            assert logs is not None
+            logs["falling"] = -float(epoch)
+            report.saving(epoch + 1)
+
+    def build(*, built: bool = True) -> Any:
+        layers = [keras.Input((1,))] if built else []
+        model = keras.Sequential([*layers, Ballast(), keras.layers.Dense(1)])
+        model.compile(keras.optimizers.SGD(1e-6), "mse")
+        return model
+
+    model = build()
+    if load is not None:
+        model = load(model) or model
+        initial_epoch = int(model.optimizer.iterations)
+    x, y = np.ones((1, 1)), np.ones(1)
+    model.fit(x, y, epochs=EPOCHS, initial_epoch=initial_epoch or 0, verbose=0, callbacks=[Reports(), *callbacks])
+
+
+def keras(outputs: Path, report: Report) -> None:
+    """PolyaxonCallback(save_best_only=True)."""
+    from polyaxon_keras import PolyaxonCallback
+
+    os.environ["POLYAXON_RUN_OUTPUTS_PATH"] = str(outputs)
+    _keras(report, [PolyaxonCallback(monitor="falling", mode="min", save_best_only=True, max_to_keep=1)])
+
+
+def keras_native(outputs: Path, report: Report) -> None:
+    """ModelCheckpoint(save_best_only=True), load_model."""
+    from keras import callbacks, saving
+
+    path = str(outputs / "best.keras")
+    saves = callbacks.ModelCheckpoint(path, monitor="falling", mode="min", save_best_only=True)
+    _keras(report, [saves], load=(lambda _: saving.load_model(path)) if os.path.exists(path) else None)
+
+
+def keras_weights(outputs: Path, report: Report) -> None:
+    """ModelCheckpoint(save_weights_only=True), load_weights."""
+    from keras import callbacks
+
+    path = str(outputs / "model.weights.h5")
+
+    def load(model: Any) -> None:
+        model.optimizer.build(model.trainable_variables)
+        model.load_weights(path)
+
+    saves = callbacks.ModelCheckpoint(path, save_weights_only=True)
+    _keras(report, [saves], load=load if os.path.exists(path) else None)
+
+
+def keras_backup(outputs: Path, report: Report) -> None:
+    """BackupAndRestore."""
+    from keras import callbacks
+
+    _keras(report, [callbacks.BackupAndRestore(str(outputs / "backup"))])
+
+
+def keras_double_backup(outputs: Path, report: Report) -> None:
+    """BackupAndRestore(double_checkpoint=True)."""
+    from keras import callbacks
+
+    _keras(report, [callbacks.BackupAndRestore(str(outputs / "backup"), double_checkpoint=True)])
