@@ -12,7 +12,7 @@ import zlib
 from typing import TYPE_CHECKING, NamedTuple
 
 from polyaxon_tracking.errors import TrackingError, shown
-from polyaxon_tracking.files import explained, publish, staging, sync_file
+from polyaxon_tracking.files import publish, staged_file, sync_file
 from polyaxon_tracking.paths import is_url, local_path
 
 if TYPE_CHECKING:
@@ -136,15 +136,13 @@ class CheckpointManager:
             raise TrackingError(f"Received suffix={suffix!r}. Expected a file's ending, such as '.ckpt'.")
         if self._known is None:
             self._known = {checkpoint.path for checkpoint in self.checkpoints()}
-        with staging(self.directory) as directory:
-            staged = os.path.join(directory, "checkpoint" + suffix)
-            with explained(os.path.join(self.directory, f"step={step:010d}{suffix}"), staged):
-                yield staged
-                sync_file(staged)
-                crc = crc_of_file(staged)
-                name = f"step={step:010d}-epoch={epoch}-start={self._start(step, epoch)}-crc={crc:08x}{suffix}"
-                path = os.path.join(self.directory, name)
-                publish(staged, path)
+        with staged_file(os.path.join(self.directory, f"step={step:010d}{suffix}")) as staged:
+            yield staged
+            sync_file(staged)
+            crc = crc_of_file(staged)
+            name = f"step={step:010d}-epoch={epoch}-start={self._start(step, epoch)}-crc={crc:08x}{suffix}"
+            path = os.path.join(self.directory, name)
+            publish(staged, path)
         self._known.add(path)
         self._prune(self._known)
 

@@ -51,12 +51,21 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[str]:
         'weights'
     """
     path = os.path.abspath(path)
-    with staging(os.path.dirname(path)) as directory:
+    with staged_file(path) as staged:
+        yield staged
+        sync_file(staged)
+        publish(staged, path)
+
+
+@contextlib.contextmanager
+def staged_file(path: str) -> Iterator[str]:
+    """Where to write what will be moved to `path`; an error in the block or before says that `path` is as it was."""
+    with contextlib.ExitStack() as stack:
+        with _explained(path):
+            directory = stack.enter_context(staging(os.path.dirname(path)))
         staged = os.path.join(directory, os.path.basename(path))
-        with explained(path, staged):
+        with _explained(path, staged):
             yield staged
-            sync_file(staged)
-            publish(staged, path)
 
 
 @contextlib.contextmanager
@@ -123,27 +132,30 @@ def make_directory(directory: str) -> None:
 
 
 @contextlib.contextmanager
-def explained(path: str, staged: str) -> Iterator[None]:
+def _explained(path: str, staged: str | None = None) -> Iterator[None]:
     """Add to an error in writing `staged` what a reader of the log needs: which file, its size and the free space."""
     try:
         yield
     except (OSError, RuntimeError) as error:
-        written, free = _size(staged), free_bytes(os.path.dirname(path))
+        written, free = _size(staged), _free_bytes(os.path.dirname(path))
         cause = error if isinstance(error, OSError) else None
         if cause is None or not cause.errno:
             # torch and HDF5 tell of a write that failed without the reason. Another write to the file finds it.
             cause = _refusal(staged) or cause
         if cause is None:
             raise
+        needed = f"It needs more than {written:,} bytes, " if written else ""
         raise OSError(
             cause.errno or errno.EIO,
-            f"{path} was not saved, and what was there before is untouched: {cause.strerror or cause}. It needs more "
-            f"than {written:,} bytes, {free:,} bytes are free on its file system",
+            f"{path} was not saved, and what was there before is untouched: {cause.strerror or cause}. {needed}"
+            f"{free:,} bytes are free on its file system",
         ) from error
 
 
-def _refusal(path: str) -> OSError | None:
+def _refusal(path: str | None) -> OSError | None:
     """Why the file `path` takes no more bytes, or ``None`` where it does, or does not exist."""
+    if path is None:
+        return None
     try:
         with open(path, "ab", buffering=0) as file:
             file.writelines([bytes(_PROBE_BYTES)] * 2)  # a nearly full disk takes a part of the first
@@ -155,15 +167,17 @@ def _refusal(path: str) -> OSError | None:
     return None
 
 
-def free_bytes(directory: str) -> int:
+def _free_bytes(directory: str) -> int:
     """Bytes that this user may still write on the file system of `directory`."""
+    while not os.path.isdir(directory):
+        directory = os.path.dirname(directory)
     status = os.statvfs(directory)
     return status.f_bavail * status.f_frsize
 
 
-def _size(path: str) -> int:
+def _size(path: str | None) -> int:
     try:
-        return os.lstat(path).st_size
+        return os.lstat(path).st_size if path else 0
     except OSError:
         return 0
 

@@ -61,6 +61,7 @@ class ResumeStream(Checkpoint):
         """Add what Lightning leaves out, and an uninterrupted training has."""
         checkpoint[_KEY] = {
             "random": _random_state(),
+            "ends_epoch": self._ends_epoch,
             "optimizers": _optimizers(trainer),
             "plateau": _plateau_metrics(trainer) if self._ends_epoch else {},
         }
@@ -90,14 +91,16 @@ class ResumeStream(Checkpoint):
                 f"PolyaxonCallback(resume=False) to begin anew, or use another outputs path; the checkpoint stays as "
                 f"it is."
             )
-        if trainer.world_size == 1:
-            _set_random_state(self._restored["random"])
+        if self._restored["ends_epoch"]:
+            self._restore_random(trainer)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Make up for the scheduler steps that came after the save, and count from here."""
         if self._restored is not None:
-            for index, metric in self._restored["plateau"].items():
-                pl_module.lr_scheduler_step(trainer.lr_scheduler_configs[index].scheduler, metric)
+            if not self._restored["ends_epoch"]:
+                # Lightning has drawn a number to begin the epoch's batches, which the saved state has behind it.
+                self._restore_random(trainer)
+            _step_plateaus(trainer, self._restored["plateau"])
             self._restored = None
             self._resumes_in_epoch = True
         self._saved_step = trainer.global_step
@@ -146,6 +149,8 @@ class ResumeStream(Checkpoint):
         self._ends_epoch = True
         self._save(trainer, trainer.current_epoch + 1)
         self._ends_epoch = False
+        if trainer.fit_loop.restarting:  # Lightning leaves them out in the epoch that training was resumed within
+            _step_plateaus(trainer, _plateau_metrics(trainer))
 
     def on_validation_batch_end(
         self,
@@ -183,6 +188,10 @@ class ResumeStream(Checkpoint):
         """Stop listening for signals."""
         self._training = False
         self.interruption.uninstall()
+
+    def _restore_random(self, trainer: pl.Trainer) -> None:
+        if self._restored is not None and trainer.world_size == 1:
+            _set_random_state(self._restored["random"])
 
     def _end_if_requested(self, trainer: pl.Trainer) -> None:
         if self.interruption.requested and trainer.world_size == 1:  # otherwise Lightning has the ranks agree
@@ -224,6 +233,11 @@ def _plateau_metrics(trainer: pl.Trainer) -> dict[int, Any]:
         and (trainer.current_epoch + 1) % config.frequency == 0
         and config.monitor in trainer.callback_metrics
     }
+
+
+def _step_plateaus(trainer: pl.Trainer, metrics: dict[int, Any]) -> None:
+    for index, metric in metrics.items():
+        trainer.lightning_module.lr_scheduler_step(trainer.lr_scheduler_configs[index].scheduler, metric)
 
 
 def _is_stateful(loaders: Any) -> bool:

@@ -13,6 +13,7 @@ from lightning.pytorch import LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
+from torchdata.stateful_dataloader import StatefulDataLoader
 
 from polyaxon_lightning import PolyaxonCallback
 
@@ -44,10 +45,12 @@ class Classifier(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": "val_loss"}}
 
 
-def data(*, shuffle: bool = False) -> DataLoader[tuple[torch.Tensor, ...]]:
+def data(
+    *, shuffle: bool = False, loader: type[DataLoader[tuple[torch.Tensor, ...]]] = DataLoader
+) -> DataLoader[tuple[torch.Tensor, ...]]:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(64, 4, generator=generator)
-    return DataLoader(TensorDataset(x, (x.sum(1) > 0).long()), batch_size=16, shuffle=shuffle)
+    return loader(TensorDataset(x, (x.sum(1) > 0).long()), batch_size=16, shuffle=shuffle)
 
 
 def digest(module: nn.Module) -> str:
@@ -73,7 +76,8 @@ def main() -> None:
         ],
     )
     model = Classifier()
-    trainer.fit(model, data(shuffle=not every), data())
+    loader = StatefulDataLoader if "STATEFUL" in os.environ else DataLoader
+    trainer.fit(model, data(shuffle=loader is StatefulDataLoader or not every, loader=loader), data())
     learning_rate = trainer.optimizers[0].param_groups[0]["lr"]
     print("trained", trainer.global_step, trainer.current_epoch, learning_rate, digest(model))
 

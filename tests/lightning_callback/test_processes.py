@@ -39,9 +39,9 @@ def trained(process: subprocess.CompletedProcess[str]) -> str:
     [
         ({}, "epoch 3, step 12"),
         ({"EVERY_N_TRAIN_STEPS": "3"}, "epoch 3, step 12"),
-        ({"EVERY_N_TRAIN_STEPS": "7"}, "epoch 3, step 14"),
+        ({"EVERY_N_TRAIN_STEPS": "7", "STATEFUL": "1"}, "epoch 3, step 14"),
     ],
-    ids=["end of an epoch", "end of an epoch and of steps", "within an epoch"],
+    ids=["end of an epoch", "end of an epoch and of steps", "within an epoch, with a stateful data loader"],
 )
 def test_a_killed_and_resumed_training_has_the_weights_of_an_uninterrupted_one(
     tmp_path: Path, options: dict[str, str], resumed_at: str
@@ -50,10 +50,19 @@ def test_a_killed_and_resumed_training_has_the_weights_of_an_uninterrupted_one(
     assert killed.returncode == -signal.SIGKILL
     resumed = train(tmp_path / "killed", **options)
     assert f": {resumed_at}\n" in resumed.stderr
-    if resumed_at == "epoch 3, step 12":
-        assert trained(resumed) == trained(train(tmp_path / "uninterrupted", **options))
-    else:
-        assert trained(resumed).startswith("trained 24 6 ")
+    assert "Going on within" not in resumed.stderr
+    assert trained(resumed) == trained(train(tmp_path / "uninterrupted", **options))
+
+
+def test_within_an_epoch_a_data_loader_without_state_begins_anew_and_that_is_said(tmp_path: Path) -> None:
+    assert train(tmp_path, DIE_AT_STEP="14", EVERY_N_TRAIN_STEPS="7").returncode == -signal.SIGKILL
+    resumed = train(tmp_path, EVERY_N_TRAIN_STEPS="7")
+    assert ": epoch 3, step 14\n" in resumed.stderr
+    assert (
+        "Going on within epoch 3 after 2 of its 4 batches. The data loader has no state_dict, so it begins from its start: "
+        "of this epoch's data some comes twice and some not at all\n" in resumed.stderr
+    )
+    assert trained(resumed).startswith("trained 24 6 ")
 
 
 PACKAGES = """

@@ -1,0 +1,63 @@
+"""Disks that fail in the middle of a training."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from polyaxon_tracking import CheckpointManager
+
+TESTS = Path(__file__).parents[1]
+TROUBLE = Path(__file__).with_name("trouble.py")
+SCRIPTS = {
+    "lightning": TESTS / "lightning_callback" / "lightning_script.py",
+    "keras": TESTS / "keras_callback" / "keras_script.py",
+}
+PR_CAPBSET_DROP, CAP_DAC_OVERRIDE = 24, 1
+
+
+def obey_modes() -> None:
+    """Root may write where the mode forbids it; without this capability it may not."""
+    ctypes.CDLL(None).prctl(PR_CAPBSET_DROP, CAP_DAC_OVERRIDE, 0, 0, 0)
+
+
+def train(outputs: Path, *command: str) -> subprocess.CompletedProcess[str]:
+    settings = {"POLYAXON_RUN_OUTPUTS_PATH": str(outputs), "KERAS_BACKEND": "torch", "SECONDS_PER_BATCH": "0.1"}
+    return subprocess.run(
+        [sys.executable, "-W", "ignore", *command],
+        env=os.environ | settings,
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=obey_modes,
+        timeout=120,
+    )
+
+
+@pytest.mark.parametrize("framework", ["lightning", "keras"])
+@pytest.mark.parametrize(("kind", "reason"), [("full", "File too large"), ("read-only", "Permission denied")])
+def test_the_checkpoint_before_stays_and_the_error_says_what_is_missing(
+    tmp_path: Path, framework: str, kind: str, reason: str
+) -> None:
+    script = str(SCRIPTS[framework])
+    failed = train(tmp_path, str(TROUBLE), kind, script)
+    assert failed.returncode == 1, failed.stderr
+    needed = r"It needs more than [\d,]+ bytes, " if kind == "full" else ""
+    message = rf"(?:OSError|PermissionError): \[Errno \d+\] {re.escape(str(tmp_path))}\S+ was not saved, and what was there before is untouched: {reason}\. {needed}[\d,]+ bytes are free on its file system"
+    assert re.search(message, failed.stderr), failed.stderr
+    for directory in (tmp_path / "checkpoints", tmp_path / "checkpoints" / "resume"):
+        directory.chmod(0o755)
+    latest = CheckpointManager(tmp_path / "checkpoints" / "resume").latest()
+    assert latest is not None
+    assert latest.epoch in (2, 3)
+    resumed = train(tmp_path, script)
+    assert resumed.returncode == 0, resumed.stderr
+    assert f"Resuming from {latest.path}: epoch {latest.epoch}" in resumed.stderr
+    assert resumed.stdout.startswith("trained 24 ")
+    assert not list(tmp_path.rglob(".staging-*"))
