@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 collect_ignore = ["tests/typing"]  # only for type checkers
 
-_NOT_OURS = {"PYTEST_CURRENT_TEST"}
+_NOT_OURS = {"PYTEST_CURRENT_TEST", "TORCHINDUCTOR_CACHE_DIR"}  # the second is set by torch
 
 
 @pytest.fixture(autouse=True)

@@ -122,6 +122,8 @@ class PolyaxonCallback(keras.callbacks.ModelCheckpoint):
         self._saved_at = 0.0
         self._interruption = Interruption(self._is_training)
         self._excepthook = sys.excepthook
+        self._stepping = False
+        self._iterations_before = 0
         self._fitted: keras.Model | None = None
         self._due: int | None = None
         self._states: list[dict[str, Any]] = []
@@ -156,6 +158,8 @@ class PolyaxonCallback(keras.callbacks.ModelCheckpoint):
         self._interruption.install()
         if sys.excepthook != self._save_after_exception:
             self._excepthook, sys.excepthook = sys.excepthook, self._save_after_exception
+        self._watch_optimizer()
+        self._iterations_before = self._iterations()
         newest = self._checkpoints.latest() if self._run.resumes else None
         if newest is None:
             _logger.info("Starting fresh: %s", self._run.why_fresh(self._checkpoints))
@@ -170,6 +174,7 @@ class PolyaxonCallback(keras.callbacks.ModelCheckpoint):
                 f"before, or pass PolyaxonCallback(resume=False) to begin anew; the checkpoint stays as it is."
             )
         self._step = self._saved_step = newest.step
+        self._iterations_before = self._iterations() - newest.step
         _begin_at(self.model, newest.epoch)
         _logger.info("Resuming from %s: epoch %d, step %d", newest.path, newest.epoch, newest.step)
         if newest.epoch >= self.params["epochs"]:
@@ -221,6 +226,8 @@ class PolyaxonCallback(keras.callbacks.ModelCheckpoint):
         self._interruption.uninstall()
         if sys.excepthook == self._save_after_exception:  # otherwise another one has been put on top since
             sys.excepthook = self._excepthook
+        if self.model.optimizer is not None:
+            vars(self.model.optimizer).pop("apply", None)
         _begin_at(self.model, None)
         self._finished = self._checkpoints
         self._run.finish(self._checkpoints, max_epochs=epochs)
@@ -239,7 +246,11 @@ class PolyaxonCallback(keras.callbacks.ModelCheckpoint):
         return False
 
     def _is_fit(self, frame: FrameType) -> bool:
-        return frame.f_code.co_name == "fit" and frame.f_locals.get("self") is self._fitted
+        # Keras takes its own frames out of a traceback, but for the one of the wrapper that does so.
+        arguments, name = frame.f_locals, frame.f_code.co_name
+        if name == "error_handler" and arguments.get("args"):
+            return arguments["args"][0] is self._fitted and arguments["fn"].__name__ == "fit"
+        return name == "fit" and arguments.get("self") is self._fitted
 
     def _save_after_exception(
         self, kind: type[BaseException], error: BaseException, trace: TracebackType | None
@@ -250,8 +261,11 @@ class PolyaxonCallback(keras.callbacks.ModelCheckpoint):
         """
         self._excepthook(kind, error, trace)
         frames = [frame for frame, _ in traceback.walk_tb(trace)]
-        half_done = any(frame.f_locals.get("self") is self.model.optimizer for frame in frames)
-        if half_done or not any(map(self._is_fit, frames)) or self._step == self._saved_step:
+        if not any(map(self._is_fit, frames)) or self._stepping:
+            return
+        if self._iterations() - self._iterations_before == self._step + 1:  # raised before this callback's turn came
+            self._step, self._batch = self._step + 1, self._batch + 1
+        if self._step == self._saved_step:
             return
         try:
             self._save_training(self._epochs_done if self._due is None else self._due)
@@ -259,6 +273,29 @@ class PolyaxonCallback(keras.callbacks.ModelCheckpoint):
             _logger.exception("The state at the exception was not saved; the one before is as it was")
         else:
             _logger.warning("Saved step %d after %s", self._step, kind.__name__)
+
+    def _watch_optimizer(self) -> None:
+        """Know where an optimizer step is under way: until it is done, the state is neither of one step nor the next.
+
+        On torch alone: the other backends' steps are compiled, and done as a whole or not at all.
+        """
+        self._stepping = False
+        optimizer = self.model.optimizer
+        if optimizer is None or keras.backend.backend() != "torch":
+            return
+        vars(optimizer).pop("apply", None)  # of a training that ended with an exception
+        apply = optimizer.apply
+
+        def watched(*arguments: Any, **options: Any) -> Any:
+            self._stepping = True
+            result = apply(*arguments, **options)
+            self._stepping = False
+            return result
+
+        optimizer.apply = watched
+
+    def _iterations(self) -> int:
+        return 0 if self.model.optimizer is None else int(self.model.optimizer.iterations)
 
     def _save_due(self) -> None:
         if self._due is not None:

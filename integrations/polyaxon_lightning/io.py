@@ -94,6 +94,6 @@ def _damage(path: str | Path) -> str | None:
         if not start:
             return "it is empty"
         return str(error) if start == b"PK" else None  # torch's format of before 1.6 has no checksums
-    except (EOFError, LookupError, NotImplementedError, RuntimeError, ValueError, struct.error, zlib.error) as error:
-        return str(error) or type(error).__name__  # headers that make no sense
+    except (EOFError, LookupError, OSError, RuntimeError, ValueError, struct.error, zlib.error) as error:
+        return str(error) or type(error).__name__  # headers that make no sense, or a disk that fails
     return member and f"the CRC-32 of its member {member} does not match"

@@ -81,6 +81,46 @@ class Slow(keras.callbacks.Callback):
             time.sleep(float(os.environ["SECONDS_PER_VALIDATION_BATCH"]))
 
 
+class Raise(keras.callbacks.Callback):
+    """Raise in the hook that is named."""
+
+    def __init__(self, hook: str) -> None:
+        super().__init__()
+        setattr(self, hook, self.fail)
+
+    def fail(self, *_: object, logs: object = None) -> None:
+        if int(self.model.optimizer.iterations) >= 6:
+            raise RuntimeError("mine")
+
+
+class FailingData(keras.utils.PyDataset):
+    """Raise in the batch after the sixth; Keras also looks at the first one before training."""
+
+    served = 0
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        self.served += 1
+        if self.served > 7:
+            raise RuntimeError("mine")
+        x, y = data()
+        return x[16 * index : 16 * index + 16], y[16 * index : 16 * index + 16]
+
+
+class FailingOptimizer(keras.optimizers.SGD):
+    """Raise when it has updated the first variable of a step and not the others."""
+
+    updated = 0
+
+    def update_step(self, gradient: object, variable: object, learning_rate: object) -> None:
+        self.updated += 1
+        if self.updated > 6 * 4 + 1:
+            raise RuntimeError("mine")
+        super().update_step(gradient, variable, learning_rate)
+
+
 def main() -> None:
     if "OWN_HANDLER" in os.environ:
         signal.signal(signal.SIGTERM, lambda *_: print("own handler", flush=True))
@@ -90,6 +130,13 @@ def main() -> None:
     callbacks: list[keras.callbacks.Callback] = [PolyaxonCallback(save_best_only=True), Slow()]
     if "DIE_AT_STEP" in os.environ:
         callbacks.append(DieAtStep(int(os.environ["DIE_AT_STEP"])))
+    fails = os.environ.get("FAILS", "")
+    if fails.startswith("on_"):
+        callbacks.insert(0, Raise(fails))
+    if fails == "optimizer":
+        network.compile(FailingOptimizer(0.01), "sparse_categorical_crossentropy")
+    if fails == "data":
+        network.fit(FailingData(), epochs=6, verbose=0, callbacks=callbacks)
     network.fit(x, y, batch_size=16, epochs=6, validation_split=0.1, verbose=0, callbacks=callbacks)
     print("trained", int(network.optimizer.iterations), digest(network))
 

@@ -44,3 +44,31 @@ def test_a_finished_training_has_nothing_left_to_do(tmp_path: Path) -> None:
     again = train(tmp_path)
     assert trained(again) == trained(first)
     assert "This training had come to its end (epochs=6): nothing is left" in again.stderr
+
+
+@pytest.mark.parametrize(
+    ("fails", "saved"),
+    [
+        ("on_train_batch_end", "epoch 1, step 6"),
+        ("on_train_batch_begin", "epoch 1, step 6"),
+        ("on_test_begin", "epoch 2, step 8"),
+        ("on_epoch_end", "epoch 2, step 8"),
+        ("data", "epoch 1, step 6"),
+    ],
+)
+def test_an_exception_in_the_users_code_is_saved_after(tmp_path: Path, fails: str, saved: str) -> None:
+    failed = train(tmp_path, FAILS=fails)
+    assert failed.returncode == 1
+    assert "RuntimeError: mine" in failed.stderr or "UnknownError" in failed.stderr  # TensorFlow's, for the data's
+    assert f"Saved step {saved.rpartition(' ')[2]} after" in failed.stderr, failed.stderr
+    resumed = train(tmp_path)
+    assert f": {saved}\n" in resumed.stderr
+    trained(resumed)
+
+
+def test_an_exception_in_the_middle_of_an_optimizer_step_is_not_saved_after(tmp_path: Path) -> None:
+    failed = train(tmp_path, FAILS="optimizer", KERAS_BACKEND="torch")
+    assert failed.returncode == 1
+    assert "RuntimeError: mine" in failed.stderr
+    assert "Saved step" not in failed.stderr
+    assert len(list((tmp_path / "checkpoints" / "resume").glob("step=*4-epoch=1-*"))) == 1

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import random
 import re
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,10 +18,8 @@ from lightning.pytorch.plugins.io import AsyncCheckpointIO
 from lightning_script import Classifier, data, digest
 
 from polyaxon_lightning import PolyaxonCallback
+from polyaxon_lightning.io import DurableCheckpointIO
 from polyaxon_tracking import TrackingError
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 class Epochs(Callback):
@@ -393,6 +393,64 @@ def test_a_model_whose_shape_changed(outputs: Path) -> None:
         f"checkpoint stays as it is."
     )
     assert saved.is_file()
+
+
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def cut_off_the_end(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (flip_a_bit, r"the CRC-32 of its member \S+ does not match"),
+        (empty, "it is empty"),
+        (cut_off_the_end, "File is not a zip file"),
+    ],
+)
+def test_a_damaged_file_given_as_ckpt_path_is_refused(outputs: Path, damage: Any, reason: str) -> None:
+    checkpoint = ModelCheckpoint()
+    fit(PolyaxonCallback(), checkpoint, max_epochs=1)
+    damage(Path(checkpoint.best_model_path))
+    with pytest.raises(TrackingError) as error:
+        fit(PolyaxonCallback(), ckpt_path=checkpoint.best_model_path)
+    assert re.fullmatch(
+        rf"Received the checkpoint {re.escape(checkpoint.best_model_path)}, which is damaged: {reason}\. Expected the bytes that "
+        r"were saved\. Give another file, or leave `ckpt_path` out to go on from the newest intact training state; this one "
+        r"stays as it is\.",
+        str(error.value),
+    )
+    assert fit(PolyaxonCallback()) == [1, 2]
+
+
+def test_any_flipped_bit_of_a_ckpt_path_is_found_or_changes_nothing(outputs: Path) -> None:
+    model, checkpoint = Classifier(), ModelCheckpoint()
+    fit(PolyaxonCallback(), checkpoint, model=model, max_epochs=1)
+    path, expected = Path(checkpoint.best_model_path), digest(model)
+    content = path.read_bytes()
+    found = 0
+    for bit in random.Random(0).sample(range(8 * len(content)), 300):
+        flipped = bytearray(content)
+        flipped[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(flipped)
+        try:
+            state = DurableCheckpointIO().load_checkpoint(path)
+        except (TrackingError, RuntimeError):  # torch refuses what a zip reader takes
+            found += 1
+        else:
+            loaded = Classifier()
+            loaded.load_state_dict(state["state_dict"])
+            assert digest(loaded) == expected
+    assert found > 200
 
 
 def test_another_optimizer_is_refused_where_lightning_would_fail_while_training(outputs: Path) -> None:
