@@ -14,17 +14,16 @@ import time
 
 from polyaxon_tracking import CheckpointManager
 
-DIRECTORY = os.path.join(os.environ["POLYAXON_RUN_OUTPUTS_PATH"], "checkpoints", "resume")
-
 
 def cause_trouble(kind: str) -> None:
-    manager = CheckpointManager(DIRECTORY)
+    checkpoints = os.path.join(os.environ["POLYAXON_RUN_OUTPUTS_PATH"], "checkpoints")
+    manager = CheckpointManager(os.path.join(checkpoints, "resume"))
     while not any(checkpoint.epoch == 2 for checkpoint in manager.checkpoints()):
         time.sleep(0.001)
     if kind == "full":
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
     else:
-        for directory in (DIRECTORY, os.path.dirname(DIRECTORY)):
+        for directory in (manager.directory, checkpoints):
             os.chmod(directory, 0o555)
 
 
