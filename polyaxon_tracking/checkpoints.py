@@ -82,7 +82,8 @@ class CheckpointManager:
 
     Args:
         directory: a local directory, or a ``file://`` URL; made with the first save.
-        max_to_keep: how many of the newest checkpoints stay.
+        max_to_keep: how many of the newest checkpoints stay; of a training before, from which this one did not go on,
+            the newest stays too.
 
     Raises:
         TrackingError: `max_to_keep` is not a positive number, or `directory` is not local.
@@ -208,12 +209,19 @@ class CheckpointManager:
         if foreign and not self._warned:
             self._warned = True
             _logger.warning(
-                "Another training saves its checkpoints here too, such as %s. Both keep theirs, and the next start "
-                "goes on from the newest of all. Give each training an outputs path of its own, or end the other",
+                "Another training, or another callback of this one, saves its checkpoints here too, such as %s. Both "
+                "keep theirs, and the next start goes on from the newest of all. Give each an outputs path of its own, "
+                "or end the other",
                 foreign[0],
             )
         whole = [checkpoint for checkpoint in found if checkpoint.path in known - self._damaged]
-        for checkpoint in whole[self.max_to_keep :]:
+        newest = [checkpoint for checkpoint in whole if checkpoint.start == whole[0].start][: self.max_to_keep]
+        # A training that began anew, perhaps by mistake, does not cost the newest of the one before.
+        earlier = [checkpoint for checkpoint in whole if checkpoint.start < whole[0].start]
+        kept = [*newest, *earlier[: max(1, self.max_to_keep - len(newest))]]
+        for checkpoint in whole:
+            if checkpoint in kept:
+                continue
             try:
                 os.unlink(checkpoint.path)
             except FileNotFoundError:

@@ -89,7 +89,9 @@ def get_outputs_refs_paths() -> dict[str, list[str]] | None:
         return None
     for kind in refs:
         if kind not in _REFS_KEYS:
-            raise _malformed(REFS_OUTPUTS_PATHS, expected, f"it has the key {shown(kind)}")
+            raise _malformed(
+                REFS_OUTPUTS_PATHS, expected, f"it has the key {shown(kind)}, which is none of {_REFS_KEYS}"
+            )
     paths: dict[str, list[str]] = {}
     for kind, listed in refs.items():
         if listed is None:  # the platform writes its None as JSON's null
@@ -150,8 +152,9 @@ def get_data_path(name: str, default: _T | None = None) -> str | _T:
 def unknown_dataset(name: str, paths: dict[str, str] | None) -> str:
     """The message that the run has no dataset `name`, and which it has."""
     if paths is None:
+        why = f"{NO_OP} is true" if _is_true(NO_OP) else f"{DATA_PATHS} is not set"
         return (
-            f"Received the dataset name {shown(name)}, but {DATA_PATHS} is not set, so this run has no datasets. "
+            f"Received the dataset name {shown(name)}, but {why}, so this run has no datasets. "
             f"In a cluster, ask for it in the polyaxonfile; elsewhere, give the path on this machine "
             f"(`default=` of get_data_path, or a mapping from name to path in `datasets=` of the callbacks)."
         )

@@ -65,6 +65,8 @@ class Run:
     ) -> None:
         if isinstance(loggers, str):
             raise TrackingError(f"Received loggers={loggers!r}, a string. Expected a list of names: [{loggers!r}].")
+        if not (resume is None or isinstance(resume, bool)):
+            raise TrackingError(f"Received resume={resume!r}. Expected True, False or None.")
         _set_level(["polyaxon_tracking", *loggers])
         outputs = get_outputs_path()
         self.on_cluster: bool = outputs is not None
@@ -126,7 +128,7 @@ class Run:
         newest = next(iter(checkpoints.checkpoints()), None)
         if newest is None:
             return f"checkpoints go to {checkpoints.directory}"
-        return f"{checkpoints.directory} holds step {newest.step}; resume=True would go on from it"
+        return f"{checkpoints.directory} holds step {newest.step}, and keeps it; resume=True would go on from it"
 
     def training(
         self, *, max_epochs: float, max_to_keep: int = 2, after: CheckpointManager | None = None
@@ -215,6 +217,11 @@ def _checked_datasets(datasets: Iterable[str] | Mapping[str, str | os.PathLike[s
         raise TrackingError(
             f"Received datasets={name}, a string. Expected a list of names, such as [{name}], or a mapping from name "
             f"to the path on this machine, such as {{{name}: 'data/digits'}}."
+        )
+    if not isinstance(datasets, Iterable):
+        raise TrackingError(
+            f"Received datasets={datasets!r}. Expected a list of names, or a mapping from name to the path on this "
+            f"machine."
         )
     names = list(datasets)
     if wrong := [name for name in names if not isinstance(name, str)]:

@@ -7,6 +7,7 @@ import os
 import sys
 import time
 import traceback
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +18,6 @@ from polyaxon_tracking import Interruption, Run, TrackingError, atomic_write
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
-    from datetime import timedelta
     from types import FrameType, TracebackType
 
     from polyaxon_tracking import CheckpointManager
@@ -92,16 +92,22 @@ class PolyaxonCallback(keras.callbacks.ModelCheckpoint):
             filepath = ("best" if save_best_only else "model") + (".weights.h5" if save_weights_only else ".keras")
         if every_n_train_steps is not None and every_n_train_steps < 1:
             raise TrackingError(f"Received every_n_train_steps={every_n_train_steps!r}. Expected 1 or more, or None.")
-        if train_time_interval is not None and train_time_interval.total_seconds() <= 0:
+        if train_time_interval is not None and not (
+            isinstance(train_time_interval, timedelta) and train_time_interval > timedelta(0)
+        ):
             raise TrackingError(
-                f"Received train_time_interval={train_time_interval!r}. Expected a time above zero, or None."
+                f"Received train_time_interval={train_time_interval!r}. Expected a timedelta above zero, or None."
             )
         self._restored = list(restore)
         if wrong := [callback for callback in self._restored if not isinstance(callback, keras.callbacks.Callback)]:
             raise TrackingError(f"Received restore={wrong!r}. Expected a list of callbacks that `fit` is given too.")
         self._run = Run(datasets=datasets, loggers=["keras", "absl", keras.backend.backend(), *loggers], resume=resume)
+        path = self._run.checkpoint_path(os.fspath(filepath))
+        below = self._run.checkpoints_path
+        if path.startswith(below):  # of the file's name alone, braces are placeholders
+            path = below.replace("{", "{{").replace("}", "}}") + path[len(below) :]
         super().__init__(
-            self._run.checkpoint_path(os.fspath(filepath)),
+            path,
             monitor=monitor,
             verbose=verbose,
             save_best_only=save_best_only,
@@ -164,6 +170,11 @@ class PolyaxonCallback(keras.callbacks.ModelCheckpoint):
         if newest is None:
             _logger.info("Starting fresh: %s", self._run.why_fresh(self._checkpoints))
             return
+        if not newest.path.endswith(".weights.h5"):
+            raise TrackingError(
+                f"Received {newest.path}, which Keras did not save. Expected an outputs path with checkpoints of Keras "
+                f"alone: use another outputs path for this training."
+            )
         training = state.load(self.model, newest.path)
         self.best = training["best"]
         self._states = training["callbacks"]
@@ -190,7 +201,9 @@ class PolyaxonCallback(keras.callbacks.ModelCheckpoint):
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Save where `save_freq`, `every_n_train_steps` or `train_time_interval` says so, or a signal asks for it."""
         super().on_train_batch_end(batch, logs)
-        self._step += batch - self._batch  # more than one with `steps_per_execution`
+        if self.params["steps"] is not None:  # with `steps_per_execution` the last batches of an epoch may be fewer
+            batch = min(batch, self.params["steps"] - 1)
+        self._step += batch - self._batch
         self._batch = batch
         if self._interruption.requested:
             self._save_training(self._epochs_done)
@@ -199,7 +212,7 @@ class PolyaxonCallback(keras.callbacks.ModelCheckpoint):
         if (every is not None and self._step // every > self._saved_step // every) or (
             interval is not None and time.monotonic() - self._saved_at >= interval
         ):
-            self._save_training(self._epochs_done)
+            self._save_training(self._epoch)
 
     def on_test_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Save and end where a signal asked for it: in the validation within ``fit`` the epoch's batches are done."""
@@ -324,11 +337,15 @@ class PolyaxonCallback(keras.callbacks.ModelCheckpoint):
         path = self._get_file_path(epoch, batch, logs)
         if not self._should_save_model(epoch, batch, logs, path):
             return
-        with atomic_write(path) as staged:
-            if self.save_weights_only:
-                self.model.save_weights(staged, overwrite=True)
-            else:
-                self.model.save(staged, overwrite=True)
+        try:
+            with atomic_write(path) as staged:
+                if self.save_weights_only:
+                    self.model.save_weights(staged, overwrite=True)
+                else:
+                    self.model.save(staged, overwrite=True)
+        except OSError:
+            self._saved_step = self._step  # the disk fails: the exception is not saved after
+            raise
         if self.verbose > 0:
             _logger.info("Epoch %d: saved the model to %s", epoch + 1, path)
 

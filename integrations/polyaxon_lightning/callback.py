@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import pickle
+import sys
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from polyaxon_lightning.framework import pl
@@ -14,7 +16,7 @@ from polyaxon_tracking import Run, TrackingError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
-    from datetime import timedelta
+    from types import FrameType
 
     from lightning.pytorch.callbacks import Callback, ModelCheckpoint
     from lightning.pytorch.plugins.io import TorchCheckpointIO
@@ -77,9 +79,11 @@ class PolyaxonCallback(Callback):
         super().__init__()
         if every_n_train_steps is not None and every_n_train_steps < 1:
             raise TrackingError(f"Received every_n_train_steps={every_n_train_steps!r}. Expected 1 or more, or None.")
-        if train_time_interval is not None and train_time_interval.total_seconds() <= 0:
+        if train_time_interval is not None and not (
+            isinstance(train_time_interval, timedelta) and train_time_interval > timedelta(0)
+        ):
             raise TrackingError(
-                f"Received train_time_interval={train_time_interval!r}. Expected a time above zero, or None."
+                f"Received train_time_interval={train_time_interval!r}. Expected a timedelta above zero, or None."
             )
         self._run = Run(datasets=datasets, loggers=[*_LIGHTNING_LOGGERS, *loggers], resume=resume)
         self._run.training(max_epochs=0, max_to_keep=max_to_keep)  # raises for a wrong `max_to_keep`
@@ -116,6 +120,8 @@ class PolyaxonCallback(Callback):
                 f"Received a Trainer of {type(trainer).__module__.partition('.')[0]!r}, but PolyaxonCallback was made "
                 f"for {pl.__name__!r}. Import one of the two packages only, before polyaxon_lightning."
             )
+        if sum(isinstance(callback, PolyaxonCallback) for callback in trainer.callbacks) > 1:  # type: ignore[attr-defined]
+            raise TrackingError("Received several PolyaxonCallbacks in one Trainer. Expected one: remove the others.")
         if trainer.fast_dev_run:  # type: ignore[attr-defined]  # Lightning saves nothing then, and neither does this
             return
         user_checkpoints = _without_stream(trainer.checkpoint_callbacks)
@@ -131,7 +137,10 @@ class PolyaxonCallback(Callback):
             max_epochs=_limit(trainer), max_to_keep=self._max_to_keep, after=self._finished
         )
         self._attach_stream(trainer, checkpoints)
-        self._resumed = self._load_newest(trainer, checkpoints) if self._run.resumes else None
+        # Lightning looks for "last" before it calls any callback, where the checkpoints would be without this one.
+        asked_for_last = trainer.ckpt_path is None and _asked_for(trainer) == "last"
+        resumes = self._run.resumes or asked_for_last
+        self._resumed = self._load_newest(trainer, checkpoints) if resumes else None
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Say where training begins."""
@@ -176,6 +185,11 @@ class PolyaxonCallback(Callback):
         newest = checkpoints.latest()
         if newest is None:
             return None
+        if not newest.path.endswith(".ckpt"):
+            raise TrackingError(
+                f"Received {newest.path}, which PyTorch Lightning did not save. Expected an outputs path with "
+                f"checkpoints of Lightning alone: use another outputs path for this training."
+            )
         try:
             with stream_io(trainer, weights_only=self._weights_only):
                 state = _hand_over(trainer, newest.path)
@@ -201,6 +215,16 @@ def _hand_over(trainer: pl.Trainer, path: str) -> dict[str, Any]:
     connector.resume_start(path)
     state: dict[str, Any] = connector._loaded_checkpoint  # noqa: SLF001
     return state
+
+
+def _asked_for(trainer: pl.Trainer) -> Any:
+    """The `ckpt_path` that ``trainer.fit`` was given: an argument of the call that is under way, kept nowhere else."""
+    frame: FrameType | None = sys._getframe()  # noqa: SLF001
+    while frame is not None:
+        if frame.f_code.co_name == "fit" and frame.f_locals.get("self") is trainer:
+            return frame.f_locals.get("ckpt_path")
+        frame = frame.f_back
+    return None
 
 
 def _check_shapes(module: pl.LightningModule, state: dict[str, Any], path: str) -> None:

@@ -62,6 +62,7 @@ class ResumeStream(Checkpoint):
         checkpoint[_KEY] = {
             "random": _random_state(),
             "ends_epoch": self._ends_epoch,
+            "stopped": self._ends_epoch and trainer.should_stop,
             "optimizers": _optimizers(trainer),
             "plateau": _plateau_metrics(trainer) if self._ends_epoch else {},
         }
@@ -101,6 +102,11 @@ class ResumeStream(Checkpoint):
                 # Lightning has drawn a number to begin the epoch's batches, which the saved state has behind it.
                 self._restore_random(trainer)
             _step_plateaus(trainer, self._restored["plateau"])
+            if self._restored["stopped"]:
+                trainer.should_stop = True
+                _logger.info(
+                    "This training had been stopped early, at epoch %d: nothing is left", trainer.current_epoch
+                )
             self._restored = None
             self._resumes_in_epoch = True
         self._saved_step = trainer.global_step
@@ -170,6 +176,7 @@ class ResumeStream(Checkpoint):
         if isinstance(exception, pl.utilities.exceptions.SIGTERMException):
             # Lightning would exit with 0, and the platform take the run for done.
             exception.code = 128 + signal.SIGTERM
+        self.interruption.uninstall()
         half_done = self._stepping_from is not None and trainer.global_step == self._stepping_from
         # Saving is collective: with several processes the others may not have come to an exception.
         alone = trainer.world_size == 1 or isinstance(exception, pl.utilities.exceptions.SIGTERMException)
@@ -182,7 +189,9 @@ class ResumeStream(Checkpoint):
             # The exception that ended the training goes on; this one must not take its place.
             _logger.exception("The state at the exception was not saved; the one before is as it was")
         else:
-            _logger.warning("Saved step %d after %s", trainer.global_step, type(exception).__name__)
+            requested = self.interruption.requested
+            reason = requested.name if requested else type(exception).__name__
+            _logger.warning("Saved step %d after %s", trainer.global_step, reason)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Stop listening for signals."""

@@ -241,7 +241,7 @@ REFS_EXPECTED = (
         ('{"experiments": "/outputs/7"}', "'experiments' is not a list of paths"),
         ('{"jobs": [7]}', "'jobs' is not a list of paths"),
         ('{"jobs": [""]}', "'jobs' is not a list of paths"),
-        ('{"runs": ["/outputs/7"]}', "it has the key 'runs'"),
+        ('{"runs": ["/outputs/7"]}', "it has the key 'runs', which is none of ('jobs', 'experiments')"),
     ],
     ids=["invalid", "a path", "a list", "a string", "a number", "blank", "another key"],
 )

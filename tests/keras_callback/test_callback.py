@@ -6,7 +6,8 @@ import json
 import logging
 import re
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -14,10 +15,7 @@ import pytest
 from keras_script import data, digest, model
 
 from polyaxon_keras import PolyaxonCallback
-from polyaxon_tracking import TrackingError
-
-if TYPE_CHECKING:
-    from pathlib import Path
+from polyaxon_tracking import CheckpointManager, TrackingError
 
 # The one shuffling that cannot go on where it stopped: its state is inside TensorFlow.
 SHUFFLES = keras.backend.backend() != "tensorflow"
@@ -312,14 +310,14 @@ def test_off_the_cluster_training_begins_anew_unless_asked(tmp_path: Path, caplo
     assert names(resume) == [state(4, 1)]
     assert f"POLYAXON_RUN_OUTPUTS_PATH is not set: outputs go to {tmp_path}/outputs" in caplog.messages
     assert fit(PolyaxonCallback(), epochs=2) == [0, 1]
-    assert f"Starting fresh: {resume} holds step 4; resume=True would go on from it" in caplog.messages
+    assert f"Starting fresh: {resume} holds step 4, and keeps it; resume=True would go on from it" in caplog.messages
     assert fit(PolyaxonCallback(resume=True), epochs=3) == [2]
 
 
 def test_resume_false_begins_anew_and_its_states_are_the_newest_from_then_on(outputs: Path) -> None:
     fit(PolyaxonCallback())
     assert fit(PolyaxonCallback(resume=False), epochs=4, batch_size=72) == [0, 1, 2, 3]
-    assert names(outputs / "checkpoints" / "resume") == [state(3, 3, start=2), state(4, 4, start=2)]
+    assert names(outputs / "checkpoints" / "resume") == [state(3, 3, start=2), state(4, 4, start=2), state(12, 3)]
 
 
 def test_a_finished_training_does_nothing_when_started_again(outputs: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -353,7 +351,27 @@ def test_a_training_in_three_parts_has_the_weights_of_one_in_a_piece(
     assert digests[0] == digests[1]
 
 
+def test_an_outputs_path_with_braces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POLYAXON_RUN_OUTPUTS_PATH", str(tmp_path / "a {x} b"))
+    fit(PolyaxonCallback("{epoch}.keras"), epochs=1)
+    assert names(tmp_path / "a {x} b" / "checkpoints") == ["1.keras"]
+
+
+def test_steps_are_those_of_the_optimizer_where_the_last_batches_of_an_epoch_are_fewer(outputs: Path) -> None:
+    network = model(steps_per_execution=1 if keras.backend.backend() == "torch" else 3)
+    fit(PolyaxonCallback(), network=network, epochs=2)
+    assert names(outputs / "checkpoints" / "resume") == [state(4, 1), state(8, 2)]
+    assert int(network.optimizer.iterations) == 8
+
+
 # Mistakes
+
+
+def test_what_another_framework_saved_is_refused(outputs: Path) -> None:
+    with CheckpointManager(outputs / "checkpoints" / "resume").save(4, 1, suffix=".ckpt") as path:
+        Path(path).write_text("Lightning")
+    with pytest.raises(TrackingError, match=r"\.ckpt, which Keras did not save\. Expected an outputs path"):
+        fit(PolyaxonCallback())
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -394,7 +412,7 @@ def test_only_damaged_states_left(outputs: Path) -> None:
         ({"every_n_train_steps": 0}, "Received every_n_train_steps=0. Expected 1 or more, or None."),
         (
             {"train_time_interval": timedelta(0)},
-            "Received train_time_interval=datetime.timedelta(0). Expected a time above zero, or None.",
+            "Received train_time_interval=datetime.timedelta(0). Expected a timedelta above zero, or None.",
         ),
     ],
     ids=["max_to_keep", "every_n_train_steps", "train_time_interval"],

@@ -13,13 +13,13 @@ import pytest
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.plugins.io import AsyncCheckpointIO
 from lightning_script import Classifier, data, digest
 
 from polyaxon_lightning import PolyaxonCallback
 from polyaxon_lightning.io import DurableCheckpointIO
-from polyaxon_tracking import TrackingError
+from polyaxon_tracking import CheckpointManager, TrackingError
 
 
 class Epochs(Callback):
@@ -229,7 +229,7 @@ def test_off_the_cluster_training_begins_anew_unless_asked(tmp_path: Path, caplo
     assert names(resume) == ["step=0000000004-epoch=1-start=1.ckpt"]
     assert f"POLYAXON_RUN_OUTPUTS_PATH is not set: outputs go to {tmp_path}/outputs" in caplog.messages
     assert fit(PolyaxonCallback(), max_epochs=2) == [0, 1]
-    assert f"Starting fresh: {resume} holds step 4; resume=True would go on from it" in caplog.messages
+    assert f"Starting fresh: {resume} holds step 4, and keeps it; resume=True would go on from it" in caplog.messages
     assert fit(PolyaxonCallback(resume=True), max_epochs=3) == [2]
 
 
@@ -239,6 +239,7 @@ def test_resume_false_begins_anew_and_its_states_are_the_newest_from_then_on(out
     assert names(outputs / "checkpoints" / "resume") == [
         "step=0000000003-epoch=3-start=2.ckpt",
         "step=0000000004-epoch=4-start=2.ckpt",
+        "step=0000000012-epoch=3-start=1.ckpt",  # the newest of the training before stays
     ]
 
 
@@ -378,7 +379,38 @@ def test_datasets_by_name(outputs: Path, monkeypatch: pytest.MonkeyPatch, tmp_pa
     )
 
 
+def test_last_off_the_cluster_is_found_below_the_outputs(tmp_path: Path) -> None:
+    assert fit(PolyaxonCallback(), max_epochs=2) == [0, 1]
+    assert fit(PolyaxonCallback(), max_epochs=4, ckpt_path="last") == [2, 3]
+
+
+def test_a_training_that_stopped_early_stays_stopped(
+    outputs: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def stopping() -> EarlyStopping:
+        return EarlyStopping("val_loss", min_delta=1e9, patience=1)
+
+    assert fit(PolyaxonCallback(), stopping(), max_epochs=9) == [0, 1]
+    monkeypatch.setattr("polyaxon_tracking.run._finished", {})  # as in a process that is started again
+    assert fit(PolyaxonCallback(), stopping(), max_epochs=9) == []
+    assert "This training had been stopped early, at epoch 2: nothing is left" in caplog.messages
+
+
 # Mistakes
+
+
+def test_several_callbacks_in_one_trainer_are_refused(outputs: Path) -> None:
+    with pytest.raises(TrackingError, match=r"Received several PolyaxonCallbacks in one Trainer\. Expected one"):
+        fit(PolyaxonCallback(), PolyaxonCallback())
+
+
+def test_what_another_framework_saved_is_refused(outputs: Path) -> None:
+    with CheckpointManager(outputs / "checkpoints" / "resume").save(4, 1, suffix=".weights.h5") as path:
+        Path(path).write_text("Keras")
+    with pytest.raises(
+        TrackingError, match=r"\.weights\.h5, which PyTorch Lightning did not save\. Expected an outputs"
+    ):
+        fit(PolyaxonCallback())
 
 
 def test_a_model_whose_shape_changed(outputs: Path) -> None:
@@ -504,7 +536,7 @@ def test_a_state_that_is_more_than_tensors_and_plain_values(outputs: Path) -> No
         ({"every_n_train_steps": 0}, "Received every_n_train_steps=0. Expected 1 or more, or None."),
         (
             {"train_time_interval": timedelta(0)},
-            "Received train_time_interval=datetime.timedelta(0). Expected a time above zero, or None.",
+            "Received train_time_interval=datetime.timedelta(0). Expected a timedelta above zero, or None.",
         ),
     ],
     ids=["max_to_keep", "every_n_train_steps", "train_time_interval"],
