@@ -64,7 +64,8 @@ class Interruption:
         self.requested = None
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
-                if signal.getsignal(number) not in {self._handle, signal.SIG_IGN}:  # `nohup` and the like ignore it
+                before = signal.getsignal(number)
+                if before not in (self._handle, signal.SIG_IGN):  # `nohup` and the like ignore it
                     self._before[number] = signal.signal(number, self._handle)
 
     def uninstall(self) -> None:
