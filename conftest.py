@@ -14,7 +14,16 @@ if TYPE_CHECKING:
 
 collect_ignore = ["tests/typing"]  # only for type checkers
 
-_NOT_OURS = {"PYTEST_CURRENT_TEST", "TORCHINDUCTOR_CACHE_DIR"}  # the second is set by torch
+# Set by pytest, and by torch, TensorFlow, JAX and h5py when they are imported.
+_NOT_OURS = {
+    "PYTEST_CURRENT_TEST",
+    "TORCHINDUCTOR_CACHE_DIR",
+    "ENABLE_RUNTIME_UPTIME_TELEMETRY",
+    "HDF5_PLUGIN_PATH",
+    "TF2_BEHAVIOR",
+    "TPU_ML_PLATFORM",
+    "TPU_ML_PLATFORM_VERSION",
+}
 
 
 @pytest.fixture(autouse=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -39,7 +40,10 @@ def model() -> keras.Model:
     ],
     ids=[".ckpt", ".weights.h5", ".keras"],
 )
-def test_any_flipped_bit_is_found(tmp_path: Path, suffix: str, write: Callable[[str], None]) -> None:
+def test_any_flipped_bit_is_found(
+    tmp_path: Path, suffix: str, write: Callable[[str], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.ERROR, "polyaxon_tracking")  # else one line for every flip
     manager = CheckpointManager(tmp_path)
     for step in (1, 2):
         with manager.save(step, suffix=suffix) as path:
