@@ -14,12 +14,13 @@ if TYPE_CHECKING:
 
 collect_ignore = ["tests/typing"]  # only for type checkers
 
-# Set by pytest, and by torch, TensorFlow, JAX and h5py when they are imported.
+# Set by pytest, and by torch, Lightning, TensorFlow, JAX and h5py when they are imported or first used.
 _NOT_OURS = {
     "PYTEST_CURRENT_TEST",
     "TORCHINDUCTOR_CACHE_DIR",
     "ENABLE_RUNTIME_UPTIME_TELEMETRY",
     "HDF5_PLUGIN_PATH",
+    "PYTORCH_NVML_BASED_CUDA_CHECK",
     "TF2_BEHAVIOR",
     "TPU_ML_PLATFORM",
     "TPU_ML_PLATFORM_VERSION",

@@ -28,7 +28,8 @@ import trainings
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-OURS = ("lightning", "keras")
+OURS = ("lightning", "lightning_foreground", "keras", "keras_foreground")
+BACKGROUND = ("lightning", "keras", "lightning_async")
 NATIVES = (
     "lightning_native",
     "lightning_async",
@@ -138,7 +139,7 @@ def trials(subject: str, moment: str, kills: int, outputs: Path, chance: random.
         promised, left = kill.promised, left_behind(outputs)
         saves += kill.seconds
         # A write in the background goes on when the loop has long been told that all is saved.
-        done += moment != "resuming" and (kill.in_time or subject == "lightning_async")
+        done += moment != "resuming" and (kill.in_time or subject in BACKGROUND)
 
 
 class Kill(NamedTuple):

@@ -41,7 +41,13 @@ class Report:
 
 
 def _lightning(
-    outputs: Path, report: Report, callbacks: list[Any], *, plugins: list[Any] | None = None, ckpt_path: str | None
+    outputs: Path,
+    report: Report,
+    callbacks: list[Any],
+    *,
+    plugins: list[Any] | None = None,
+    ckpt_path: str | None,
+    in_flight: int = 0,
 ) -> None:
     import torch
     from lightning.pytorch import Callback, LightningModule, Trainer
@@ -66,7 +72,7 @@ def _lightning(
             report.begin(trainer.current_epoch, steps)
 
         def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-            report.saved(trainer.global_step)
+            report.saved(max(0, trainer.global_step - in_flight))
 
         def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
             report.saving(trainer.global_step)
@@ -84,7 +90,7 @@ def _lightning(
     trainer.fit(Module(), torch.utils.data.DataLoader(torch.ones(1, 1)), ckpt_path=ckpt_path)
 
 
-def lightning(outputs: Path, report: Report) -> None:
+def lightning(outputs: Path, report: Report, *, background: bool = True) -> None:
     """PolyaxonCallback, and a ModelCheckpoint(save_top_k=1) beside it whose old file goes with each new one."""
     from lightning.pytorch.callbacks import ModelCheckpoint
 
@@ -92,7 +98,14 @@ def lightning(outputs: Path, report: Report) -> None:
 
     os.environ["POLYAXON_RUN_OUTPUTS_PATH"] = str(outputs)
     best = ModelCheckpoint(filename="best-{epoch}", monitor="falling", save_top_k=1)
-    _lightning(outputs, report, [PolyaxonCallback(max_to_keep=1), best], ckpt_path=None)
+    polyaxon = PolyaxonCallback(max_to_keep=1, background=background)
+    # The save of a step waits for that of the step before, so at most one is not yet on disk.
+    _lightning(outputs, report, [polyaxon, best], ckpt_path=None, in_flight=int(background))
+
+
+def lightning_foreground(outputs: Path, report: Report) -> None:
+    """PolyaxonCallback(background=False), and a ModelCheckpoint(save_top_k=1) beside it."""
+    lightning(outputs, report, background=False)
 
 
 def lightning_native(outputs: Path, report: Report) -> None:
@@ -121,7 +134,12 @@ def lightning_async(outputs: Path, report: Report) -> None:
 
 
 def _keras(
-    report: Report, callbacks: list[Any], *, load: Callable[[Any], Any] | None = None, initial_epoch: int | None = None
+    report: Report,
+    callbacks: list[Any],
+    *,
+    load: Callable[[Any], Any] | None = None,
+    initial_epoch: int | None = None,
+    in_flight: int = 0,
 ) -> None:
     import keras
     import numpy as np
@@ -146,7 +164,7 @@ def _keras(
                 ballast = self.model.layers[0].ballast.numpy()
                 report.begin(epoch, {int(ballast.min()), int(ballast.max()), int(self.model.optimizer.iterations)})
                 self.began = True
-            report.saved(epoch)
+            report.saved(max(0, epoch - in_flight))
 
         def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
             assert logs is not None
@@ -167,12 +185,20 @@ def _keras(
     model.fit(x, y, epochs=EPOCHS, initial_epoch=initial_epoch or 0, verbose=0, callbacks=[Reports(), *callbacks])
 
 
-def keras(outputs: Path, report: Report) -> None:
+def keras(outputs: Path, report: Report, *, background: bool = True) -> None:
     """PolyaxonCallback(save_best_only=True)."""
     from polyaxon_keras import PolyaxonCallback
 
     os.environ["POLYAXON_RUN_OUTPUTS_PATH"] = str(outputs)
-    _keras(report, [PolyaxonCallback(monitor="falling", mode="min", save_best_only=True, max_to_keep=1)])
+    polyaxon = PolyaxonCallback(
+        monitor="falling", mode="min", save_best_only=True, max_to_keep=1, background=background
+    )
+    _keras(report, [polyaxon], in_flight=int(background))
+
+
+def keras_foreground(outputs: Path, report: Report) -> None:
+    """PolyaxonCallback(save_best_only=True, background=False)."""
+    keras(outputs, report, background=False)
 
 
 def keras_native(outputs: Path, report: Report) -> None:

@@ -11,18 +11,22 @@ from polyaxon_tracking.paths import (
 
 TYPE_CHECKING = False  # as `typing.TYPE_CHECKING`, without the milliseconds that importing `typing` takes
 if TYPE_CHECKING:
+    from polyaxon_tracking.background import BackgroundWriter
     from polyaxon_tracking.checkpoints import Checkpoint, CheckpointManager
     from polyaxon_tracking.files import atomic_write
     from polyaxon_tracking.interruption import Interruption
+    from polyaxon_tracking.memory import available_memory
     from polyaxon_tracking.run import Run
 
 __all__ = [
+    "BackgroundWriter",
     "Checkpoint",
     "CheckpointManager",
     "Interruption",
     "Run",
     "TrackingError",
     "atomic_write",
+    "available_memory",
     "get_data_path",
     "get_data_paths",
     "get_log_level",
@@ -32,11 +36,13 @@ __all__ = [
 
 # Imported at first use: a script that only asks for its paths starts 15 ms sooner without `logging` and the rest.
 _LATER = {
+    "BackgroundWriter": "background",
     "Checkpoint": "checkpoints",
     "CheckpointManager": "checkpoints",
     "Interruption": "interruption",
     "Run": "run",
     "atomic_write": "files",
+    "available_memory": "memory",
 }
 
 

@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Iterable, Mapping
 
+from polyaxon_tracking.background import wait_for_all
 from polyaxon_tracking.checkpoints import CheckpointManager
 from polyaxon_tracking.errors import TrackingError, closest, mask_secrets, shown
 from polyaxon_tracking.files import staging
@@ -145,6 +146,7 @@ class Run:
             max_to_keep: how many of the newest checkpoints stay.
             after: what this returned for the training before, where the same model is trained on in memory.
         """
+        wait_for_all()  # what a training that ended with an exception has not yet written is to be found
         number = 1 if after is None else self._number(after) + 1
         while True:
             directory = join_below(self.checkpoints_path, "resume" if number == 1 else f"resume-{number}")

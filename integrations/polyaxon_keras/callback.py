@@ -14,10 +14,11 @@ import numpy as np
 
 from polyaxon_keras import state
 from polyaxon_keras.framework import keras
-from polyaxon_tracking import Interruption, Run, TrackingError, atomic_write
+from polyaxon_keras.staging import Background
+from polyaxon_tracking import BackgroundWriter, Interruption, Run, TrackingError, atomic_write
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
     from types import FrameType, TracebackType
 
     from polyaxon_tracking import CheckpointManager
@@ -56,6 +57,10 @@ class PolyaxonCallback(keras.callbacks.ModelCheckpoint):
             ``ReduceLROnPlateau``, which Keras lets begin anew.
         max_to_keep: how many of the newest training states stay.
         loggers: names of loggers whose level follows ``POLYAXON_LOG_LEVEL``, beside Keras's and this package's.
+        background: whether to write while training goes on, from a copy of the state in memory; a file then appears
+            under its name a little after its step. All is written when ``fit`` returns.
+        write_timeout: how long the end of training waits for what is still to be written, and a save for the one
+            before. Then it is an error.
 
     Raises:
         TrackingError: a dataset is unknown or missing, the outputs path cannot be written to, a variable is malformed,
@@ -87,6 +92,8 @@ class PolyaxonCallback(keras.callbacks.ModelCheckpoint):
         train_time_interval: timedelta | None = None,
         max_to_keep: int = 2,
         loggers: Iterable[str] = (),
+        background: bool = True,
+        write_timeout: timedelta = timedelta(minutes=30),
     ) -> None:
         if filepath is None:
             filepath = ("best" if save_best_only else "model") + (".weights.h5" if save_weights_only else ".keras")
@@ -119,6 +126,11 @@ class PolyaxonCallback(keras.callbacks.ModelCheckpoint):
         self._every_n_train_steps = every_n_train_steps
         self._interval = None if train_time_interval is None else train_time_interval.total_seconds()
         self._max_to_keep = max_to_keep
+        BackgroundWriter(write_timeout)  # raises for a wrong `write_timeout`
+        self._write_timeout = write_timeout
+        self._saves_in_background = background
+        self._background: Background | None = None
+        self._reserves = True
         self._finished: CheckpointManager | None = None
         self._checkpoints = self._run.training(max_epochs=0, max_to_keep=max_to_keep)
         self._epoch = 0
@@ -154,10 +166,13 @@ class PolyaxonCallback(keras.callbacks.ModelCheckpoint):
             TrackingError: no checkpoint is intact, or the model is not the one that was saved.
         """
         super().on_train_begin(logs)
+        if self._saves_in_background and self._background is None:
+            self._background = Background(self._write_timeout)
         self._checkpoints = self._run.training(
             max_epochs=self.params["epochs"], max_to_keep=self._max_to_keep, after=self._finished
         )
         self._step = self._saved_step = 0
+        self._reserves = True
         self._saved_at = time.monotonic()
         self._due, self._states = None, []
         self._fitted = self.model
@@ -205,8 +220,11 @@ class PolyaxonCallback(keras.callbacks.ModelCheckpoint):
             batch = min(batch, self.params["steps"] - 1)
         self._step += batch - self._batch
         self._batch = batch
+        if self._reserves:
+            self._reserve()
         if self._interruption.requested:
             self._save_training(self._epochs_done)
+            self._wait()
             self._interruption.end()
         every, interval = self._every_n_train_steps, self._interval
         if (every is not None and self._step // every > self._saved_step // every) or (
@@ -218,6 +236,7 @@ class PolyaxonCallback(keras.callbacks.ModelCheckpoint):
         """Save and end where a signal asked for it: in the validation within ``fit`` the epoch's batches are done."""
         if self._interruption.requested:
             self._save_training(self._epoch + 1)
+            self._wait()
             self._interruption.end()
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
@@ -236,6 +255,7 @@ class PolyaxonCallback(keras.callbacks.ModelCheckpoint):
         if self.model.stop_training and self._epoch + 1 < epochs:
             self._due = epochs  # stopped early: no epoch is left to go on with
         self._save_due()
+        self._wait()
         self._interruption.uninstall()
         if sys.excepthook == self._save_after_exception:  # otherwise another one has been put on top since
             sys.excepthook = self._excepthook
@@ -282,6 +302,7 @@ class PolyaxonCallback(keras.callbacks.ModelCheckpoint):
             return
         try:
             self._save_training(self._epochs_done if self._due is None else self._due)
+            self._wait()
         except (OSError, RuntimeError, TrackingError):
             _logger.exception("The state at the exception was not saved; the one before is as it was")
         else:
@@ -323,10 +344,38 @@ class PolyaxonCallback(keras.callbacks.ModelCheckpoint):
             self._states = []
 
     def _save_training(self, epoch: int) -> None:
-        self._saved_step, self._saved_at = self._step, time.monotonic()
-        with self._checkpoints.save(self._step, epoch, suffix=".weights.h5") as path:
-            best = None if self.best is None else float(self.best)
-            state.save(self.model, path, {"best": best, "callbacks": [_plain_values(cb) for cb in self._restored]})
+        model, checkpoints, step = self.model, self._checkpoints, self._step
+        best = None if self.best is None else float(self.best)
+        training = {"best": best, "callbacks": [_plain_values(callback) for callback in self._restored]}
+        record = state.record(model, training)
+
+        def write() -> None:
+            with checkpoints.save(step, epoch, suffix=".weights.h5") as path:
+                state.save(model, path, record)
+
+        self._write(f"step {step} to {checkpoints.directory}", write)
+        self._saved_step, self._saved_at = step, time.monotonic()
+
+    def _write(self, what: str, write: Callable[[], None]) -> None:
+        try:
+            if self._background is None:
+                write()
+            else:
+                self._background.save(what, self.model, write)
+        except OSError:
+            self._saved_step = self._step  # the disk fails: nothing is gained by a second try after the exception
+            raise
+
+    def _wait(self) -> None:
+        """Return when all is written."""
+        if self._background is not None:
+            self._background.wait()
+
+    def _reserve(self) -> None:
+        """Take the memory for copies of the state: since the first batch all of it is there."""
+        self._reserves = False
+        if self._background is not None:
+            self._background.reserve(self.model)
 
     def _save_model(self, epoch: int, batch: int | None, logs: dict[str, Any] | None) -> None:
         """Save the model's file as ``ModelCheckpoint`` does, but complete or not at all.
@@ -337,23 +386,24 @@ class PolyaxonCallback(keras.callbacks.ModelCheckpoint):
         path = self._get_file_path(epoch, batch, logs)
         if not self._should_save_model(epoch, batch, logs, path):
             return
-        try:
+        model = self.model
+
+        def write() -> None:
             with atomic_write(path) as staged:
                 if self.save_weights_only:
-                    self.model.save_weights(staged, overwrite=True)
+                    model.save_weights(staged, overwrite=True)
                 else:
-                    self.model.save(staged, overwrite=True)
-        except OSError:
-            self._saved_step = self._step  # the disk fails: the exception is not saved after
-            raise
-        if self.verbose > 0:
-            _logger.info("Epoch %d: saved the model to %s", epoch + 1, path)
+                    model.save(staged, overwrite=True)
+            if self.verbose > 0:
+                _logger.info("Epoch %d: saved the model to %s", epoch + 1, path)
+
+        self._write(path, write)
 
 
 def _plain_values(callback: keras.callbacks.Callback) -> dict[str, Any]:
     """The state of a callback: its attributes that are numbers, strings, arrays, or lists of arrays."""
     return {
-        name: value
+        name: value.copy() if isinstance(value, list | np.ndarray) else value
         for name, value in vars(callback).items()
         if not name.startswith("_")
         and (

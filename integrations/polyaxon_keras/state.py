@@ -18,15 +18,14 @@ import numpy as np
 from polyaxon_keras.framework import keras
 from polyaxon_tracking import TrackingError
 
-__all__ = ["load", "save"]
+__all__ = ["load", "record", "save"]
 
 _GROUP = "polyaxon_tracking"
 
 
-def save(model: keras.Model, path: str, training: dict[str, Any]) -> None:
-    """Write the state of `model`, and `training` (plain values, arrays and lists of arrays), to the file `path`."""
-    model.save_weights(path, overwrite=True)
-    record = {
+def record(model: keras.Model, training: dict[str, Any]) -> dict[str, Any]:
+    """What `save` writes beside the variables: `training`, and what of `model` and this process it needs."""
+    return {
         "training": training,
         "shapes": [list(weight.shape) for weight in model.weights],
         "optimizer": _optimizer(model),
@@ -34,6 +33,11 @@ def save(model: keras.Model, path: str, training: dict[str, Any]) -> None:
         "generators": [keras.ops.convert_to_numpy(variable) for variable in _generators(model)],
         "random": _random_state(),
     }
+
+
+def save(model: keras.Model, path: str, record: dict[str, Any]) -> None:
+    """Write the variables of `model` and `record`, as they are, to the file `path`."""
+    model.save_weights(path, overwrite=True)
     arrays: list[Any] = []
 
     def number(array: Any) -> dict[str, int]:

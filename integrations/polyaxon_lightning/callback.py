@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import pickle
@@ -10,20 +11,24 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from polyaxon_lightning.framework import pl
-from polyaxon_lightning.io import DurableCheckpointIO
+from polyaxon_lightning.io import DurableCheckpointIO, StreamCheckpointIO
+from polyaxon_lightning.staging import Background
 from polyaxon_lightning.stream import ResumeStream, stream_io
-from polyaxon_tracking import Run, TrackingError
+from polyaxon_tracking import BackgroundWriter, Run, TrackingError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
+    from pathlib import Path
     from types import FrameType
 
     from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+    from lightning.pytorch.loggers import Logger
     from lightning.pytorch.plugins.io import TorchCheckpointIO
 
     from polyaxon_tracking import Checkpoint, CheckpointManager
 else:
     Callback, ModelCheckpoint = pl.callbacks.Callback, pl.callbacks.ModelCheckpoint
+    Logger = pl.loggers.Logger
     TorchCheckpointIO = pl.plugins.io.TorchCheckpointIO
 
 __all__ = ["PolyaxonCallback"]
@@ -49,6 +54,10 @@ class PolyaxonCallback(Callback):
         train_time_interval: save the training state whenever so much time has passed, too.
         max_to_keep: how many of the newest training states stay.
         loggers: names of loggers whose level follows ``POLYAXON_LOG_LEVEL``, beside Lightning's and this package's.
+        background: whether to write while training goes on, from a copy of the state in memory; a file then appears
+            under its name a little after its step. All is written when ``fit`` returns.
+        write_timeout: how long the end of training waits for what is still to be written, and a save for the one
+            before. Then it is an error.
         weights_only: whether resuming loads tensors and plain values alone. ``False`` lets the checkpoint run code:
             only for a state that needs it, from an outputs path that you trust.
 
@@ -74,6 +83,8 @@ class PolyaxonCallback(Callback):
         train_time_interval: timedelta | None = None,
         max_to_keep: int = 2,
         loggers: Iterable[str] = (),
+        background: bool = True,
+        write_timeout: timedelta = timedelta(minutes=30),
         weights_only: bool = True,
     ) -> None:
         super().__init__()
@@ -90,6 +101,9 @@ class PolyaxonCallback(Callback):
         self._every_n_train_steps = every_n_train_steps
         self._train_time_interval = train_time_interval
         self._max_to_keep = max_to_keep
+        BackgroundWriter(write_timeout)  # raises for a wrong `write_timeout`
+        self._saves_in_background = background
+        self._write_timeout = write_timeout
         self._weights_only = weights_only
         self._finished: CheckpointManager | None = None
         self._stream: ResumeStream | None = None
@@ -126,8 +140,12 @@ class PolyaxonCallback(Callback):
             return
         user_checkpoints = _without_stream(trainer.checkpoint_callbacks)
         self._redirect(user_checkpoints)
-        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # the user brought none
-            trainer.strategy.checkpoint_io = DurableCheckpointIO()
+        fits = stage == "fit" and bool(user_checkpoints)
+        background = Background(self._write_timeout) if fits and self._saves_in_background else None
+        if type(trainer.strategy.checkpoint_io) in (TorchCheckpointIO, DurableCheckpointIO):  # the user brought none
+            trainer.strategy.checkpoint_io = io = DurableCheckpointIO(background)
+            if background is not None:
+                _save_in_background(trainer, io)
         if stage != "fit":
             return
         if not user_checkpoints:
@@ -136,7 +154,7 @@ class PolyaxonCallback(Callback):
         checkpoints = self._run.training(
             max_epochs=_limit(trainer), max_to_keep=self._max_to_keep, after=self._finished
         )
-        self._attach_stream(trainer, checkpoints)
+        self._attach_stream(trainer, checkpoints, background)
         # Lightning looks for "last" before it calls any callback, where the checkpoints would be without this one.
         asked_for_last = trainer.ckpt_path is None and _asked_for(trainer) == "last"
         resumes = self._run.resumes or asked_for_last
@@ -168,6 +186,8 @@ class PolyaxonCallback(Callback):
             self._run.finish(self._finished, max_epochs=_limit(trainer))
             trainer.callbacks = _without_stream(trainer.callbacks)  # type: ignore[attr-defined]
             self._stream = None
+            for callback in trainer.checkpoint_callbacks:
+                vars(callback).pop("file_exists", None)
 
     def _redirect(self, checkpoint_callbacks: list[Any]) -> None:
         for callback in checkpoint_callbacks:
@@ -177,8 +197,10 @@ class PolyaxonCallback(Callback):
                 else:
                     self._run.warn_if_outside(os.fspath(callback.dirpath))
 
-    def _attach_stream(self, trainer: pl.Trainer, checkpoints: CheckpointManager) -> None:
-        self._stream = ResumeStream(checkpoints, self._every_n_train_steps, self._train_time_interval)
+    def _attach_stream(
+        self, trainer: pl.Trainer, checkpoints: CheckpointManager, background: Background | None
+    ) -> None:
+        self._stream = ResumeStream(checkpoints, self._every_n_train_steps, self._train_time_interval, background)
         trainer.callbacks = [*_without_stream(trainer.callbacks), self._stream]  # type: ignore[attr-defined]
 
     def _load_newest(self, trainer: pl.Trainer, checkpoints: CheckpointManager) -> Checkpoint | None:
@@ -191,7 +213,7 @@ class PolyaxonCallback(Callback):
                 f"checkpoints of Lightning alone: use another outputs path for this training."
             )
         try:
-            with stream_io(trainer, weights_only=self._weights_only):
+            with stream_io(trainer, StreamCheckpointIO(weights_only=self._weights_only)):
                 state = _hand_over(trainer, newest.path)
         except pickle.UnpicklingError as error:
             raise TrackingError(
@@ -202,6 +224,38 @@ class PolyaxonCallback(Callback):
             ) from error
         _check_shapes(trainer.lightning_module, state, newest.path)
         return newest
+
+
+def _save_in_background(trainer: pl.Trainer, io: DurableCheckpointIO) -> None:
+    """Have the ModelCheckpoints save in the background, where nobody reads a file as soon as it is saved.
+
+    A subclass may, and loggers that upload each checkpoint do: Lightning calls their ``after_save_checkpoint``.
+    """
+    if not all(map(_reads_no_checkpoint, trainer.loggers)):
+        _logger.info(
+            "A logger of the Trainer reads each checkpoint that a ModelCheckpoint saves: those are saved in the "
+            "foreground"
+        )
+        return
+    for callback in trainer.checkpoint_callbacks:
+        if type(callback) is ModelCheckpoint:
+            if callback.save_last == "link":  # to a file that may never come to be; the same state is linked anyway
+                callback.save_last = True
+            # A name that is taken gets a version, also one that is taken a moment later.
+            callback.file_exists = functools.partial(_file_exists, callback, io)  # type: ignore[method-assign]
+            io.waits_not.append(callback)
+
+
+def _file_exists(callback: ModelCheckpoint, io: DurableCheckpointIO, filepath: str | Path, trainer: pl.Trainer) -> bool:
+    exists = type(callback).file_exists(callback, filepath, trainer)
+    return exists or bool(trainer.strategy.broadcast(io.is_pending(filepath)))
+
+
+def _reads_no_checkpoint(logger: Logger) -> bool:
+    hook = type(logger).after_save_checkpoint
+    quiet = (Logger, pl.loggers.TensorBoardLogger, pl.loggers.CSVLogger)
+    # Lightning's loggers of artifacts have an option, which is off by default.
+    return hook in {kind.after_save_checkpoint for kind in quiet} or getattr(logger, "_log_model", None) is False
 
 
 def _hand_over(trainer: pl.Trainer, path: str) -> dict[str, Any]:

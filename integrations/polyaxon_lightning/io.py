@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import struct
+import sys
 import zipfile
 import zlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
@@ -15,10 +17,16 @@ from polyaxon_lightning.framework import pl
 from polyaxon_tracking import TrackingError, atomic_write
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
+    from types import FrameType
 
+    from lightning.pytorch.callbacks import ModelCheckpoint
     from lightning.pytorch.plugins.io import TorchCheckpointIO
+
+    from polyaxon_lightning.staging import Background
 else:
+    ModelCheckpoint = pl.callbacks.ModelCheckpoint
     TorchCheckpointIO = pl.plugins.io.TorchCheckpointIO
 
 __all__ = ["DurableCheckpointIO", "StreamCheckpointIO"]
@@ -28,8 +36,16 @@ class DurableCheckpointIO(TorchCheckpointIO):
     """Lightning's own way to write checkpoints, made durable: a file under its name is complete and on disk.
 
     Lightning stages in ``$TMPDIR`` and moves, which copies in place where that is another file system, and syncs
-    nothing. This writes beside the target, syncs, and renames.
+    nothing. This writes beside the target, syncs, and renames. What the ModelCheckpoints in `waits_not` save is written
+    in the background; what anyone else saves is there when ``trainer.save_checkpoint`` returns.
     """
+
+    def __init__(self, background: Background | None = None) -> None:
+        super().__init__()
+        self._background = background
+        self.waits_not: list[ModelCheckpoint] = []
+        self._pending: set[str] = set()
+        self._last_saved: _Saved | None = None
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
         """Write `checkpoint` to the file `path`, which is complete or as it was before."""
@@ -38,8 +54,24 @@ class DurableCheckpointIO(TorchCheckpointIO):
             return
         if storage_options is not None:
             raise TypeError("`trainer.save_checkpoint(..., storage_options=...)` is not supported for local files")
+        path = os.path.abspath(path)
+        if self._background is not None and self._saves_for_one_that_waits_not():
+            self._pending.add(path)
+            self._background.save(path, checkpoint, functools.partial(self._save_pending, path))
+            return
+        self.wait()
         with atomic_write(path) as staged:
             torch.save(checkpoint, staged)
+
+    def is_pending(self, path: str | Path) -> bool:
+        """Whether a file `path` is about to be there."""
+        return os.path.abspath(path) in self._pending
+
+    def wait(self) -> None:
+        """Return when all is written, or raise what went wrong."""
+        if self._background is not None:
+            self._background.wait()
+            self._pending.clear()
 
     def load_checkpoint(self, path: str | Path, *arguments: Any, **options: Any) -> dict[str, Any]:
         """Read the checkpoint `path` after its checksums, which ``torch.load`` does not look at.
@@ -47,6 +79,7 @@ class DurableCheckpointIO(TorchCheckpointIO):
         Raises:
             TrackingError: the file is damaged.
         """
+        self.wait()
         if os.path.isfile(path) and (problem := _damage(path)):
             raise TrackingError(
                 f"Received the checkpoint {path}, which is damaged: {problem}. Expected the bytes that were saved. "
@@ -57,30 +90,84 @@ class DurableCheckpointIO(TorchCheckpointIO):
         return checkpoint
 
     def remove_checkpoint(self, path: str | Path) -> None:
-        """Remove the file or directory `path`, if it is there."""
+        """Remove the file or directory `path`, if it is there, when all that was saved before is written."""
         if "://" in os.fspath(path):
             super().remove_checkpoint(path)
-        elif os.path.isdir(path) and not os.path.islink(path):
-            shutil.rmtree(path)
-        elif os.path.lexists(path):
-            os.unlink(path)
+        elif self._background is None:
+            _remove(path)
+        else:
+            self._background.submit(f"the removal of {path}", functools.partial(_remove, path))
+
+    def teardown(self) -> None:
+        """Return when all is written: the Trainer is done with its work."""
+        super().teardown()
+        self.wait()
+
+    def _saves_for_one_that_waits_not(self) -> bool:
+        """Whether one of `waits_not` is saving: the Trainer hands over no more than a path."""
+        frame: FrameType | None = sys._getframe()  # noqa: SLF001
+        while frame is not None:
+            if any(frame.f_locals.get("self") is callback for callback in self.waits_not):
+                return True
+            frame = frame.f_back
+        return False
+
+    def _save_pending(self, path: str, checkpoint: dict[str, Any]) -> None:
+        saved = self._last_saved
+        with atomic_write(path) as staged:
+            # The very same state under a second name, such as ``last.ckpt``, is a link to the first.
+            if saved is None or saved.checkpoint is not checkpoint or not _link(saved, staged):
+                torch.save(checkpoint, staged)
+            self._last_saved = _Saved(checkpoint, path, _identity(staged))
+        self._pending.discard(path)
 
 
 class StreamCheckpointIO(TorchCheckpointIO):
-    """Write and read the file that the checkpoint manager asks for; the manager sees to the rest."""
+    """Write with `write`, whatever the path, and read as the checkpoint manager's files are to be read."""
 
-    def __init__(self, *, weights_only: bool) -> None:
+    def __init__(self, write: Callable[[dict[str, Any]], None] | None = None, *, weights_only: bool = True) -> None:
         super().__init__()
+        self._write = write
         self._weights_only = weights_only
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
-        """Write `checkpoint` to `path`: a path and not a file object, with which ``torch.save`` is twice as slow."""
-        torch.save(checkpoint, path)
+        """Write `checkpoint`."""
+        assert self._write is not None
+        self._write(checkpoint)
 
     def load_checkpoint(self, path: str | Path, *_: Any, **__: Any) -> dict[str, Any]:
         """Read the checkpoint at `path` into host memory."""
         checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=self._weights_only)
         return checkpoint
+
+
+def _remove(path: str | Path) -> None:
+    if os.path.isdir(path) and not os.path.islink(path):
+        shutil.rmtree(path)
+    elif os.path.lexists(path):
+        os.unlink(path)
+
+
+class _Saved(NamedTuple):
+    checkpoint: dict[str, Any]
+    path: str
+    identity: tuple[int, ...]
+
+
+def _identity(path: str) -> tuple[int, ...]:
+    status = os.lstat(path)
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _link(saved: _Saved, path: str) -> bool:
+    try:
+        os.link(saved.path, path)
+    except OSError:  # it has gone since, or the file system has no links
+        return False
+    if _identity(path) != saved.identity:  # another file has taken its name
+        os.unlink(path)
+        return False
+    return True
 
 
 def _damage(path: str | Path) -> str | None:

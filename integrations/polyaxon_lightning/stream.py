@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from lightning.pytorch.callbacks import Checkpoint
 
+    from polyaxon_lightning.staging import Background
     from polyaxon_tracking import CheckpointManager
 else:
     Checkpoint = pl.callbacks.Checkpoint
@@ -40,10 +41,16 @@ class ResumeStream(Checkpoint):
     """
 
     def __init__(
-        self, checkpoints: CheckpointManager, every_n_train_steps: int | None, train_time_interval: timedelta | None
+        self,
+        checkpoints: CheckpointManager,
+        every_n_train_steps: int | None,
+        train_time_interval: timedelta | None,
+        background: Background | None,
     ) -> None:
         super().__init__()
         self.checkpoints = checkpoints
+        self._background = background
+        self._reserves = background is not None
         self._every_n_train_steps = every_n_train_steps
         self._interval = None if train_time_interval is None else train_time_interval.total_seconds()
         self._saved_step = -1
@@ -143,6 +150,8 @@ class ResumeStream(Checkpoint):
         step = trainer.global_step
         if step == self._saved_step:  # gradients are being accumulated
             return
+        if self._reserves:
+            self._reserve(trainer)
         due = self._every_n_train_steps is not None and step % self._every_n_train_steps == 0
         if self._interval is not None:
             # One rank's clock decides for all: saving is collective.
@@ -181,17 +190,23 @@ class ResumeStream(Checkpoint):
         # Saving is collective: with several processes the others may not have come to an exception.
         alone = trainer.world_size == 1 or isinstance(exception, pl.utilities.exceptions.SIGTERMException)
         training, self._training = self._training, False
-        if not training or half_done or not alone or trainer.global_step == self._saved_step:
-            return
+        saves = training and not half_done and alone and trainer.global_step != self._saved_step
         try:
-            self._save(trainer, trainer.current_epoch)
+            if saves:
+                self._save(trainer, trainer.current_epoch)
+            self._wait()
         except (OSError, RuntimeError, TrackingError):
             # The exception that ended the training goes on; this one must not take its place.
             _logger.exception("The state at the exception was not saved; the one before is as it was")
-        else:
+            return
+        if saves:
             requested = self.interruption.requested
             reason = requested.name if requested else type(exception).__name__
             _logger.warning("Saved step %d after %s", trainer.global_step, reason)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Return when all is written."""
+        self._wait()
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Stop listening for signals."""
@@ -207,22 +222,50 @@ class ResumeStream(Checkpoint):
             self.interruption.end()
 
     def _save(self, trainer: pl.Trainer, epoch: int) -> None:
-        step = self._saved_step = trainer.global_step  # also where it fails: nothing is gained by a second try
-        self._saved_at = time.monotonic()
-        with stream_io(trainer):
-            # Every rank takes part, and the strategy writes on the first alone.
-            if trainer.is_global_zero:
-                with self.checkpoints.save(step, epoch) as path:
-                    trainer.save_checkpoint(path, weights_only=False)
+        step = trainer.global_step
+
+        def write(checkpoint: dict[str, Any]) -> None:
+            with self.checkpoints.save(step, epoch) as path:
+                # To a path and not a file object, with which ``torch.save`` is twice as slow.
+                torch.save(checkpoint, path)
+
+        def save(checkpoint: dict[str, Any]) -> None:
+            if self._background is None:
+                write(checkpoint)
             else:
-                trainer.save_checkpoint("", weights_only=False)
+                self._background.save(f"step {step} to {self.checkpoints.directory}", checkpoint, write)
+
+        # Where writing fails nothing is gained by a second try, unless it was an earlier step's.
+        if self._background is None:
+            self._saved_step = step
+        with stream_io(trainer, StreamCheckpointIO(save)):
+            # Every rank takes part, and the strategy writes on the first alone.
+            trainer.save_checkpoint(self.checkpoints.directory, weights_only=False)
+        self._saved_step, self._saved_at = step, time.monotonic()
+
+    def _wait(self) -> None:
+        """Return when all is written. Where that failed, what is saved is not this step."""
+        if self._background is not None:
+            saved_step, self._saved_step = self._saved_step, -1
+            self._background.wait()
+            self._saved_step = saved_step
+
+    def _reserve(self, trainer: pl.Trainer) -> None:
+        """Take the memory for copies of the state: since the first optimizer step all of it is there."""
+        assert self._background is not None
+        self._reserves = False
+        tensors = [*trainer.lightning_module.state_dict().values()]
+        for optimizer in trainer.optimizers:
+            for state in optimizer.state.values():
+                tensors += [value for value in state.values() if isinstance(value, torch.Tensor)]
+        self._background.reserve(tensors)
 
 
 @contextlib.contextmanager
-def stream_io(trainer: pl.Trainer, *, weights_only: bool = True) -> Iterator[None]:
-    """Have the strategy write and read the resume stream's files as they are, whatever plugin the user brought."""
+def stream_io(trainer: pl.Trainer, io: StreamCheckpointIO) -> Iterator[None]:
+    """Have the strategy write and read the resume stream's files with `io`, whatever plugin the user brought."""
     plugin = trainer.strategy.checkpoint_io
-    trainer.strategy.checkpoint_io = StreamCheckpointIO(weights_only=weights_only)
+    trainer.strategy.checkpoint_io = io
     try:
         yield
     finally:

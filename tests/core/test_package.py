@@ -11,12 +11,14 @@ import pytest
 import polyaxon_tracking
 
 PUBLIC = [
+    "BackgroundWriter",
     "Checkpoint",
     "CheckpointManager",
     "Interruption",
     "Run",
     "TrackingError",
     "atomic_write",
+    "available_memory",
     "get_data_path",
     "get_data_paths",
     "get_log_level",

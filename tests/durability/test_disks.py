@@ -27,8 +27,13 @@ def obey_modes() -> None:
     ctypes.CDLL(None).prctl(PR_CAPBSET_DROP, CAP_DAC_OVERRIDE, 0, 0, 0)
 
 
-def train(outputs: Path, *command: str) -> subprocess.CompletedProcess[str]:
-    settings = {"POLYAXON_RUN_OUTPUTS_PATH": str(outputs), "KERAS_BACKEND": "torch", "SECONDS_PER_BATCH": "0.1"}
+def train(outputs: Path, mode: str, *command: str) -> subprocess.CompletedProcess[str]:
+    settings = {
+        mode: "1",
+        "POLYAXON_RUN_OUTPUTS_PATH": str(outputs),
+        "KERAS_BACKEND": "torch",
+        "SECONDS_PER_BATCH": "0.1",
+    }
     return subprocess.run(
         [sys.executable, "-W", "ignore", *command],
         env=os.environ | settings,
@@ -40,13 +45,14 @@ def train(outputs: Path, *command: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.parametrize("mode", ["BACKGROUND", "FOREGROUND"])
 @pytest.mark.parametrize("framework", ["lightning", "keras"])
 @pytest.mark.parametrize(("kind", "reason"), [("full", "File too large"), ("read-only", "Permission denied")])
 def test_the_checkpoint_before_stays_and_the_error_says_what_is_missing(
-    tmp_path: Path, framework: str, kind: str, reason: str
+    tmp_path: Path, mode: str, framework: str, kind: str, reason: str
 ) -> None:
     script = str(SCRIPTS[framework])
-    failed = train(tmp_path, str(TROUBLE), kind, script)
+    failed = train(tmp_path, mode, str(TROUBLE), kind, script)
     assert failed.returncode == 1, failed.stderr
     needed = r"It needs more than [\d,]+ bytes, " if kind == "full" else ""
     message = rf"(?:OSError|PermissionError): \[Errno \d+\] {re.escape(str(tmp_path))}\S+ was not saved, and what was there before is untouched: {reason}\. {needed}[\d,]+ bytes are free on its file system"
@@ -56,7 +62,7 @@ def test_the_checkpoint_before_stays_and_the_error_says_what_is_missing(
     latest = CheckpointManager(tmp_path / "checkpoints" / "resume").latest()
     assert latest is not None
     assert latest.epoch in (2, 3)
-    resumed = train(tmp_path, script)
+    resumed = train(tmp_path, mode, script)
     assert resumed.returncode == 0, resumed.stderr
     assert f"Resuming from {latest.path}: epoch {latest.epoch}" in resumed.stderr
     assert resumed.stdout.startswith("trained 24 ")

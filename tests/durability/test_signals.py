@@ -80,13 +80,14 @@ def framework(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
+@pytest.mark.parametrize("mode", ["BACKGROUND", "FOREGROUND"])
 @pytest.mark.parametrize(
     ("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, None)], ids=["SIGTERM", "Ctrl-C"]
 )
 def test_a_signal_ends_the_batch_saves_and_ends_training(
-    tmp_path: Path, framework: str, number: signal.Signals, status: int | None
+    tmp_path: Path, mode: str, framework: str, number: signal.Signals, status: int | None
 ) -> None:
-    training = Training(framework, tmp_path, **SLOW)
+    training = Training(framework, tmp_path, **SLOW, **{mode: "1"})
     training.wait_for_epochs(1)
     time.sleep(0.4)
     ended = training.end_with(number)

@@ -127,7 +127,8 @@ def main() -> None:
     keras.utils.set_random_seed(0)
     x, y = data()
     network = model(os.environ.get("KIND", "subclassed"))
-    callbacks: list[keras.callbacks.Callback] = [PolyaxonCallback(save_best_only=True), Slow()]
+    polyaxon = PolyaxonCallback(save_best_only=True, background="FOREGROUND" not in os.environ)
+    callbacks: list[keras.callbacks.Callback] = [polyaxon, Slow()]
     if "DIE_AT_STEP" in os.environ:
         callbacks.append(DieAtStep(int(os.environ["DIE_AT_STEP"])))
     fails = os.environ.get("FAILS", "")

@@ -16,6 +16,7 @@ from keras_script import data, digest, model
 
 from polyaxon_keras import PolyaxonCallback
 from polyaxon_tracking import CheckpointManager, TrackingError
+from polyaxon_tracking.background import wait_for_all
 
 # The one shuffling that cannot go on where it stopped: its state is inside TensorFlow.
 SHUFFLES = keras.backend.backend() != "tensorflow"
@@ -178,6 +179,7 @@ def test_a_fit_in_a_run_goes_on_where_the_last_one_was_interrupted(
 ) -> None:
     with pytest.raises(RuntimeError, match="interrupted"):
         fit(PolyaxonCallback(), Interrupt(epoch=2), network=model(kind))
+    wait_for_all()
     [saved] = (outputs / "checkpoints" / "resume").glob("step=0000000008-epoch=2-*")
     caplog.clear()
     network = model(kind)

@@ -72,7 +72,9 @@ def main() -> None:
         enable_model_summary=False,
         callbacks=[
             ModelCheckpoint(monitor="val_loss", save_top_k=2),
-            PolyaxonCallback(every_n_train_steps=int(every) if every else None),
+            PolyaxonCallback(
+                every_n_train_steps=int(every) if every else None, background="FOREGROUND" not in os.environ
+            ),
         ],
     )
     model = Classifier()

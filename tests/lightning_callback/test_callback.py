@@ -20,6 +20,7 @@ from lightning_script import Classifier, data, digest
 from polyaxon_lightning import PolyaxonCallback
 from polyaxon_lightning.io import DurableCheckpointIO
 from polyaxon_tracking import CheckpointManager, TrackingError
+from polyaxon_tracking.background import wait_for_all
 
 
 class Epochs(Callback):
@@ -196,18 +197,20 @@ def test_an_exception_in_an_optimizer_step_leaves_the_state_before_it(
     assert names(outputs / "checkpoints" / "resume") == ["step=0000000004-epoch=1-start=1.ckpt"]
 
 
+@pytest.mark.parametrize("background", [True, False], ids=["background", "foreground"])
 def test_a_save_that_fails_after_an_exception_does_not_hide_it(
-    outputs: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    outputs: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, background: bool
 ) -> None:
     def full(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
 
     class Full(Interrupt):
         def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+            wait_for_all()  # that of the epoch before
             monkeypatch.setattr(torch, "save", full)
 
     with pytest.raises(RuntimeError, match="interrupted"):
-        fit(PolyaxonCallback(), Full(step=6))
+        fit(PolyaxonCallback(background=background), Full(step=6))
     assert "The state at the exception was not saved; the one before is as it was" in caplog.messages
     assert "No space left on device" in caplog.text
     assert names(outputs / "checkpoints" / "resume") == ["step=0000000004-epoch=1-start=1.ckpt"]

@@ -1,0 +1,149 @@
+"""One thread that writes checkpoints while training goes on."""
+
+from __future__ import annotations
+
+import atexit
+import collections
+import logging
+import threading
+import time
+import weakref
+from datetime import timedelta
+from typing import TYPE_CHECKING, NamedTuple
+
+from polyaxon_tracking.errors import TrackingError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["BackgroundWriter"]
+
+_logger = logging.getLogger("polyaxon_tracking")
+
+_TELL_SECONDS = 5
+
+_writers: weakref.WeakSet[BackgroundWriter] = weakref.WeakSet()
+
+
+class BackgroundWriter:
+    """Write in one thread, in the order of `submit`, and raise in the caller's thread what went wrong.
+
+    After a write that failed nothing more is done until its error was raised, so that no old checkpoint is removed for
+    a new one that is not there. When the interpreter exits, it waits as `wait` does.
+
+    Args:
+        timeout: how long `wait` waits at most.
+
+    Raises:
+        TrackingError: `timeout` is not a timedelta above zero.
+
+    Examples:
+        >>> writer = BackgroundWriter()
+        >>> writer.submit("model.txt", lambda: Path("model.txt").write_text("weights"))
+        >>> writer.wait()
+        >>> Path("model.txt").read_text()
+        'weights'
+    """
+
+    def __init__(self, timeout: timedelta = timedelta(minutes=30)) -> None:
+        if not (isinstance(timeout, timedelta) and timeout > timedelta(0)):
+            raise TrackingError(f"Received write_timeout={timeout!r}. Expected a timedelta above zero.")
+        self._timeout = timeout.total_seconds()
+        self._jobs: collections.deque[_Job] = collections.deque()
+        self._changed = threading.Condition()
+        self._thread: threading.Thread | None = None
+        self._runs = False
+        self._error: BaseException | None = None
+        self._waits_at_exit = False
+        _writers.add(self)
+
+    @property
+    def pending(self) -> bool:
+        """Whether something is still to be written."""
+        # A process forked from this one has its memory, but not the thread.
+        return self._runs and self._thread is not None and self._thread.is_alive()
+
+    def submit(self, what: str, write: Callable[[], object]) -> None:
+        """Have `write` called in the thread after all that was submitted before.
+
+        Args:
+            what: what it writes, for messages.
+            write: a function without arguments.
+
+        Raises:
+            BaseException: that of an earlier write; then this one is not done.
+        """
+        self._raise_error()
+        if not self._waits_at_exit:
+            self._waits_at_exit = True
+            atexit.register(self.wait)
+        with self._changed:
+            self._jobs.append(_Job(what, write))
+            if not self.pending:
+                self._runs = True
+                # A daemon, for which the interpreter does not wait without a limit.
+                self._thread = threading.Thread(target=self._run, name="polyaxon-tracking-writer", daemon=True)
+                self._thread.start()
+
+    def wait(self) -> None:
+        """Return when all that was submitted is written; a long wait says so every few seconds.
+
+        Raises:
+            BaseException: that of a write.
+            TrackingError: the time is over; the writes go on.
+        """
+        started = told = time.monotonic()
+        with self._changed:
+            while self.pending:
+                now = time.monotonic()
+                if now - started >= self._timeout:
+                    raise TrackingError(
+                        f"Received no end of writing {self._jobs[0].what} in {self._timeout:,.0f} s. Expected the disk "
+                        f"to take it sooner. See what holds it up, or allow more with a longer write_timeout; what was "
+                        f"saved before is untouched."
+                    )
+                if now - told >= _TELL_SECONDS:
+                    told = now
+                    _logger.info(
+                        "Waiting for %s to be written, %d of at most %d s so far",
+                        self._jobs[0].what,
+                        now - started,
+                        self._timeout,
+                    )
+                self._changed.wait(min(told + _TELL_SECONDS, started + self._timeout) - now)
+        if self._thread is not None:
+            self._thread.join()  # it has nothing left to do, but what it does last must not meet the interpreter's end
+        self._raise_error()
+
+    def _raise_error(self) -> None:
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+
+    def _run(self) -> None:
+        while True:
+            job = self._jobs[0]
+            try:
+                job.write()
+            except BaseException as error:  # noqa: BLE001  # carried over to the thread that waits for the write
+                self._error = error
+            with self._changed:
+                if self._error is None:
+                    self._jobs.popleft()
+                else:
+                    self._jobs.clear()
+                self._changed.notify_all()
+                if not self._jobs:
+                    self._runs = False
+                    return
+
+
+def wait_for_all() -> None:
+    """Return when all that any writer of this process was given is written, or raise what went wrong."""
+    for writer in list(_writers):
+        writer.wait()
+
+
+class _Job(NamedTuple):
+    what: str
+    write: Callable[[], object]

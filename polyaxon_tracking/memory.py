@@ -1,0 +1,75 @@
+"""How much memory this process may still take: of the machine, of its container, and of its own limit."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+__all__ = ["available_memory"]
+
+
+def available_memory() -> int:
+    """Bytes that this process may still allocate, as far as the system tells.
+
+    The least of what the machine has available (``MemAvailable`` of ``proc(5)``), what the limits of the control groups
+    around this process leave (``memory.max`` of ``cgroups(7)``, or ``memory.limit_in_bytes`` of version 1; cached files
+    do not count, since the kernel gives them up), and what ``ulimit -v`` leaves. ``sys.maxsize`` where the system tells
+    nothing.
+
+    Examples:
+        >>> available_memory() > 0
+        True
+    """
+    return max(0, min(_of_machine("/proc/meminfo"), _of_cgroups("/proc/self/cgroup", "/sys/fs/cgroup"), _of_process()))
+
+
+def _of_machine(meminfo: str) -> int:
+    fields = _fields(meminfo)
+    return fields["MemAvailable:"] * 1024 if "MemAvailable:" in fields else sys.maxsize
+
+
+def _of_cgroups(membership: str, mount: str) -> int:
+    least = sys.maxsize
+    for line in _read(membership).splitlines():
+        _, controllers, path = line.split(":", 2)
+        if not controllers:
+            root, limit, usage = mount, "memory.max", "memory.current"
+        elif "memory" in controllers.split(","):
+            root, limit, usage = os.path.join(mount, "memory"), "memory.limit_in_bytes", "memory.usage_in_bytes"
+        else:
+            continue
+        # In a container the path may be that of the host, of which only the upper end is mounted, as the root.
+        parts = [part for part in path.split("/") if part]
+        for depth in range(len(parts), -1, -1):
+            directory = os.path.join(root, *parts[:depth])
+            allowed, used = _read(os.path.join(directory, limit)), _read(os.path.join(directory, usage))
+            if allowed.isdecimal() and used.isdecimal():
+                statistics = _fields(os.path.join(directory, "memory.stat"))
+                cached = statistics.get("active_file", 0) + statistics.get("inactive_file", 0)
+                least = min(least, int(allowed) - int(used) + cached)
+    return least
+
+
+def _of_process() -> int:
+    try:
+        import resource
+    except ModuleNotFoundError:  # Windows
+        return sys.maxsize
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    pages = _read("/proc/self/statm").partition(" ")[0]
+    if limit == resource.RLIM_INFINITY or not pages:
+        return sys.maxsize
+    return limit - int(pages) * resource.getpagesize()
+
+
+def _fields(path: str) -> dict[str, int]:
+    words = [line.split() for line in _read(path).splitlines()]
+    return {name: int(value) for name, value, *_ in words if value.isdecimal()}
+
+
+def _read(path: str) -> str:
+    try:
+        with open(path) as file:
+            return file.read().strip()
+    except OSError:  # another system, or another version of it
+        return ""
