@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # Keras binds its backend at import, so its tests run once for each.
 BACKENDS := torch tensorflow jax
 
-.PHONY: demo test lint types docs clean
+.PHONY: demo test bench lint types docs clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python examples/demo.py
@@ -18,6 +18,10 @@ test: $(VENV)/.installed
 		KERAS_BACKEND=$$backend $(BIN)/python -m pytest tests/keras_callback --cov --cov-append --cov-report= || exit 1; \
 	done
 	$(BIN)/python -m coverage report
+
+# With an environment of its own, for what it compares with.
+bench: .venv-bench/.installed
+	.venv-bench/bin/python benchmarks/speed.py
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
@@ -35,5 +39,10 @@ $(VENV)/.installed: pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
 	touch $@
 
+.venv-bench/.installed: pyproject.toml
+	$(PYTHON) -m venv .venv-bench
+	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check --editable ".[bench]"
+	touch $@
+
 clean:
-	rm -rf $(VENV) build dist site demo-outputs outputs .coverage .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-bench build dist site demo-outputs outputs .coverage .mypy_cache .pytest_cache .ruff_cache

@@ -8,6 +8,7 @@ import operator
 import os
 import re
 import stat
+import threading
 import zlib
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -139,8 +140,7 @@ class CheckpointManager:
             self._known = {checkpoint.path for checkpoint in self.checkpoints()}
         with staged_file(os.path.join(self.directory, f"step={step:010d}{suffix}")) as staged:
             yield staged
-            sync_file(staged)
-            crc = crc_of_file(staged)
+            crc = _synced_crc(staged)
             name = f"step={step:010d}-epoch={epoch}-start={self._start(step, epoch)}-crc={crc:08x}{suffix}"
             path = os.path.join(self.directory, name)
             publish(staged, path)
@@ -238,6 +238,34 @@ def crc_of_file(path: str) -> int:
         return _crc(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _synced_crc(path: str) -> int:
+    """CRC-32 of the file `path`, which is on disk when this returns: the disk writes while it is read."""
+    if threading.current_thread() is not threading.main_thread():  # nobody waits
+        sync_file(path)
+        return crc_of_file(path)
+    found: list[int | OSError] = []
+
+    def read() -> None:
+        try:
+            found.append(crc_of_file(path))
+        except OSError as error:
+            found.append(error)
+
+    thread = threading.Thread(target=read)
+    try:
+        thread.start()
+    except RuntimeError:  # the interpreter is at its end
+        sync_file(path)
+        return crc_of_file(path)
+    try:
+        sync_file(path)
+    finally:
+        thread.join()
+    if isinstance(found[0], OSError):
+        raise found[0]
+    return found[0]
 
 
 def _crc(descriptor: int) -> int:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from polyaxon_lightning.framework import pl
 from polyaxon_lightning.io import DurableCheckpointIO, StreamCheckpointIO
 from polyaxon_lightning.staging import Background
-from polyaxon_lightning.stream import ResumeStream, stream_io
+from polyaxon_lightning.stream import NOT_CALLED, ResumeStream, stream_io
 from polyaxon_tracking import BackgroundWriter, Run, TrackingError
 
 if TYPE_CHECKING:
@@ -73,6 +73,9 @@ class PolyaxonCallback(Callback):
         >>> polyaxon.data_path("digits")
         '.'
     """
+
+    on_train_batch_start = on_train_batch_end = on_before_backward = on_after_backward = NOT_CALLED
+    on_before_zero_grad = on_before_optimizer_step = NOT_CALLED
 
     def __init__(
         self,

@@ -27,11 +27,15 @@ if TYPE_CHECKING:
 else:
     Checkpoint = pl.callbacks.Checkpoint
 
-__all__ = ["ResumeStream", "stream_io"]
+__all__ = ["NOT_CALLED", "ResumeStream", "stream_io"]
 
 _logger = logging.getLogger("polyaxon_tracking")
 
 _KEY = "polyaxon_tracking"
+
+
+# Lightning calls the hooks of a callback that are callable, in microseconds each, for every batch.
+NOT_CALLED: Any = None
 
 
 class ResumeStream(Checkpoint):
@@ -39,6 +43,8 @@ class ResumeStream(Checkpoint):
 
     The last of a Trainer's callbacks, so that what it saves holds what the others have just done.
     """
+
+    on_before_backward = on_after_backward = on_before_zero_grad = NOT_CALLED
 
     def __init__(
         self,
@@ -51,6 +57,8 @@ class ResumeStream(Checkpoint):
         self.checkpoints = checkpoints
         self._background = background
         self._reserves = background is not None
+        self._saves_within_epochs = every_n_train_steps is not None or train_time_interval is not None
+        self._looks_at_steps = self._reserves or self._saves_within_epochs
         self._every_n_train_steps = every_n_train_steps
         self._interval = None if train_time_interval is None else train_time_interval.total_seconds()
         self._saved_step = -1
@@ -60,7 +68,7 @@ class ResumeStream(Checkpoint):
         self._stepping_from: int | None = None
         self.interruption = Interruption(lambda _: self._training)
         self._restored: dict[str, Any] | None = None
-        self._resumes_in_epoch = False
+        self._resumes = False
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -115,7 +123,7 @@ class ResumeStream(Checkpoint):
                     "This training had been stopped early, at epoch %d: nothing is left", trainer.current_epoch
                 )
             self._restored = None
-            self._resumes_in_epoch = True
+            self._resumes = True
         self._saved_step = trainer.global_step
         self._saved_at = time.monotonic()
         self._training = True
@@ -123,18 +131,16 @@ class ResumeStream(Checkpoint):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Note that no optimizer step is under way, and say what a training that resumes within an epoch repeats."""
-        self._stepping_from = None
-        if self._resumes_in_epoch:
-            self._resumes_in_epoch = False
-            if batch_idx and not _is_stateful(trainer.train_dataloader):
-                _logger.info(
-                    "Going on within epoch %d after %d of its %s batches. The data loader has no state_dict, so it "
-                    "begins from its start: of this epoch's data some comes twice and some not at all",
-                    trainer.current_epoch,
-                    batch_idx,
-                    trainer.num_training_batches,
-                )
+        """Say what a training that resumes within an epoch repeats."""
+        self.on_train_batch_start = None  # type: ignore[assignment,method-assign]  # once; see `NOT_CALLED`
+        if self._resumes and batch_idx and not _is_stateful(trainer.train_dataloader):
+            _logger.info(
+                "Going on within epoch %d after %d of its %s batches. The data loader has no state_dict, so it "
+                "begins from its start: of this epoch's data some comes twice and some not at all",
+                trainer.current_epoch,
+                batch_idx,
+                trainer.num_training_batches,
+            )
 
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
@@ -146,7 +152,11 @@ class ResumeStream(Checkpoint):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Save where `every_n_train_steps` or `train_time_interval` says so, and end where a signal asked for it."""
-        self._end_if_requested(trainer)
+        self._stepping_from = None
+        if self.interruption.requested:
+            self._end_if_requested(trainer)
+        if not self._looks_at_steps:
+            return
         step = trainer.global_step
         if step == self._saved_step:  # gradients are being accumulated
             return
@@ -254,6 +264,7 @@ class ResumeStream(Checkpoint):
         """Take the memory for copies of the state: since the first optimizer step all of it is there."""
         assert self._background is not None
         self._reserves = False
+        self._looks_at_steps = self._saves_within_epochs
         tensors = [*trainer.lightning_module.state_dict().values()]
         for optimizer in trainer.optimizers:
             for state in optimizer.state.values():
