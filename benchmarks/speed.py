@@ -545,9 +545,9 @@ def sweep(sizes: list[int]) -> None:
 def machine() -> str:
     with open("/proc/cpuinfo") as file:
         model = next((line.partition(":")[2].strip() for line in file if line.startswith("model name")), "")
-    versions = [
-        f"{name} {importlib.metadata.version(name)}" for name in ("torch", "lightning", "keras", "tensorflow", "jax")
-    ]
+    names = {"torch", "lightning", "keras", "tensorflow", "tensorflow_cpu", "jax", "orbax-checkpoint"}
+    installed = {found.metadata["Name"]: found.version for found in importlib.metadata.distributions()}
+    versions = [f"{name} {version}" for name, version in sorted(installed.items()) if name in names]
     free = shutil.disk_usage(tempfile.gettempdir()).free // 10**9
     return (
         f"{os.cpu_count()} cores ({model or platform.machine()}), {free} GB free in {tempfile.gettempdir()}, no GPU, "

@@ -98,14 +98,14 @@ class BackgroundWriter:
                 now = time.monotonic()
                 if now - started >= self._timeout:
                     raise TrackingError(
-                        f"Received no end of writing {self._jobs[0].what} in {self._timeout:,.0f} s. Expected the disk "
+                        f"Received no end of writing {self._jobs[0].what} in {self._timeout:g} s. Expected the disk "
                         f"to take it sooner. See what holds it up, or allow more with a longer write_timeout; what was "
                         f"saved before is untouched."
                     )
                 if now - told >= _TELL_SECONDS:
                     told = now
                     _logger.info(
-                        "Waiting for %s to be written, %d of at most %d s so far",
+                        "Waiting for %s to be written, %d of at most %g s so far",
                         self._jobs[0].what,
                         now - started,
                         self._timeout,

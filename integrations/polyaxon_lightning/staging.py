@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import io
-import itertools
 import logging
 import pickle
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -14,7 +13,7 @@ import torch
 from polyaxon_tracking import BackgroundWriter, available_memory
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
     from datetime import timedelta
 
 __all__ = ["Background"]
@@ -23,7 +22,7 @@ _logger = logging.getLogger("polyaxon_tracking")
 
 # Smaller tensors (counters, the states of generators) come and go; they are copied anew for every state.
 _SMALL_BYTES = 1 << 16
-_COMPARED_BYTES = 1 << 24
+_SAMPLED_BYTES, _SAMPLED_EVERY = 1 << 12, 1 << 18
 # Saves that a buffer outlives its last use: a ModelCheckpoint of weights alone leaves those of the optimizer unused.
 _KEPT_SAVES = 8
 
@@ -70,7 +69,7 @@ class Background:
 
         def allocate() -> None:
             for key in missing:
-                self._buffers[key] = _Buffer(_allocate(key), used=-1)
+                self._buffers[key] = _Buffer(_allocate(key))
 
         self.submit("zeros to the memory for a copy of the state", allocate)
         self._step = None  # so that the first save waits for it
@@ -96,11 +95,12 @@ class Background:
                 content = live.to("cpu", copy=True)
                 same = last is not None and torch.equal(last.contents[index], content)
             else:
-                content = self._buffers[key].bytes
-                same = self._buffers[key].used >= 0 and same_step and _are_equal(content, live)
+                buffer, version = self._buffers[key], pickler.versions[key]
+                content = buffer.bytes
+                same = same_step and version == buffer.version and _are_equal(content, live)
                 if not same:
                     self._fill(key, live)
-                self._buffers[key].used = self._saves
+                buffer.used, buffer.version = self._saves, version
                 same = same and last is not None and last.contents[index] is content
             contents.append(content)
             last = last if same else None
@@ -137,7 +137,7 @@ class Background:
         if not self._suffices(sum(key.size for key in missing)):
             return False
         for key in missing:
-            self._buffers[key] = _Buffer(_allocate(key), used=-1)
+            self._buffers[key] = _Buffer(_allocate(key))
         return True
 
     def _suffices(self, size: int) -> bool:
@@ -164,10 +164,12 @@ class _Key(NamedTuple):
 
 
 class _Buffer:
-    def __init__(self, content: torch.Tensor, used: int) -> None:
+    def __init__(self, content: torch.Tensor) -> None:
         self.bytes = content
-        self.used = used
+        self.used = -1
         """The number of the save that filled it, or -1."""
+        self.version = -1
+        """How often what it holds a copy of had been changed in place."""
 
 
 class _Copy:
@@ -190,6 +192,7 @@ class _Pickler(pickle.Pickler):
     def __init__(self, file: io.BytesIO) -> None:
         super().__init__(file, pickle.HIGHEST_PROTOCOL)
         self.storages: dict[_Key, torch.UntypedStorage] = {}
+        self.versions: dict[_Key, int] = {}
         self._indices: dict[_Key, int] = {}
 
     def persistent_id(self, value: Any) -> Any:
@@ -199,6 +202,8 @@ class _Pickler(pickle.Pickler):
         key = _key(storage)
         index = self._indices.setdefault(key, len(self._indices))
         self.storages[key] = storage
+        version = -1 if value.is_inference() else value._version  # noqa: SLF001  # of the autograd notes, for users
+        self.versions[key] = max(version, self.versions.get(key, -1))
         return index, value.dtype, value.storage_offset(), tuple(value.shape), value.stride(), value.requires_grad
 
 
@@ -237,10 +242,16 @@ def _allocate(key: _Key) -> torch.Tensor:
 
 
 def _are_equal(copy: torch.Tensor, live: torch.Tensor) -> bool:
-    """Whether the bytes are the same, compared in parts and on the device of `live`."""
-    words = len(live) // 8 * 8  # eight bytes at once are compared faster
-    parts = itertools.pairwise([*range(0, words, _COMPARED_BYTES), words])
-    return torch.equal(copy[words:].to(live.device), live[words:]) and all(
-        torch.equal(copy[start:end].view(torch.int64).to(live.device), live[start:end].view(torch.int64))
-        for start, end in parts
-    )
+    """Whether the bytes are the same, by samples of all parts of the tensor, compared on the device of `live`.
+
+    What changes a tensor in place counts up its version. Only writing through ``.data`` does not, with which some swap
+    averaged weights in and out between two checkpoints of a step: the samples find that.
+    """
+    pairs = zip(_samples(copy), _samples(live), strict=True)
+    return all(torch.equal(one.to(live.device), other) for one, other in pairs)
+
+
+def _samples(content: torch.Tensor) -> Iterator[torch.Tensor]:
+    rows = len(content) // _SAMPLED_EVERY
+    yield content[: rows * _SAMPLED_EVERY].view(rows, _SAMPLED_EVERY)[:, :_SAMPLED_BYTES]
+    yield content[-_SAMPLED_EVERY:]
