@@ -39,6 +39,7 @@ class Background:
         self.wait = self._writer.wait
         self._variables: list[Any] = []
         self._arrays: list[np.ndarray[Any, Any]] = []
+        self._filled = False
         self._told = False
 
     def save(self, what: str, model: keras.Model, write: Callable[[], None]) -> None:
@@ -68,7 +69,7 @@ class Background:
         if list(map(id, variables)) == list(map(id, self._variables)):
             return True
         self.wait()
-        self._variables, self._arrays = [], []
+        self._variables, self._arrays, self._filled = [], [], False
         size = sum(_host(variable).nbytes for variable in variables)
         available = available_memory()
         if size >= available:
@@ -92,6 +93,9 @@ class Background:
         return True
 
     def _copy(self) -> None:
+        if not self._filled:
+            self._filled = True
+            self._writer.wait()
         for variable, array in zip(self._variables, self._arrays, strict=True):
             value = _host(variable)
             if self._writer.pending:

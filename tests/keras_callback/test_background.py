@@ -1,0 +1,199 @@
+"""Saving in the background with Keras: what is written, when, and what happens where that fails."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from typing import TYPE_CHECKING, Any
+
+import h5py
+import keras
+import numpy as np
+import pytest
+from keras_script import data, model
+
+from polyaxon_keras import PolyaxonCallback, state
+from polyaxon_tracking import CheckpointManager
+from polyaxon_tracking.background import wait_for_all
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def fit(*callbacks: keras.callbacks.Callback, network: keras.Model | None = None, epochs: int = 3) -> keras.Model:
+    x, y = data()
+    network = network or model("functional")
+    network.fit(x, y, batch_size=18, epochs=epochs, verbose=0, callbacks=list(callbacks))
+    return network
+
+
+class Held(keras.callbacks.Callback):
+    """Hold every write up until the batch after the next has changed the weights, and note what they were before."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        super().__init__()
+        self.weights: dict[int, list[np.ndarray]] = {}
+        self.threads: set[str] = set()
+        self._go_on = threading.Event()
+        for name in ("save", "save_weights"):
+            monkeypatch.setattr(keras.Model, name, self._held(getattr(keras.Model, name)))
+
+    def _held(self, save: Any) -> Any:
+        def held(*arguments: Any, **options: Any) -> None:
+            self.threads.add(threading.current_thread().name)
+            assert self._go_on.wait(60)
+            save(*arguments, **options)
+
+        return held
+
+    def on_epoch_begin(self, epoch: int, logs: object = None) -> None:
+        self._go_on.clear()
+
+    def on_train_batch_end(self, batch: int, logs: object = None) -> None:
+        if batch == 2:
+            self._go_on.set()
+
+    def on_epoch_end(self, epoch: int, logs: object = None) -> None:
+        self.weights[epoch + 1] = [*self.model.get_weights(), np.asarray(self.model.optimizer.iterations)]
+
+
+def test_what_is_written_is_the_state_of_the_save_though_training_has_gone_on(
+    outputs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = Held(monkeypatch)
+    fit(held, PolyaxonCallback("{epoch}.keras", max_to_keep=3))
+    assert held.threads == {"polyaxon-tracking-writer"}
+    monkeypatch.undo()
+    saved = CheckpointManager(outputs / "checkpoints" / "resume").checkpoints()
+    assert [checkpoint.epoch for checkpoint in saved] == [3, 2, 1]
+    for checkpoint in saved:
+        assert checkpoint.damage() is None
+        resumed = model("functional")
+        state.load(resumed, checkpoint.path)
+        mine = keras.saving.load_model(outputs / "checkpoints" / f"{checkpoint.epoch}.keras")
+        for network in (resumed, mine):
+            found = [*network.get_weights(), np.asarray(network.optimizer.iterations)]
+            for value, expected in zip(found, held.weights[checkpoint.epoch], strict=True):
+                np.testing.assert_array_equal(value, expected)
+
+
+def arrays(path: Path | str) -> dict[str, np.ndarray]:
+    found: dict[str, np.ndarray] = {}
+    with h5py.File(path) as file:
+        file.visititems(lambda name, item: found.update({name: item[()]}) if isinstance(item, h5py.Dataset) else None)
+    return found
+
+
+@pytest.mark.parametrize("kind", ["functional", "subclassed"])
+def test_the_file_is_the_one_that_is_written_in_the_foreground(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    files = []
+    for background in (True, False):
+        monkeypatch.setenv("POLYAXON_RUN_OUTPUTS_PATH", str(tmp_path / str(background)))
+        keras.utils.set_random_seed(0)
+        fit(PolyaxonCallback(save_weights_only=True, background=background), network=model(kind), epochs=1)
+        checkpoints = tmp_path / str(background) / "checkpoints"
+        [training] = (checkpoints / "resume").glob("*.h5")
+        files.append((arrays(checkpoints / "model.weights.h5"), arrays(training)))
+    for one, other in zip(*files, strict=True):
+        assert one.keys() == other.keys()
+        for name, value in one.items():
+            if name != "polyaxon_tracking/record":  # with the names that Keras counts up
+                np.testing.assert_array_equal(value, other[name])
+
+
+def fail_once(monkeypatch: pytest.MonkeyPatch, name: str, iterations: int) -> None:
+    save = getattr(keras.Model, name)
+    failed = []
+
+    def failing(self: keras.Model, path: str, **options: Any) -> None:
+        if int(self.optimizer.iterations) == iterations and not failed:
+            failed.append(path)
+            raise OSError(5, "Input/output error")
+        save(self, path, **options)
+
+    monkeypatch.setattr(keras.Model, name, failing)
+
+
+@pytest.mark.parametrize("name", ["save", "save_weights"])
+@pytest.mark.parametrize(("iterations", "newest"), [(8, 4), (12, 8)], ids=["in the middle", "the last"])
+def test_a_write_that_fails_ends_training_at_the_next_save_or_the_end(
+    outputs: Path, monkeypatch: pytest.MonkeyPatch, name: str, iterations: int, newest: int
+) -> None:
+    fail_once(monkeypatch, name, iterations)
+    with pytest.raises(OSError, match=rf"\[Errno 5\] {outputs}\S+ was not saved, .+ Input/output error"):
+        fit(PolyaxonCallback())
+    monkeypatch.undo()
+    latest = CheckpointManager(outputs / "checkpoints" / "resume").latest()
+    assert latest is not None
+    assert latest.step in (newest, newest + 4)
+
+
+def test_the_next_training_finds_what_one_that_was_interrupted_had_not_yet_written(
+    outputs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Interrupt(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch: int, logs: object = None) -> None:
+            if epoch == 2:
+                threading.Timer(0.3, held._go_on.set).start()
+                raise KeyboardInterrupt
+
+    held = Held(monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        fit(held, PolyaxonCallback(), Interrupt())
+    monkeypatch.undo()
+    network = fit(PolyaxonCallback())
+    assert int(network.optimizer.iterations) == 12
+    assert len(list((outputs / "checkpoints" / "resume").glob("*-start=1-*"))) == 2
+
+
+LITTLE_MEMORY = """
+import resource, sys
+import keras, numpy as np
+from polyaxon_keras import PolyaxonCallback
+
+class Limit(keras.callbacks.Callback):
+    def on_train_batch_begin(self, batch, logs=None):
+        size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (size + (128 << 20), resource.RLIM_INFINITY))
+
+class Ballast(keras.layers.Layer):
+    def build(self, _):
+        self.ballast = [
+            self.add_weight(shape=(2 << 20,), initializer="ones", trainable=False, name=f"w{i}") for i in range(32)
+        ]
+    def call(self, inputs):
+        return inputs
+
+model = keras.Sequential([keras.Input((1,)), Ballast(), keras.layers.Dense(1)])
+model.compile("sgd", "mse")
+polyaxon = PolyaxonCallback(save_weights_only=True)
+model.fit(np.ones((1, 1)), np.ones(1), epochs=2, verbose=0, callbacks=[Limit(), polyaxon])
+"""
+
+
+def test_where_memory_does_not_suffice_training_waits_and_says_so_once(tmp_path: Path) -> None:
+    process = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", LITTLE_MEMORY],
+        env=os.environ | {"POLYAXON_RUN_OUTPUTS_PATH": str(tmp_path), "KERAS_BACKEND": "torch"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert process.returncode == 0, process.stderr
+    assert process.stderr.count("Saving in the foreground, while training waits: a copy of the state takes ") == 1
+    newest = CheckpointManager(tmp_path / "checkpoints" / "resume").latest()
+    assert newest is not None
+    assert newest.epoch == 2
+
+
+def test_nothing_is_left_to_write_when_fit_returns(outputs: Path) -> None:
+    fit(PolyaxonCallback())
+    before = sorted(outputs.rglob("*"))
+    wait_for_all()
+    assert sorted(outputs.rglob("*")) == before
+    assert not list(outputs.rglob(".staging-*"))
