@@ -131,6 +131,7 @@ class PolyaxonCallback(keras.callbacks.ModelCheckpoint):
         self._saves_in_background = background
         self._background: Background | None = None
         self._reserves = True
+        self._unchanged = False
         self._finished: CheckpointManager | None = None
         self._checkpoints = self._run.training(max_epochs=0, max_to_keep=max_to_keep)
         self._epoch = 0
@@ -208,6 +209,7 @@ class PolyaxonCallback(keras.callbacks.ModelCheckpoint):
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Save what came with the end of the last epoch, and count from here."""
+        self._unchanged = False
         super().on_epoch_begin(epoch, logs)
         self._restore_callbacks()
         self._save_due()
@@ -215,6 +217,7 @@ class PolyaxonCallback(keras.callbacks.ModelCheckpoint):
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Save where `save_freq`, `every_n_train_steps` or `train_time_interval` says so, or a signal asks for it."""
+        self._unchanged = False
         super().on_train_batch_end(batch, logs)
         if self.params["steps"] is not None:  # with `steps_per_execution` the last batches of an epoch may be fewer
             batch = min(batch, self.params["steps"] - 1)
@@ -235,12 +238,14 @@ class PolyaxonCallback(keras.callbacks.ModelCheckpoint):
     def on_test_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Save and end where a signal asked for it: in the validation within ``fit`` the epoch's batches are done."""
         if self._interruption.requested:
+            self._unchanged = False
             self._save_training(self._epoch + 1)
             self._wait()
             self._interruption.end()
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Save the model as ``ModelCheckpoint`` does, then the training state."""
+        self._unchanged = False
         super().on_epoch_end(epoch, logs)
         if self._restored:
             self._due = epoch + 1  # those among them that come after this one have yet to see the epoch's end
@@ -249,6 +254,7 @@ class PolyaxonCallback(keras.callbacks.ModelCheckpoint):
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """Note that this training is done: the next one in this script has checkpoints of its own."""
+        self._unchanged = False
         super().on_train_end(logs)
         self._restore_callbacks()
         epochs = self.params["epochs"]
@@ -296,6 +302,7 @@ class PolyaxonCallback(keras.callbacks.ModelCheckpoint):
         frames = [frame for frame, _ in traceback.walk_tb(trace)]
         if not any(map(self._is_fit, frames)) or self._stepping:
             return
+        self._unchanged = False
         if self._iterations() - self._iterations_before == self._step + 1:  # raised before this callback's turn came
             self._step, self._batch = self._step + 1, self._batch + 1
         if self._step == self._saved_step:
@@ -361,7 +368,8 @@ class PolyaxonCallback(keras.callbacks.ModelCheckpoint):
             if self._background is None:
                 write()
             else:
-                self._background.save(what, self.model, write)
+                self._background.save(what, self.model, write, unchanged=self._unchanged)
+                self._unchanged = True
         except OSError:
             self._saved_step = self._step  # the disk fails: nothing is gained by a second try after the exception
             raise

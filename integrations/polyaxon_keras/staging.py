@@ -42,10 +42,11 @@ class Background:
         self._filled = False
         self._told = False
 
-    def save(self, what: str, model: keras.Model, write: Callable[[], None]) -> None:
+    def save(self, what: str, model: keras.Model, write: Callable[[], None], *, unchanged: bool = False) -> None:
         """Have `write` called in the thread, in which all variables of `model` have the values that they have now.
 
-        Where memory does not suffice for the copy, call it at once.
+        Where memory does not suffice for the copy, call it at once. With `unchanged`, the values are known to be those
+        of the save before.
 
         Raises:
             BaseException: that of a write before.
@@ -55,7 +56,8 @@ class Background:
         if not self.reserve(model):
             write()
             return
-        self._copy()
+        if not (unchanged and self._filled):
+            self._copy()
 
         def write_copy() -> None:
             with _values(zip(self._variables, self._arrays, strict=True)):
