@@ -262,6 +262,7 @@ class PolyaxonCallback(keras.callbacks.ModelCheckpoint):
             self._due = epochs  # stopped early: no epoch is left to go on with
         self._save_due()
         self._wait()
+        self._background = None  # and its memory
         self._interruption.uninstall()
         if sys.excepthook == self._save_after_exception:  # otherwise another one has been put on top since
             sys.excepthook = self._excepthook

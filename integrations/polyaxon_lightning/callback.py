@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from polyaxon_lightning.framework import pl
 from polyaxon_lightning.io import DurableCheckpointIO, StreamCheckpointIO
 from polyaxon_lightning.staging import Background
-from polyaxon_lightning.stream import NOT_CALLED, ResumeStream, stream_io
+from polyaxon_lightning.stream import ResumeStream, save_time, stream_io
 from polyaxon_tracking import BackgroundWriter, Run, TrackingError
 
 if TYPE_CHECKING:
@@ -74,9 +74,6 @@ class PolyaxonCallback(Callback):
         '.'
     """
 
-    on_train_batch_start = on_train_batch_end = on_before_backward = on_after_backward = NOT_CALLED
-    on_before_zero_grad = on_before_optimizer_step = NOT_CALLED
-
     def __init__(
         self,
         *,
@@ -91,6 +88,7 @@ class PolyaxonCallback(Callback):
         weights_only: bool = True,
     ) -> None:
         super().__init__()
+        save_time(self)
         if every_n_train_steps is not None and every_n_train_steps < 1:
             raise TrackingError(f"Received every_n_train_steps={every_n_train_steps!r}. Expected 1 or more, or None.")
         if train_time_interval is not None and not (

@@ -99,9 +99,10 @@ class DurableCheckpointIO(TorchCheckpointIO):
             self._background.submit(f"the removal of {path}", functools.partial(_remove, path))
 
     def teardown(self) -> None:
-        """Return when all is written: the Trainer is done with its work."""
+        """Return when all is written, and give the memory back: the Trainer is done with its work."""
         super().teardown()
         self.wait()
+        self._background = self._last_saved = None
 
     def _saves_for_one_that_waits_not(self) -> bool:
         """Whether one of `waits_not` is saving: the Trainer hands over no more than a path."""

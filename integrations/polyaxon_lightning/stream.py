@@ -20,22 +20,28 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from datetime import timedelta
 
-    from lightning.pytorch.callbacks import Checkpoint
+    from lightning.pytorch.callbacks import Callback, Checkpoint
 
     from polyaxon_lightning.staging import Background
     from polyaxon_tracking import CheckpointManager
 else:
-    Checkpoint = pl.callbacks.Checkpoint
+    Callback, Checkpoint = pl.callbacks.Callback, pl.callbacks.Checkpoint
 
-__all__ = ["NOT_CALLED", "ResumeStream", "stream_io"]
+__all__ = ["ResumeStream", "save_time", "stream_io"]
 
 _logger = logging.getLogger("polyaxon_tracking")
 
 _KEY = "polyaxon_tracking"
 
 
-# Lightning calls the hooks of a callback that are callable, in microseconds each, for every batch.
-NOT_CALLED: Any = None
+_BATCH_HOOKS = (
+    "on_train_batch_start",
+    "on_before_zero_grad",
+    "on_before_backward",
+    "on_after_backward",
+    "on_before_optimizer_step",
+    "on_train_batch_end",
+)
 
 
 class ResumeStream(Checkpoint):
@@ -43,8 +49,6 @@ class ResumeStream(Checkpoint):
 
     The last of a Trainer's callbacks, so that what it saves holds what the others have just done.
     """
-
-    on_before_backward = on_after_backward = on_before_zero_grad = NOT_CALLED
 
     def __init__(
         self,
@@ -54,6 +58,7 @@ class ResumeStream(Checkpoint):
         background: Background | None,
     ) -> None:
         super().__init__()
+        save_time(self)
         self.checkpoints = checkpoints
         self._background = background
         self._reserves = background is not None
@@ -132,7 +137,7 @@ class ResumeStream(Checkpoint):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Say what a training that resumes within an epoch repeats."""
-        self.on_train_batch_start = None  # type: ignore[assignment,method-assign]  # once; see `NOT_CALLED`
+        self.on_train_batch_start = None  # type: ignore[assignment,method-assign]  # once is enough
         if self._resumes and batch_idx and not _is_stateful(trainer.train_dataloader):
             _logger.info(
                 "Going on within epoch %d after %d of its %s batches. The data loader has no state_dict, so it "
@@ -270,6 +275,16 @@ class ResumeStream(Checkpoint):
             for state in optimizer.state.values():
                 tensors += [value for value in state.values() if isinstance(value, torch.Tensor)]
         self._background.reserve(tensors)
+
+
+def save_time(callback: Callback) -> None:
+    """Have Lightning pass over the hooks for each batch that `callback` leaves empty.
+
+    It calls whatever of a callback's hooks is callable, in microseconds each.
+    """
+    for hook in _BATCH_HOOKS:
+        if getattr(type(callback), hook) is getattr(Callback, hook):
+            setattr(callback, hook, None)
 
 
 @contextlib.contextmanager
