@@ -43,6 +43,7 @@ class Background:
         self._in_flight: set[_Key] = set()
         self._step: int | None = None
         self._last: _Copy | None = None
+        self._streams: dict[torch.device, torch.cuda.Stream] = {}
         self._told = False
 
     def save(self, what: str, checkpoint: dict[str, Any], write: Callable[[dict[str, Any]], None]) -> None:
@@ -104,6 +105,8 @@ class Background:
                 same = same and last is not None and last.contents[index] is content
             contents.append(content)
             last = last if same else None
+        for stream in self._streams.values():
+            stream.synchronize()
         self._in_flight.update(pickler.storages)
         self._last = _Copy(structure.getvalue(), contents) if last is None else last
         return self._last
@@ -113,7 +116,15 @@ class Background:
         if key in self._in_flight and self._writer.pending:
             self.wait()
             self._in_flight.clear()
-        self._buffers[key].bytes.copy_(live)
+        target = self._buffers[key].bytes
+        if key.device.type == "cpu":
+            target.copy_(live)
+            return
+        # All tensors of a GPU are copied one after the other, without a pause for each.
+        stream = self._streams.setdefault(key.device, torch.cuda.Stream(key.device))  # type: ignore[no-untyped-call]
+        stream.wait_stream(torch.cuda.current_stream(key.device))
+        with torch.cuda.stream(stream):
+            target.copy_(live, non_blocking=True)
 
     def _make_room(self, storages: dict[_Key, torch.UntypedStorage]) -> bool:
         """Have a buffer for each storage; not where there is not the memory."""
