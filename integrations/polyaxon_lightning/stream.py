@@ -19,6 +19,7 @@ from polyaxon_tracking import Interruption, TrackingError
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from datetime import timedelta
+    from types import FrameType
 
     from lightning.pytorch.callbacks import Callback, Checkpoint
 
@@ -71,7 +72,7 @@ class ResumeStream(Checkpoint):
         self._ends_epoch = False
         self._training = False
         self._stepping_from: int | None = None
-        self.interruption = Interruption(lambda _: self._training)
+        self.interruption = Interruption(self._hear)
         self._restored: dict[str, Any] | None = None
         self._resumes = False
 
@@ -161,6 +162,10 @@ class ResumeStream(Checkpoint):
         if self.interruption.requested:
             self._end_if_requested(trainer)
         if not self._looks_at_steps:
+            # Nothing to do for a batch, until a signal comes.
+            self.on_train_batch_end = None  # type: ignore[assignment,method-assign]
+            if self.interruption.requested:  # just now
+                vars(self).pop("on_train_batch_end")
             return
         step = trainer.global_step
         if step == self._saved_step:  # gradients are being accumulated
@@ -227,6 +232,11 @@ class ResumeStream(Checkpoint):
         """Stop listening for signals."""
         self._training = False
         self.interruption.uninstall()
+
+    def _hear(self, _: FrameType | None) -> bool:
+        """Whether training goes on, asked when a signal comes: from now on the ends of batches are looked at."""
+        vars(self).pop("on_train_batch_end", None)
+        return self._training
 
     def _restore_random(self, trainer: pl.Trainer) -> None:
         if self._restored is not None and trainer.world_size == 1:
