@@ -179,9 +179,12 @@ class CheckpointManager:
         For a reader that may still refuse a file that is intact: it then takes the next one.
         """
         damaged: dict[str, str] = {}
-        found_one = False
+        found_one = pruned = False
         for checkpoint in self.checkpoints():
             problem = checkpoint.damage()
+            if problem is not None and not os.path.lexists(checkpoint.path):
+                pruned = True  # by a training that goes on, since the listing
+                continue
             if problem is not None:
                 damaged[checkpoint.path] = problem
                 self._damaged.add(checkpoint.path)
@@ -190,7 +193,9 @@ class CheckpointManager:
                 _logger.warning("Skipped damaged checkpoints, using %s instead: %s", checkpoint.path, _listed(damaged))
             found_one = True
             yield checkpoint
-        if damaged and not found_one:
+        if pruned and not found_one:
+            yield from self.intact()
+        elif damaged and not found_one:
             raise TrackingError(
                 f"Received only damaged checkpoints in {shown(self.directory)}: {_listed(damaged)}. Expected at least "
                 f"one that is intact. Training does not start from scratch by itself then: put an intact copy there, "

@@ -190,10 +190,11 @@ def _create_staging(directory: str) -> tuple[str, int]:
             lock = os.open(os.path.join(staged, _LOCK), os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         except (FileExistsError, FileNotFoundError):
             continue  # the name was taken, or another process swept the directory before it was locked
-        _lock(lock)
-        if os.fstat(lock).st_nlink:
-            return staged, lock
-        os.close(lock)  # swept between creating and locking
+        with contextlib.suppress(BlockingIOError):  # another process holds the lock, so it is sweeping the directory
+            _lock(lock)
+            if os.fstat(lock).st_nlink:
+                return staged, lock
+        os.close(lock)  # swept before it was locked
 
 
 def _sweep(directory: str) -> None:
@@ -208,16 +209,23 @@ def _sweep(directory: str) -> None:
                 os.rmdir(staged)
             continue
         try:
-            if _lock(lock):
-                shutil.rmtree(staged, ignore_errors=True)
+            with contextlib.suppress(BlockingIOError):  # its process lives
+                if _lock(lock):
+                    shutil.rmtree(staged, ignore_errors=True)
         finally:
             os.close(lock)
 
 
 def _lock(descriptor: int) -> bool:
-    """Whether this process now holds the lock; not where the file system has no locks (some network mounts)."""
+    """Whether this process now holds the lock; not where the file system has no locks (some network mounts).
+
+    Raises:
+        BlockingIOError: another process holds it.
+    """
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
     except OSError:
         return False
     return True

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from polyaxon_tracking import CheckpointManager, TrackingError, atomic_write, checkpoints
+from polyaxon_tracking import Checkpoint, CheckpointManager, TrackingError, atomic_write, checkpoints
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -479,6 +479,41 @@ def test_the_staging_of_a_living_process_is_left_alone(manager: CheckpointManage
     assert sorted(steps(manager)) == [1, 2]
 
 
+def test_sweeping_by_other_processes_never_takes_a_staging_directory_that_is_being_made(
+    manager: CheckpointManager,
+) -> None:
+    code = """
+import os, sys
+from polyaxon_tracking import files
+while os.getppid() == int(sys.argv[2]):
+    files._sweep(sys.argv[1])
+"""
+    os.makedirs(manager.directory)
+    sweeping = [
+        subprocess.Popen([sys.executable, "-c", code, manager.directory, str(os.getpid())], stderr=subprocess.PIPE)
+        for _ in "ab"
+    ]
+    for step in range(1, 1001):
+        save(manager, step)
+    assert latest_step(manager) == 1000
+    for process in sweeping:
+        process.kill()
+        assert process.communicate()[1] == b""
+
+
+def test_a_checkpoint_that_a_training_prunes_after_it_was_listed_is_not_damaged(manager: CheckpointManager) -> None:
+    class Reader(CheckpointManager):
+        def checkpoints(self) -> list[Checkpoint]:
+            listed = super().checkpoints()
+            if len(listed) == 1 and listed[0].step < 4:
+                save(training, listed[0].step + 1)
+            return listed
+
+    training = CheckpointManager(manager.directory, max_to_keep=1)
+    save(training, 1)
+    assert latest_step(Reader(manager.directory)) == 4
+
+
 def test_two_processes_that_save_at_once_keep_their_checkpoints_and_are_told(manager: CheckpointManager) -> None:
     code = """
 import sys
@@ -494,7 +529,7 @@ for step in range(1, 101):
         for name in "ab"
     ]
     told = [process.communicate()[1] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0]
+    assert [process.returncode for process in processes] == [0, 0], told
     kept = [Path(checkpoint.path).read_text() for checkpoint in manager.checkpoints()]
     for name, text in zip("ab", told, strict=True):
         assert {name * 1000 + step for step in ("99", "100")} <= set(kept)
