@@ -19,7 +19,6 @@ from polyaxon_tracking import Interruption, TrackingError
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from datetime import timedelta
-    from types import FrameType
 
     from lightning.pytorch.callbacks import Callback, Checkpoint
 
@@ -33,7 +32,6 @@ __all__ = ["ResumeStream", "save_time", "stream_io"]
 _logger = logging.getLogger("polyaxon_tracking")
 
 _KEY = "polyaxon_tracking"
-
 
 _BATCH_HOOKS = (
     "on_train_batch_start",
@@ -63,8 +61,6 @@ class ResumeStream(Checkpoint):
         self.checkpoints = checkpoints
         self._background = background
         self._reserves = background is not None
-        self._saves_within_epochs = every_n_train_steps is not None or train_time_interval is not None
-        self._looks_at_steps = self._reserves or self._saves_within_epochs
         self._every_n_train_steps = every_n_train_steps
         self._interval = None if train_time_interval is None else train_time_interval.total_seconds()
         self._saved_step = -1
@@ -72,7 +68,7 @@ class ResumeStream(Checkpoint):
         self._ends_epoch = False
         self._training = False
         self._stepping_from: int | None = None
-        self.interruption = Interruption(self._hear)
+        self.interruption = Interruption(lambda _: self._training)
         self._restored: dict[str, Any] | None = None
         self._resumes = False
 
@@ -161,12 +157,6 @@ class ResumeStream(Checkpoint):
         self._stepping_from = None
         if self.interruption.requested:
             self._end_if_requested(trainer)
-        if not self._looks_at_steps:
-            # Nothing to do for a batch, until a signal comes.
-            self.on_train_batch_end = None  # type: ignore[assignment,method-assign]
-            if self.interruption.requested:  # just now
-                vars(self).pop("on_train_batch_end")
-            return
         step = trainer.global_step
         if step == self._saved_step:  # gradients are being accumulated
             return
@@ -233,11 +223,6 @@ class ResumeStream(Checkpoint):
         self._training = False
         self.interruption.uninstall()
 
-    def _hear(self, _: FrameType | None) -> bool:
-        """Whether training goes on, asked when a signal comes: from now on the ends of batches are looked at."""
-        vars(self).pop("on_train_batch_end", None)
-        return self._training
-
     def _restore_random(self, trainer: pl.Trainer) -> None:
         if self._restored is not None and trainer.world_size == 1:
             _set_random_state(self._restored["random"])
@@ -279,7 +264,6 @@ class ResumeStream(Checkpoint):
         """Take the memory for copies of the state: since the first optimizer step all of it is there."""
         assert self._background is not None
         self._reserves = False
-        self._looks_at_steps = self._saves_within_epochs
         tensors = [*trainer.lightning_module.state_dict().values()]
         for optimizer in trainer.optimizers:
             for state in optimizer.state.values():

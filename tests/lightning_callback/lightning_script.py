@@ -7,15 +7,19 @@ import os
 import signal
 import sys
 import time
+from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning.pytorch import LightningModule, Trainer, seed_everything
+from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from polyaxon_lightning import PolyaxonCallback
+
+if TYPE_CHECKING:
+    from lightning.pytorch.loggers import Logger
 
 
 class Classifier(LightningModule):
@@ -53,6 +57,18 @@ def data(
     return loader(TensorDataset(x, (x.sum(1) > 0).long()), batch_size=16, shuffle=shuffle)
 
 
+def trainer(*callbacks: Callback, max_epochs: int = 3, logger: Logger | bool = False, **options: Any) -> Trainer:
+    return Trainer(
+        max_epochs=max_epochs,
+        accelerator="cpu",
+        logger=logger,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=list(callbacks),
+        **options,
+    )
+
+
 def digest(module: nn.Module) -> str:
     """A fingerprint of all weights, equal only where every bit is."""
     state = b"".join(tensor.numpy().tobytes() for tensor in module.state_dict().values())
@@ -64,24 +80,16 @@ def main() -> None:
         signal.signal(signal.SIGTERM, lambda *_: print("own handler", flush=True))
     every = os.environ.get("EVERY_N_TRAIN_STEPS")
     seed_everything(0, verbose=False)
-    trainer = Trainer(
+    training = trainer(
+        ModelCheckpoint(monitor="val_loss", save_top_k=2),
+        PolyaxonCallback(every_n_train_steps=int(every) if every else None, background="FOREGROUND" not in os.environ),
         max_epochs=6,
-        accelerator="cpu",
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=[
-            ModelCheckpoint(monitor="val_loss", save_top_k=2),
-            PolyaxonCallback(
-                every_n_train_steps=int(every) if every else None, background="FOREGROUND" not in os.environ
-            ),
-        ],
     )
     model = Classifier()
     loader = StatefulDataLoader if "STATEFUL" in os.environ else DataLoader
-    trainer.fit(model, data(shuffle=loader is StatefulDataLoader or not every, loader=loader), data())
-    learning_rate = trainer.optimizers[0].param_groups[0]["lr"]
-    print("trained", trainer.global_step, trainer.current_epoch, learning_rate, digest(model))
+    training.fit(model, data(shuffle=loader is StatefulDataLoader or not every, loader=loader), data())
+    learning_rate = training.optimizers[0].param_groups[0]["lr"]
+    print("trained", training.global_step, training.current_epoch, learning_rate, digest(model))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.logger import DummyLogger, Logger
-from lightning_script import Classifier, data
+from lightning_script import Classifier, data, trainer
 
 from polyaxon_lightning import PolyaxonCallback
 from polyaxon_lightning.staging import Background
@@ -35,16 +35,8 @@ class Wide(Classifier):
 
 
 def fit(*callbacks: Callback, max_epochs: int = 3, logger: Logger | bool = False) -> Classifier:
-    trainer = Trainer(
-        max_epochs=max_epochs,
-        accelerator="cpu",
-        logger=logger,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=list(callbacks),
-    )
     model = Wide()
-    trainer.fit(model, data(), data())
+    trainer(*callbacks, max_epochs=max_epochs, logger=logger).fit(model, data(), data())
     return model
 
 

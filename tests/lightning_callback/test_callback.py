@@ -15,7 +15,7 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.plugins.io import AsyncCheckpointIO
-from lightning_script import Classifier, data, digest
+from lightning_script import Classifier, data, digest, trainer
 
 from polyaxon_lightning import PolyaxonCallback
 from polyaxon_lightning.io import DurableCheckpointIO
@@ -41,18 +41,6 @@ class Steps(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         self.trained.append(trainer.global_step)
-
-
-def trainer(*callbacks: Callback, max_epochs: int = 3, **options: Any) -> Trainer:
-    return Trainer(
-        max_epochs=max_epochs,
-        accelerator="cpu",
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=list(callbacks),
-        **options,
-    )
 
 
 def fit(
