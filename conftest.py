@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import logging
 import os
+import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import fsspec
 import pytest
+
+# Read by gcsfs when it is imported. The emulator knows nothing of the layouts that it would ask for.
+os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = "false"
+
+from servers import KINDS, Proxy, Store
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from servers import Server
 
 collect_ignore = ["tests/typing"]  # only for type checkers
 
@@ -50,9 +59,9 @@ def _environment_is_left_as_it_was(_off_the_cluster: None, request: pytest.Fixtu
 
 
 def _requested(request: pytest.FixtureRequest) -> set[str]:
-    """The fixtures that the test asks for itself, and `outputs` asks for."""
+    """The fixtures that the test asks for itself, and that these ask for."""
     names = set(request.node._fixtureinfo.argnames)
-    return names | ({"monkeypatch"} if "outputs" in names else set())
+    return names | ({"monkeypatch"} if {"outputs", "store"} & set(request.fixturenames) else set())
 
 
 @pytest.fixture(autouse=True)
@@ -75,3 +84,50 @@ def outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path = tmp_path / "run" / "outputs"
     monkeypatch.setenv("POLYAXON_RUN_OUTPUTS_PATH", str(path))
     return path
+
+
+@pytest.fixture(scope="session")
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Server]]:
+    """The stores that were started, by their kind."""
+    started: dict[str, Server] = {}
+    yield started
+    for server in started.values():
+        server.kill()
+
+
+@pytest.fixture(params=list(KINDS))
+def store(
+    request: pytest.FixtureRequest,
+    servers: dict[str, Server],
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Store:
+    """A bucket of a store that runs on this machine; the environment leads to it."""
+    if request.param not in servers:
+        server = KINDS[request.param](tmp_path_factory.mktemp(request.param))
+        server.start()
+        servers[request.param] = server
+    server = servers[request.param]
+    bucket = f"bucket-{uuid.uuid4().hex[:12]}"
+    server.make_bucket(bucket)
+    return _entered(Store(server, bucket, server.port), monkeypatch, tmp_path_factory)
+
+
+@pytest.fixture
+def proxy(store: Store, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
+    """A proxy on the way to the store: what is requested, and what goes wrong."""
+    proxy = Proxy(store.server.port)
+    store.environment = store.server.environment(proxy.port)
+    _entered(store, monkeypatch, tmp_path_factory)
+    yield proxy
+    proxy.stop()
+
+
+def _entered(store: Store, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Store:
+    for name, value in store.environment.items():
+        monkeypatch.setenv(name, value)
+    fsspec.get_filesystem_class(store.server.protocol).clear_instance_cache()  # of another test's environment
+    monkeypatch.setitem(fsspec.config.conf, "gs", {"token": "anon"})  # read from the environment at its import
+    monkeypatch.setenv("TMPDIR", str(tmp_path_factory.mktemp("tmp")))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    return store

@@ -12,8 +12,9 @@ from polyaxon_tracking.paths import (
 TYPE_CHECKING = False  # as `typing.TYPE_CHECKING`, without the milliseconds that importing `typing` takes
 if TYPE_CHECKING:
     from polyaxon_tracking.background import BackgroundWriter
+    from polyaxon_tracking.cache import cached_path
     from polyaxon_tracking.checkpoints import Checkpoint, CheckpointManager
-    from polyaxon_tracking.files import atomic_write
+    from polyaxon_tracking.files import Directory, atomic_write, open_directory
     from polyaxon_tracking.interruption import Interruption
     from polyaxon_tracking.memory import available_memory
     from polyaxon_tracking.run import Run
@@ -22,16 +23,19 @@ __all__ = [
     "BackgroundWriter",
     "Checkpoint",
     "CheckpointManager",
+    "Directory",
     "Interruption",
     "Run",
     "TrackingError",
     "atomic_write",
     "available_memory",
+    "cached_path",
     "get_data_path",
     "get_data_paths",
     "get_log_level",
     "get_outputs_path",
     "get_outputs_refs_paths",
+    "open_directory",
 ]
 
 # Imported at first use: a script that only asks for its paths starts 15 ms sooner without `logging` and the rest.
@@ -39,10 +43,13 @@ _LATER = {
     "BackgroundWriter": "background",
     "Checkpoint": "checkpoints",
     "CheckpointManager": "checkpoints",
+    "Directory": "files",
     "Interruption": "interruption",
     "Run": "run",
     "atomic_write": "files",
     "available_memory": "memory",
+    "cached_path": "cache",
+    "open_directory": "files",
 }
 
 

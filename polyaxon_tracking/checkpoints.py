@@ -13,11 +13,11 @@ import zlib
 from typing import TYPE_CHECKING, NamedTuple
 
 from polyaxon_tracking.errors import TrackingError, shown
-from polyaxon_tracking.files import publish, staged_file, sync_file
-from polyaxon_tracking.paths import is_url, local_path
+from polyaxon_tracking.files import open_directory
+from polyaxon_tracking.paths import is_url
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 __all__ = ["Checkpoint", "CheckpointManager"]
 
@@ -34,7 +34,7 @@ class Checkpoint(NamedTuple):
     """One checkpoint in a directory: where it is, and what it records of itself."""
 
     path: str
-    """The file."""
+    """The file; where the directory is a URL, the object's URL, or a local copy of it as `latest` returns."""
     step: int
     """Steps done when it was saved."""
     epoch: int
@@ -43,6 +43,13 @@ class Checkpoint(NamedTuple):
     """How often training had begun from scratch in this directory, from 1."""
     crc: int
     """CRC-32 of the file's bytes."""
+    source: str
+    """Where it is kept: `path`, or the URL of the object of which that is a local copy."""
+
+    @property
+    def name(self) -> str:
+        """The file's name in its directory."""
+        return self.source.rpartition("/")[2]
 
     @property
     def age(self) -> tuple[int, int, int]:
@@ -51,26 +58,18 @@ class Checkpoint(NamedTuple):
 
     def damage(self) -> str | None:
         """What is wrong with the file, or ``None`` when its bytes are those that were saved. Reads the whole file."""
+        if not is_url(self.path):
+            return _damage(self.path, self.crc)
+        from polyaxon_tracking.cache import cached_path, release  # here and not above: it is for URLs alone
+
         try:
-            descriptor = os.open(self.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        except OSError as error:
-            if os.path.islink(self.path):
-                return "it is a symbolic link"
-            return error.strerror or str(error)
+            path = cached_path(self.path)
+        except FileNotFoundError as error:
+            return error.strerror
         try:
-            status = os.fstat(descriptor)
-            if not stat.S_ISREG(status.st_mode):
-                return "it is not a file"
-            if not status.st_size:
-                return "it is empty"
-            crc = _crc(descriptor)
-        except OSError as error:
-            return error.strerror or str(error)
+            return _damage(path, self.crc)
         finally:
-            os.close(descriptor)
-        if crc != self.crc:
-            return f"its bytes have the CRC-32 {crc:08x}, not {self.crc:08x}"
-        return None
+            release(path)
 
 
 class CheckpointManager:
@@ -82,12 +81,13 @@ class CheckpointManager:
     The checks are for damage, not for forgery: load only checkpoints from directories you trust.
 
     Args:
-        directory: a local directory, or a ``file://`` URL; made with the first save.
+        directory: a local directory, made with the first save, or a URL that fsspec knows, such as
+            ``s3://bucket/run/checkpoints``. There files are written to ``$TMPDIR`` and uploaded, and read from copies.
         max_to_keep: how many of the newest checkpoints stay; of a training before, from which this one did not go on,
             the newest stays too.
 
     Raises:
-        TrackingError: `max_to_keep` is not a positive number, or `directory` is not local.
+        TrackingError: `max_to_keep` is not a positive number, or `directory` is a malformed URL.
 
     Examples:
         >>> manager = CheckpointManager("checkpoints", max_to_keep=2)
@@ -102,16 +102,12 @@ class CheckpointManager:
     """
 
     def __init__(self, directory: str | os.PathLike[str], max_to_keep: int = 2) -> None:
-        directory = os.fspath(directory)
-        if is_url(directory):
-            raise TrackingError(
-                f"Received the URL {shown(directory)} as the directory of checkpoints. Expected a local path: object "
-                f"stores are not supported yet. Mount the bucket, or give a local directory."
-            )
         if isinstance(max_to_keep, bool) or not isinstance(max_to_keep, int) or max_to_keep < 1:
             raise TrackingError(f"Received max_to_keep={max_to_keep!r}. Expected a whole number, 1 or more.")
-        self.directory = os.path.abspath(local_path(directory))
+        self._directory = open_directory(directory)
+        self.directory = self._directory.path
         self.max_to_keep = max_to_keep
+        self._fetched: list[str] = []
         self._damaged: set[str] = set()
         self._known: set[str] | None = None  # what was there before the first save, and what was saved
         self._warned = False
@@ -137,28 +133,22 @@ class CheckpointManager:
         if not _SUFFIX.fullmatch(suffix):
             raise TrackingError(f"Received suffix={suffix!r}. Expected a file's ending, such as '.ckpt'.")
         if self._known is None:
-            self._known = {checkpoint.path for checkpoint in self.checkpoints()}
-        with staged_file(os.path.join(self.directory, f"step={step:010d}{suffix}")) as staged:
+            self._known = {checkpoint.name for checkpoint in self.checkpoints()}
+        with self._directory.staged(f"step={step:010d}{suffix}") as staged:
             yield staged
-            crc = _synced_crc(staged)
+            crc = _synced_crc(staged, self._directory.sync)
             name = f"step={step:010d}-epoch={epoch}-start={self._start(step, epoch)}-crc={crc:08x}{suffix}"
-            path = os.path.join(self.directory, name)
-            publish(staged, path)
-        self._known.add(path)
+            self._directory.publish(staged, name)
+        self._known.add(name)
+        self.release()
         self._prune(self._known)
 
     def checkpoints(self) -> list[Checkpoint]:
         """All checkpoints in the directory, newest first, read from their names alone."""
-        try:
-            names = os.listdir(self.directory)
-        except FileNotFoundError:
-            return []
         found = [
-            Checkpoint(
-                os.path.join(self.directory, name), int(match[1]), int(match[2]), int(match[3]), int(match[4], 16)
-            )
-            for name in names
-            if (match := _NAME.fullmatch(name))
+            Checkpoint(path, int(match[1]), int(match[2]), int(match[3]), int(match[4], 16), path)
+            for name in self._directory.names()
+            if (match := _NAME.fullmatch(name)) and (path := f"{self.directory}/{name}")
         ]
         return sorted(found, key=lambda checkpoint: (checkpoint.age, checkpoint.path), reverse=True)
 
@@ -166,10 +156,11 @@ class CheckpointManager:
         """The newest intact checkpoint, or ``None`` where there are no checkpoints at all.
 
         A damaged one is skipped, with a warning, and stays where it is. Only the checkpoint returned, and damaged ones
-        before it, are read.
+        before it, are read. From a store they are downloaded; the copy stays until the next `save`, or `release`.
 
         Raises:
-            TrackingError: there are checkpoints, but none is intact; the message lists them.
+            TrackingError: there are checkpoints, but none is intact; the message lists them. Or the local disk has no
+                room for a copy.
         """
         return next(self.intact(), None)
 
@@ -180,17 +171,26 @@ class CheckpointManager:
         """
         damaged: dict[str, str] = {}
         found_one = pruned = False
-        for checkpoint in self.checkpoints():
-            problem = checkpoint.damage()
-            if problem is not None and not os.path.lexists(checkpoint.path):
+        for listed in self.checkpoints():
+            try:
+                checkpoint = listed._replace(path=self._directory.fetch(listed.name))
+            except FileNotFoundError:
                 pruned = True  # by a training that goes on, since the listing
                 continue
+            self._fetched.append(checkpoint.path)
+            problem = checkpoint.damage()
+            if problem is not None and not os.path.lexists(checkpoint.path):
+                pruned = True
+                continue
             if problem is not None:
-                damaged[checkpoint.path] = problem
-                self._damaged.add(checkpoint.path)
+                self._directory.release(self._fetched.pop())
+                damaged[checkpoint.source] = problem
+                self._damaged.add(checkpoint.name)
                 continue
             if damaged and not found_one:
-                _logger.warning("Skipped damaged checkpoints, using %s instead: %s", checkpoint.path, _listed(damaged))
+                _logger.warning(
+                    "Skipped damaged checkpoints, using %s instead: %s", checkpoint.source, _listed(damaged)
+                )
             found_one = True
             yield checkpoint
         if pruned and not found_one:
@@ -202,6 +202,14 @@ class CheckpointManager:
                 f"or move these away to begin anew."
             )
 
+    def release(self) -> None:
+        """Remove the local copies that `latest` and `intact` made, where the directory is a URL: they have been read.
+
+        `save` does so too, and the end of the process. A copy stays while another process of the machine needs it.
+        """
+        while self._fetched:
+            self._directory.release(self._fetched.pop())
+
     def _start(self, step: int, epoch: int) -> int:
         newest = next(iter(self.checkpoints()), None)
         if newest is None:
@@ -210,7 +218,7 @@ class CheckpointManager:
 
     def _prune(self, known: set[str]) -> None:
         found = self.checkpoints()
-        foreign = [checkpoint.path for checkpoint in found if checkpoint.path not in known]
+        foreign = [checkpoint.path for checkpoint in found if checkpoint.name not in known]
         if foreign and not self._warned:
             self._warned = True
             _logger.warning(
@@ -219,7 +227,7 @@ class CheckpointManager:
                 "or end the other",
                 foreign[0],
             )
-        whole = [checkpoint for checkpoint in found if checkpoint.path in known - self._damaged]
+        whole = [checkpoint for checkpoint in found if checkpoint.name in known - self._damaged]
         newest = [checkpoint for checkpoint in whole if checkpoint.start == whole[0].start][: self.max_to_keep]
         # A training that began anew, perhaps by mistake, does not cost the newest of the one before.
         earlier = [checkpoint for checkpoint in whole if checkpoint.start < whole[0].start]
@@ -228,9 +236,7 @@ class CheckpointManager:
             if checkpoint in kept:
                 continue
             try:
-                os.unlink(checkpoint.path)
-            except FileNotFoundError:
-                pass  # another process on the same directory was quicker
+                self._directory.remove(checkpoint.name)
             except OSError as error:
                 # The new checkpoint is safe; one too many is no reason to end a training.
                 _logger.warning("The old checkpoint %s could not be removed: %s", checkpoint.path, error)
@@ -245,10 +251,31 @@ def crc_of_file(path: str) -> int:
         os.close(descriptor)
 
 
-def _synced_crc(path: str) -> int:
-    """CRC-32 of the file `path`, which is on disk when this returns: the disk writes while it is read."""
+def _damage(path: str, crc: int) -> str | None:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError as error:
+        if os.path.islink(path):
+            return "it is a symbolic link"
+        return error.strerror or str(error)
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            return "it is not a file"
+        if not status.st_size:
+            return "it is empty"
+        found = _crc(descriptor)
+    except OSError as error:
+        return error.strerror or str(error)
+    finally:
+        os.close(descriptor)
+    return None if found == crc else f"its bytes have the CRC-32 {found:08x}, not {crc:08x}"
+
+
+def _synced_crc(path: str, sync: Callable[[str], None]) -> int:
+    """CRC-32 of the file `path`, on which `sync` was called: the disk writes while it is read."""
     if threading.current_thread() is not threading.main_thread():  # nobody waits
-        sync_file(path)
+        sync(path)
         return crc_of_file(path)
     found: list[int | OSError] = []
 
@@ -262,10 +289,10 @@ def _synced_crc(path: str) -> int:
     try:
         thread.start()
     except RuntimeError:  # the interpreter is at its end
-        sync_file(path)
+        sync(path)
         return crc_of_file(path)
     try:
-        sync_file(path)
+        sync(path)
     finally:
         thread.join()
     if isinstance(found[0], OSError):

@@ -1,12 +1,14 @@
-"""Files that are complete on disk or absent, whatever happens while they are written.
+"""Files that are complete or absent, whatever happens while they are written.
 
-A file is written to a hidden staging directory beside its target (so on the same file system), made durable with
+A local file is written to a hidden staging directory beside its target (so on the same file system), made durable with
 ``fsync``, renamed over the target with ``os.replace``, and the directory entry made durable too. A kill, a full disk
-or a power cut at any point leaves either the old file or the new one. See ``fsync(2)`` and ``rename(2)``.
+or a power cut at any point leaves either the old file or the new one. See ``fsync(2)`` and ``rename(2)``. An object in
+a store is written to ``$TMPDIR``, and uploaded when it is complete.
 """
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import errno
 import fcntl
@@ -17,11 +19,12 @@ import stat
 from typing import TYPE_CHECKING
 
 from polyaxon_tracking.errors import TrackingError, shown
+from polyaxon_tracking.paths import is_url, local_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["atomic_write"]
+__all__ = ["Directory", "atomic_write", "open_directory"]
 
 _STAGING = ".staging-"
 _LOCK = ".lock"
@@ -37,8 +40,8 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[str]:
     ends, the file is on disk under `path`, in place of what was there; when it raises, `path` is as it was.
 
     Args:
-        path: the file to write, on a local file system; missing directories are made. A symbolic link is replaced, not
-            written through.
+        path: the file to write; missing directories are made. A symbolic link is replaced, not written through. Where
+            it is a URL, the file is written to ``$TMPDIR`` and uploaded as a whole.
 
     Raises:
         TrackingError: the block wrote no file.
@@ -50,22 +53,149 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[str]:
         >>> Path("model.txt").read_text()
         'weights'
     """
-    path = os.path.abspath(path)
-    with staged_file(path) as staged:
+    path = os.fspath(path)
+    if not is_url(path):
+        path = os.path.abspath(local_path(path))
+    parent, _, name = path.rpartition("/")
+    with open_directory(parent).write(name) as staged:
         yield staged
-        sync_file(staged)
-        publish(staged, path)
 
 
-@contextlib.contextmanager
-def staged_file(path: str) -> Iterator[str]:
-    """Where to write what will be moved to `path`; an error in the block or before says that `path` is as it was."""
-    with contextlib.ExitStack() as stack:
-        with _explained(path):
-            directory = stack.enter_context(staging(os.path.dirname(path)))
-        staged = os.path.join(directory, os.path.basename(path))
-        with _explained(path, staged):
+def open_directory(path: str | os.PathLike[str]) -> Directory:
+    """The directory `path`, local or a URL, in which files are complete or absent.
+
+    Raises:
+        TrackingError: the URL is malformed.
+
+    Examples:
+        >>> directory = open_directory("outputs")
+        >>> with directory.write("model.txt") as staged:
+        ...     _ = Path(staged).write_text("weights")
+        >>> directory.names(), Path(directory.fetch("model.txt")).read_text()
+        (['model.txt'], 'weights')
+    """
+    path = os.fspath(path)
+    if is_url(path):
+        from polyaxon_tracking.remote import RemoteDirectory  # here and not above: it is for URLs alone
+
+        return RemoteDirectory(path)
+    return LocalDirectory(os.path.abspath(local_path(path)))
+
+
+class Directory(abc.ABC):
+    """A place for files, each complete or absent: the ground of what is written here, on disks and in stores.
+
+    Errors of a disk or a store are an ``OSError``, whose message says that what was there before is untouched.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        """Absolute, or a URL without secrets."""
+
+    @contextlib.contextmanager
+    def write(self, name: str) -> Iterator[str]:
+        """Give a local path to write to; when the block ends, the file is there as `name`, in place of what was.
+
+        Raises:
+            TrackingError: the block wrote no file.
+        """
+        with self.staged(name) as staged:
             yield staged
+            self.sync(staged)
+            self.publish(staged, name)
+
+    @abc.abstractmethod
+    def names(self) -> list[str]:
+        """Names of what is in it; none where it does not exist."""
+
+    @abc.abstractmethod
+    def staged(self, name: str) -> contextlib.AbstractContextManager[str]:
+        """Where to write, on the way to `name`; gone afterwards."""
+
+    @abc.abstractmethod
+    def sync(self, staged: str) -> None:
+        """Return when the file `staged` can be published."""
+
+    @abc.abstractmethod
+    def publish(self, staged: str, name: str) -> None:
+        """Have the file `staged`, after `sync`, appear as `name`."""
+
+    @abc.abstractmethod
+    def copy(self, path: str, name: str) -> None:
+        """Have the file `path`, of the same disk or store, appear as `name` too, without writing its content again.
+
+        Raises:
+            FileNotFoundError: it is not there.
+        """
+
+    @abc.abstractmethod
+    def remove(self, name: str) -> None:
+        """Remove the file `name`, if it is there."""
+
+    @abc.abstractmethod
+    def fetch(self, name: str) -> str:
+        """A local path to read the file `name` from.
+
+        Raises:
+            FileNotFoundError: it is not there; for a local directory, reading says so.
+        """
+
+    @abc.abstractmethod
+    def release(self, path: str) -> None:
+        """Tell that what `fetch` returned has been read."""
+
+
+class LocalDirectory(Directory):
+    """A directory on a disk or a mounted volume."""
+
+    def names(self) -> list[str]:
+        """Names of what is in it."""
+        try:
+            return os.listdir(self.path)
+        except FileNotFoundError:
+            return []
+
+    @contextlib.contextmanager
+    def staged(self, name: str) -> Iterator[str]:
+        """Where to write what will be moved to `name`."""
+        path = os.path.join(self.path, name)
+        with contextlib.ExitStack() as stack:
+            with explained(path):
+                directory = stack.enter_context(staging(self.path))
+            staged = os.path.join(directory, name)
+            with explained(path, staged):
+                yield staged
+
+    def sync(self, staged: str) -> None:
+        """Return when the content of the file `staged` is on disk."""
+        sync_file(staged)
+
+    def publish(self, staged: str, name: str) -> None:
+        """Move the file `staged`, whose content is on disk, to `name`, durably."""
+        os.replace(staged, os.path.join(self.path, name))
+        sync_directory(self.path)
+
+    def copy(self, path: str, name: str) -> None:
+        """Have the file `path` appear as `name` too: by a hard link, or a copy on file systems without links."""
+        with self.write(name) as staged:
+            try:
+                os.link(path, staged)
+            except FileNotFoundError:
+                raise
+            except OSError:
+                shutil.copyfile(path, staged)
+
+    def remove(self, name: str) -> None:
+        """Remove the file `name`, if it is there."""
+        with contextlib.suppress(FileNotFoundError):  # another process was quicker
+            os.unlink(os.path.join(self.path, name))
+
+    def fetch(self, name: str) -> str:
+        """The path of the file `name`."""
+        return os.path.join(self.path, name)
+
+    def release(self, path: str) -> None:
+        """Do nothing: it is the file itself."""
 
 
 @contextlib.contextmanager
@@ -81,14 +211,12 @@ def staging(directory: str) -> Iterator[str]:
         os.close(lock)
 
 
-def publish(staged: str, path: str) -> None:
-    """Move the file `staged`, whose content is on disk, to `path` in the same file system, durably."""
-    os.replace(staged, path)
-    sync_directory(os.path.dirname(path))
+def checked_file(path: str) -> int:
+    """A descriptor of the file `path`.
 
-
-def sync_file(path: str) -> None:
-    """Return when the content of the file `path` is on disk."""
+    Raises:
+        TrackingError: there is no such file.
+    """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -96,9 +224,20 @@ def sync_file(path: str) -> None:
             f"Received nothing to save: no file was written to {shown(path)}. Expected the block of the `with` "
             f"statement to write one file to the path that the statement gives."
         ) from None
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise TrackingError(f"Received something other than a file at {shown(path)}. Expected one file.")
+    return descriptor
+
+
+def sync_file(path: str) -> None:
+    """Return when the content of the file `path` is on disk.
+
+    Raises:
+        TrackingError: there is no such file.
+    """
+    descriptor = checked_file(path)
     try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise TrackingError(f"Received something other than a file at {shown(path)}. Expected one file.")
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
@@ -132,12 +271,14 @@ def make_directory(directory: str) -> None:
 
 
 @contextlib.contextmanager
-def _explained(path: str, staged: str | None = None) -> Iterator[None]:
+def explained(path: str, staged: str | None = None) -> Iterator[None]:
     """Add to an error in writing `staged` what a reader of the log needs: which file, its size and the free space."""
     try:
         yield
     except (OSError, RuntimeError) as error:
-        written, free = _size(staged), _free_bytes(os.path.dirname(path))
+        if isinstance(error, OSError) and is_url(str(error.filename)):  # of a store, which says it all
+            raise
+        written, free = _size(staged), _free_bytes(os.path.dirname(staged or path))
         cause = error if isinstance(error, OSError) else None
         if cause is None or not cause.errno:
             # torch and HDF5 tell of a write that failed without the reason. Another write to the file finds it.
@@ -148,7 +289,7 @@ def _explained(path: str, staged: str | None = None) -> Iterator[None]:
         raise OSError(
             cause.errno or errno.EIO,
             f"{path} was not saved, and what was there before is untouched: {cause.strerror or cause}. {needed}"
-            f"{free:,} bytes are free on its file system",
+            f"{free:,} bytes are free {'in TMPDIR' if is_url(path) else 'on its file system'}",
         ) from error
 
 
@@ -191,7 +332,7 @@ def _create_staging(directory: str) -> tuple[str, int]:
         except (FileExistsError, FileNotFoundError):
             continue  # the name was taken, or another process swept the directory before it was locked
         with contextlib.suppress(BlockingIOError):  # another process holds the lock, so it is sweeping the directory
-            _lock(lock)
+            lock_file(lock)
             if os.fstat(lock).st_nlink:
                 return staged, lock
         os.close(lock)  # swept before it was locked
@@ -210,20 +351,20 @@ def _sweep(directory: str) -> None:
             continue
         try:
             with contextlib.suppress(BlockingIOError):  # its process lives
-                if _lock(lock):
+                if lock_file(lock):
                     shutil.rmtree(staged, ignore_errors=True)
         finally:
             os.close(lock)
 
 
-def _lock(descriptor: int) -> bool:
+def lock_file(descriptor: int, operation: int = fcntl.LOCK_EX) -> bool:
     """Whether this process now holds the lock; not where the file system has no locks (some network mounts).
 
     Raises:
         BlockingIOError: another process holds it.
     """
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, operation | fcntl.LOCK_NB)
     except BlockingIOError:
         raise
     except OSError:

@@ -75,10 +75,15 @@ class Run:
         self.resumes: bool = self.on_cluster if resume is None else resume
         """Whether training goes on from the newest checkpoint."""
         self.outputs_path: str = _checked_outputs(_LOCAL_OUTPUTS if outputs is None else outputs)
-        """Where outputs go: an absolute local path."""
+        """Where outputs go: an absolute local path, or a URL without secrets, as fsspec takes it."""
         self._data_paths = _checked_datasets(datasets)
         if not self.on_cluster:
             _logger.info("%s is not set: outputs go to %s", OUTPUTS_PATH, self.outputs_path)
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether the outputs path is a URL."""
+        return is_url(self.outputs_path)
 
     @property
     def checkpoints_path(self) -> str:
@@ -99,22 +104,32 @@ class Run:
         return self._data_paths[name]
 
     def checkpoint_path(self, name: str) -> str:
-        """Where a checkpoint called `name` goes: below `checkpoints_path`, unless it is an absolute path.
+        """Where a checkpoint called `name` goes: below `checkpoints_path`, unless it is an absolute path or a URL.
 
-        A warning says where an absolute path lies outside the outputs path.
+        A warning says where such a path lies outside the outputs path.
 
         Raises:
-            TrackingError: the name climbs out of the directory, or is a URL.
+            TrackingError: the name climbs out of the directory.
         """
-        if not os.path.isabs(name):
+        if not (os.path.isabs(name) or is_url(name)):
             return join_below(self.checkpoints_path, name)
         self.warn_if_outside(name)
         return name
 
+    def configure_driver(self) -> None:
+        """Have file systems of fsspec in this process use the credentials for the outputs path, where it is a URL.
+
+        For a framework that opens it by itself. They go to fsspec's configuration in memory, and only where the URL or
+        the platform gives any.
+        """
+        if self.is_remote:
+            from polyaxon_tracking.stores import configure_driver  # here and not above: it is for URLs alone
+
+            configure_driver(self.outputs_path)
+
     def warn_if_outside(self, path: str) -> None:
         """Warn where `path`, a local one or a URL, is not below the outputs path."""
-        outputs = os.path.realpath(self.outputs_path)
-        if is_url(path) or os.path.commonpath([outputs, os.path.realpath(local_path(path))]) != outputs:
+        if not _is_below(self.outputs_path, path):
             _logger.warning(
                 "Checkpoints go to %s, outside the outputs path %s, and may be lost with the pod. Leave the path out, "
                 "or choose one below it",
@@ -155,7 +170,7 @@ class Run:
             number += 1
 
     def _number(self, checkpoints: CheckpointManager) -> int:
-        parent, name = os.path.split(checkpoints.directory)
+        parent, _, name = checkpoints.directory.rpartition("/")
         stem, _, number = name.partition("-")
         if parent != self.checkpoints_path or stem != "resume" or not (number or "1").isdecimal():
             raise TrackingError(
@@ -193,13 +208,19 @@ def _set_level(names: Iterable[str]) -> None:
         _logger.addHandler(handler)
 
 
+def _is_below(outputs: str, path: str) -> bool:
+    if is_url(path) or is_url(outputs):
+        return f"{path}/".startswith(f"{outputs}/")
+    outputs = os.path.realpath(outputs)
+    return os.path.commonpath([outputs, os.path.realpath(local_path(path))]) == outputs
+
+
 def _checked_outputs(path: str) -> str:
-    """The outputs path as an absolute local one, after a file was written there and removed."""
+    """The outputs path, absolute or without secrets, after a file was written there and removed."""
     if is_url(path):
-        raise TrackingError(
-            f"Received the outputs path {shown(path)}, an object store. Expected a local path: checkpoints in object "
-            f"stores are not supported yet. Mount the bucket, or set {OUTPUTS_PATH} to a local directory."
-        )
+        from polyaxon_tracking.stores import check_writable  # here and not above: it is for URLs alone
+
+        return check_writable(path, OUTPUTS_PATH)
     path = os.path.abspath(local_path(path))
     try:
         with staging(path):

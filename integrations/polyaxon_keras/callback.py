@@ -188,22 +188,23 @@ class PolyaxonCallback(keras.callbacks.ModelCheckpoint):
             return
         if not newest.path.endswith(".weights.h5"):
             raise TrackingError(
-                f"Received {newest.path}, which Keras did not save. Expected an outputs path with checkpoints of Keras "
-                f"alone: use another outputs path for this training."
+                f"Received {newest.source}, which Keras did not save. Expected an outputs path with checkpoints of "
+                f"Keras alone: use another outputs path for this training."
             )
-        training = state.load(self.model, newest.path)
+        training = state.load(self.model, newest.path, newest.source)
+        self._checkpoints.release()
         self.best = training["best"]
         self._states = training["callbacks"]
         if len(self._states) != len(self._restored):
             raise TrackingError(
-                f"Received {len(self._restored)} callbacks to restore, while {newest.path} holds the state of "
+                f"Received {len(self._restored)} callbacks to restore, while {newest.source} holds the state of "
                 f"{len(self._states)}. Expected the same callbacks in the same order. Give `restore` what it was given "
                 f"before, or pass PolyaxonCallback(resume=False) to begin anew; the checkpoint stays as it is."
             )
         self._step = self._saved_step = newest.step
         self._iterations_before = self._iterations() - newest.step
         _begin_at(self.model, newest.epoch)
-        _logger.info("Resuming from %s: epoch %d, step %d", newest.path, newest.epoch, newest.step)
+        _logger.info("Resuming from %s: epoch %d, step %d", newest.source, newest.epoch, newest.step)
         if newest.epoch >= self.params["epochs"]:
             _logger.info("This training had come to its end (epochs=%d): nothing is left", self.params["epochs"])
 

@@ -52,8 +52,13 @@ def save(model: keras.Model, path: str, record: dict[str, Any]) -> None:
             group[str(index)] = array
 
 
-def load(model: keras.Model, path: str) -> dict[str, Any]:
+def load(model: keras.Model, path: str, source: str) -> dict[str, Any]:
     """Bring `model` to the state in the file `path`, building it first where it is not; return its `training`.
+
+    Args:
+        model: a compiled model.
+        path: a file that `save` wrote.
+        source: where the file came from, for messages.
 
     Raises:
         TrackingError: the model or its optimizer is not the one that was saved.
@@ -70,7 +75,7 @@ def load(model: keras.Model, path: str) -> dict[str, Any]:
         model.optimizer.build(model.trainable_variables)
     if problems := _differences(model, record):
         raise TrackingError(
-            f"Received a model that is not the one saved in {path}: {'; '.join(problems)}. Expected the same layers, "
+            f"Received a model that is not the one saved in {source}: {'; '.join(problems)}. Expected the same layers, "
             f"shapes and optimizer. Make them what they were, pass PolyaxonCallback(resume=False) to begin anew, or "
             f"use another outputs path; the checkpoint stays as it is."
         )

@@ -139,12 +139,14 @@ class PolyaxonCallback(Callback):
             raise TrackingError("Received several PolyaxonCallbacks in one Trainer. Expected one: remove the others.")
         if trainer.fast_dev_run:  # type: ignore[attr-defined]  # Lightning saves nothing then, and neither does this
             return
+        self._run.configure_driver()  # Lightning's callbacks look into their directories themselves
         user_checkpoints = _without_stream(trainer.checkpoint_callbacks)
         self._redirect(user_checkpoints)
         fits = stage == "fit" and bool(user_checkpoints)
         background = Background(self._write_timeout) if fits and self._saves_in_background else None
         if type(trainer.strategy.checkpoint_io) in (TorchCheckpointIO, DurableCheckpointIO):  # the user brought none
             trainer.strategy.checkpoint_io = io = DurableCheckpointIO(background)
+            io.kept = _asked_for(trainer)
             if background is not None:
                 _save_in_background(trainer, io)
         if stage != "fit":
@@ -171,10 +173,10 @@ class PolyaxonCallback(Callback):
                 _logger.warning(
                     "Going on from ckpt_path=%s as asked, though %s is there. Leave `ckpt_path` out to resume from it",
                     trainer.ckpt_path,
-                    resumed.path,
+                    resumed.source,
                 )
         elif resumed is not None:
-            _logger.info("Resuming from %s: epoch %d, step %d", resumed.path, resumed.epoch, resumed.step)
+            _logger.info("Resuming from %s: epoch %d, step %d", resumed.source, resumed.epoch, resumed.step)
             if trainer.max_epochs is not None and 0 <= trainer.max_epochs <= resumed.epoch:
                 _logger.info("This training had come to its end (max_epochs=%d): nothing is left", trainer.max_epochs)
         else:
@@ -193,6 +195,8 @@ class PolyaxonCallback(Callback):
     def _redirect(self, checkpoint_callbacks: list[Any]) -> None:
         for callback in checkpoint_callbacks:
             if isinstance(callback, ModelCheckpoint):
+                if callback.save_last == "link" and self._run.is_remote:  # there are no links; a copy is the store's
+                    callback.save_last = True
                 if callback.dirpath is None:
                     callback.dirpath = self._run.checkpoints_path
                 else:
@@ -210,7 +214,7 @@ class PolyaxonCallback(Callback):
             return None
         if not newest.path.endswith(".ckpt"):
             raise TrackingError(
-                f"Received {newest.path}, which PyTorch Lightning did not save. Expected an outputs path with "
+                f"Received {newest.source}, which PyTorch Lightning did not save. Expected an outputs path with "
                 f"checkpoints of Lightning alone: use another outputs path for this training."
             )
         try:
@@ -218,12 +222,12 @@ class PolyaxonCallback(Callback):
                 state = _hand_over(trainer, newest.path)
         except pickle.UnpicklingError as error:
             raise TrackingError(
-                f"Received {newest.path}, which holds more than tensors and plain values, and loading it could run "
+                f"Received {newest.source}, which holds more than tensors and plain values, and loading it could run "
                 f"code: {error}. Expected a state that torch.load(weights_only=True) reads. Allow the classes with "
                 f"torch.serialization.add_safe_globals, or, if you trust the file, pass "
                 f"PolyaxonCallback(weights_only=False)."
             ) from error
-        _check_shapes(trainer.lightning_module, state, newest.path)
+        _check_shapes(trainer.lightning_module, state, newest.source)
         return newest
 
 
@@ -243,13 +247,12 @@ def _save_in_background(trainer: pl.Trainer, io: DurableCheckpointIO) -> None:
             if callback.save_last == "link":  # to a file that may never come to be; the same state is linked anyway
                 callback.save_last = True
             # A name that is taken gets a version, also one that is taken a moment later.
-            callback.file_exists = functools.partial(_file_exists, callback, io)  # type: ignore[method-assign]
+            callback.file_exists = functools.partial(_file_exists, io)  # type: ignore[method-assign]
             io.waits_not.append(callback)
 
 
-def _file_exists(callback: ModelCheckpoint, io: DurableCheckpointIO, filepath: str | Path, trainer: pl.Trainer) -> bool:
-    exists = type(callback).file_exists(callback, filepath, trainer)
-    return exists or bool(trainer.strategy.broadcast(io.is_pending(filepath)))
+def _file_exists(io: DurableCheckpointIO, filepath: str | Path, trainer: pl.Trainer) -> bool:
+    return bool(trainer.strategy.broadcast(trainer.is_global_zero and io.is_taken(filepath)))
 
 
 def _reads_no_checkpoint(logger: Logger) -> bool:

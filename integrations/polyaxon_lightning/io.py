@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from polyaxon_lightning.framework import pl
-from polyaxon_tracking import TrackingError, atomic_write
+from polyaxon_tracking import TrackingError, atomic_write, cached_path, open_directory
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,36 +36,46 @@ class DurableCheckpointIO(TorchCheckpointIO):
     """Lightning's own way to write checkpoints, made durable: a file under its name is complete and on disk.
 
     Lightning stages in ``$TMPDIR`` and moves, which copies in place where that is another file system, and syncs
-    nothing. This writes beside the target, syncs, and renames. What the ModelCheckpoints in `waits_not` save is written
-    in the background; what anyone else saves is there when ``trainer.save_checkpoint`` returns.
+    nothing. This writes beside the target, syncs, and renames; to a store it uploads what is complete. What the
+    ModelCheckpoints in `waits_not` save is written in the background; what anyone else saves is there when
+    ``trainer.save_checkpoint`` returns.
     """
 
     def __init__(self, background: Background | None = None) -> None:
         super().__init__()
         self._background = background
         self.waits_not: list[ModelCheckpoint] = []
+        self.kept: str | Path | None = None
+        """A checkpoint that is not removed: the one that training goes on from."""
         self._pending: set[str] = set()
+        self._listed: dict[str, set[str]] = {}
         self._last_saved: _Saved | None = None
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
         """Write `checkpoint` to the file `path`, which is complete or as it was before."""
-        if "://" in os.fspath(path):
-            super().save_checkpoint(checkpoint, path, storage_options)
-            return
         if storage_options is not None:
-            raise TypeError("`trainer.save_checkpoint(..., storage_options=...)` is not supported for local files")
-        path = os.path.abspath(path)
+            raise TypeError(
+                "`trainer.save_checkpoint(..., storage_options=...)` is not supported: see PolyaxonCallback"
+            )
+        path = _absolute(path)
         if self._background is not None and self._saves_for_one_that_waits_not():
             self._pending.add(path)
             self._background.save(path, checkpoint, functools.partial(self._save_pending, path))
             return
         self.wait()
+        self._last_saved = None
         with atomic_write(path) as staged:
             torch.save(checkpoint, staged)
 
-    def is_pending(self, path: str | Path) -> bool:
-        """Whether a file `path` is about to be there."""
-        return os.path.abspath(path) in self._pending
+    def is_taken(self, path: str | Path) -> bool:
+        """Whether there is a file `path`, or about to be one; a store is asked once, and not at every save."""
+        path = _absolute(path)
+        if path in self._pending or not _is_url(path):
+            return path in self._pending or os.path.exists(path)
+        parent, name = os.path.split(path)
+        if parent not in self._listed:
+            self._listed[parent] = set(open_directory(parent).names())
+        return name in self._listed[parent]
 
     def wait(self) -> None:
         """Return when all is written, or raise what went wrong."""
@@ -80,23 +90,24 @@ class DurableCheckpointIO(TorchCheckpointIO):
             TrackingError: the file is damaged.
         """
         self.wait()
-        if os.path.isfile(path) and (problem := _damage(path)):
+        local = cached_path(path) if _is_url(path) else path
+        if os.path.isfile(local) and (problem := _damage(local)):
             raise TrackingError(
                 f"Received the checkpoint {path}, which is damaged: {problem}. Expected the bytes that were saved. "
                 f"Give another file, or leave `ckpt_path` out to go on from the newest intact training state; this one "
                 f"stays as it is."
             )
-        checkpoint: dict[str, Any] = super().load_checkpoint(path, *arguments, **options)
+        checkpoint: dict[str, Any] = super().load_checkpoint(local, *arguments, **options)
         return checkpoint
 
     def remove_checkpoint(self, path: str | Path) -> None:
         """Remove the file or directory `path`, if it is there, when all that was saved before is written."""
-        if "://" in os.fspath(path):
-            super().remove_checkpoint(path)
-        elif self._background is None:
-            _remove(path)
+        if path == self.kept:  # which Lightning keeps by itself where it is local (its issue 21813)
+            return
+        if self._background is None:
+            self._remove(path)
         else:
-            self._background.submit(f"the removal of {path}", functools.partial(_remove, path))
+            self._background.submit(f"the removal of {path}", functools.partial(self._remove, path))
 
     def teardown(self) -> None:
         """Return when all is written, and give the memory back: the Trainer is done with its work."""
@@ -115,12 +126,21 @@ class DurableCheckpointIO(TorchCheckpointIO):
 
     def _save_pending(self, path: str, checkpoint: dict[str, Any]) -> None:
         saved = self._last_saved
-        with atomic_write(path) as staged:
-            # The very same state under a second name, such as ``last.ckpt``, is a link to the first.
-            if saved is None or saved.checkpoint is not checkpoint or not _link(saved, staged):
+        if saved is None or saved.checkpoint is not checkpoint or not _copy(saved, path):
+            with atomic_write(path) as staged:
                 torch.save(checkpoint, staged)
-            self._last_saved = _Saved(checkpoint, path, _identity(staged))
+        self._last_saved = _Saved(checkpoint, path, _identity(path))
+        parent, name = os.path.split(path)
+        self._listed.get(parent, set()).add(name)
         self._pending.discard(path)
+
+    def _remove(self, path: str | Path) -> None:
+        if os.path.isdir(path) and not os.path.islink(path):
+            shutil.rmtree(path)
+            return
+        parent, name = os.path.split(_absolute(path))
+        open_directory(parent).remove(name)
+        self._listed.get(parent, set()).discard(name)
 
 
 class StreamCheckpointIO(TorchCheckpointIO):
@@ -142,31 +162,42 @@ class StreamCheckpointIO(TorchCheckpointIO):
         return checkpoint
 
 
-def _remove(path: str | Path) -> None:
-    if os.path.isdir(path) and not os.path.islink(path):
-        shutil.rmtree(path)
-    elif os.path.lexists(path):
-        os.unlink(path)
-
-
 class _Saved(NamedTuple):
     checkpoint: dict[str, Any]
     path: str
-    identity: tuple[int, ...]
+    identity: tuple[int, ...] | None
 
 
-def _identity(path: str) -> tuple[int, ...]:
-    status = os.lstat(path)
+def _is_url(path: str | Path) -> bool:
+    return "://" in os.fspath(path)
+
+
+def _absolute(path: str | Path) -> str:
+    return os.fspath(path) if _is_url(path) else os.path.abspath(path)
+
+
+def _store(path: str) -> list[str]:
+    """The scheme and the bucket of a URL; nothing for a local path."""
+    return path.split("/", 3)[:3] if _is_url(path) else []
+
+
+def _identity(path: str) -> tuple[int, ...] | None:
+    """What tells the file `path` from one that takes its name; of an object in a store, nothing."""
+    try:
+        status = os.lstat(path)
+    except FileNotFoundError:
+        return None
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
-def _link(saved: _Saved, path: str) -> bool:
-    try:
-        os.link(saved.path, path)
-    except OSError:  # it has gone since, or the file system has no links
+def _copy(saved: _Saved, path: str) -> bool:
+    """Have the very same state under a second name, such as ``last.ckpt``, without writing it again."""
+    if _store(saved.path) != _store(path) or saved.path == path or _identity(saved.path) != saved.identity:
         return False
-    if _identity(path) != saved.identity:  # another file has taken its name
-        os.unlink(path)
+    parent, name = os.path.split(path)
+    try:
+        open_directory(parent).copy(saved.path, name)
+    except FileNotFoundError:  # it has gone since
         return False
     return True
 

@@ -126,6 +126,7 @@ class ResumeStream(Checkpoint):
                 )
             self._restored = None
             self._resumes = True
+        self.checkpoints.release()
         self._saved_step = trainer.global_step
         self._saved_at = time.monotonic()
         self._training = True

@@ -244,13 +244,6 @@ def test_max_to_keep_is_a_positive_number(tmp_path: Path, max_to_keep: Any) -> N
     assert str(error.value) == f"Received max_to_keep={max_to_keep!r}. Expected a whole number, 1 or more."
 
 
-def test_an_object_store_is_refused() -> None:
-    with pytest.raises(
-        TrackingError, match=r"Received the URL 's3://\*\*\*@bucket/a' as the directory of checkpoints\."
-    ):
-        CheckpointManager("s3://key:secret@bucket/a")
-
-
 @pytest.mark.parametrize("step", [-1, 1.0, "1", None])
 def test_a_step_is_a_count(manager: CheckpointManager, step: Any) -> None:
     with pytest.raises(TrackingError) as error, manager.save(step):

@@ -14,16 +14,19 @@ PUBLIC = [
     "BackgroundWriter",
     "Checkpoint",
     "CheckpointManager",
+    "Directory",
     "Interruption",
     "Run",
     "TrackingError",
     "atomic_write",
     "available_memory",
+    "cached_path",
     "get_data_path",
     "get_data_paths",
     "get_log_level",
     "get_outputs_path",
     "get_outputs_refs_paths",
+    "open_directory",
 ]
 
 

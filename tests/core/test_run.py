@@ -97,14 +97,6 @@ def test_an_outputs_path_that_is_not_writable(monkeypatch: pytest.MonkeyPatch) -
     )
 
 
-def test_an_object_store_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("POLYAXON_RUN_OUTPUTS_PATH", "s3://key:secret@bucket/run")
-    assert message() == (
-        "Received the outputs path 's3://***@bucket/run', an object store. Expected a local path: checkpoints in object stores "
-        "are not supported yet. Mount the bucket, or set POLYAXON_RUN_OUTPUTS_PATH to a local directory."
-    )
-
-
 def test_no_op_is_off_the_cluster(outputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("POLYAXON_NO_OP", "true")
     assert Run().outputs_path == str(tmp_path / "outputs")

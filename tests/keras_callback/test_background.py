@@ -71,7 +71,7 @@ def test_what_is_written_is_the_state_of_the_save_though_training_has_gone_on(
     for checkpoint in saved:
         assert checkpoint.damage() is None
         resumed = model("functional")
-        state.load(resumed, checkpoint.path)
+        state.load(resumed, checkpoint.path, checkpoint.source)
         mine = keras.saving.load_model(outputs / "checkpoints" / f"{checkpoint.epoch}.keras")
         for network in (resumed, mine):
             found = [*network.get_weights(), np.asarray(network.optimizer.iterations)]

@@ -1,0 +1,134 @@
+"""What checkpoints in object stores cost, beside the driver alone: `python benchmarks/stores.py`.
+
+The stores are those of the tests, on this machine, so the network is left out: what is compared is what this package
+adds to the driver's own ``put_file`` and ``get_file``, which take turns. It prints Markdown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "stores"))
+os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = "false"  # of which the emulator knows nothing
+os.environ["FSSPEC_GS_TOKEN"] = "anon"
+
+from servers import KINDS, Proxy, Server, Store
+from speed import lightning_blocked
+
+from polyaxon_tracking import CheckpointManager
+
+ROUNDS = 3
+BLOCKED_MEGABYTES = 100
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--megabytes", type=int, nargs="+", default=[100, 400])
+    parser.add_argument("--stores", nargs="+", choices=KINDS, default=list(KINDS))
+    arguments = parser.parse_args()
+    print("| store | MB | save, s | `put_file`, s | ratio | resume, s | `get_file`, s | ratio |")
+    print("|---|---|---|---|---|---|---|---|")
+    for kind in arguments.stores:
+        for megabytes in arguments.megabytes:
+            with tempfile.TemporaryDirectory() as directory:
+                server = started(kind, directory)
+                print(transfers(server, megabytes, directory), flush=True)
+                server.kill()
+    print("\n| store | requests of a save | of a resume | with 1,000 other objects |")
+    print("|---|---|---|---|")
+    for kind in arguments.stores:
+        with tempfile.TemporaryDirectory() as directory:
+            server = started(kind, directory)
+            print(requests(server), flush=True)
+            server.kill()
+    print(f"\n| outputs | blocked by an event of Lightning, {BLOCKED_MEGABYTES} MB, s | of a copy of the state |")
+    print("|---|---|---|")
+    for kind in ("disk", *arguments.stores):
+        with tempfile.TemporaryDirectory() as directory:
+            server = None if kind == "disk" else started(kind, directory)
+            outputs = directory if server is None else entered(server).url
+            times = lightning_blocked("ours", BLOCKED_MEGABYTES, outputs)
+            blocked, copy = statistics.median(times["events"]), statistics.median(times["copy"])
+            print(f"| {kind} | {blocked:.3f} | {blocked / copy:.2f} |", flush=True)
+            if server is not None:
+                server.kill()
+
+
+def started(kind: str, directory: str) -> Server:
+    path = Path(directory, kind)
+    path.mkdir()
+    server = KINDS[kind](path)
+    server.start()
+    return server
+
+
+def entered(server: Server, port: int | None = None) -> Store:
+    bucket = f"bucket-{time.monotonic_ns()}"
+    server.make_bucket(bucket)
+    store = Store(server, bucket, port or server.port)
+    os.environ.update(store.environment)
+    return store
+
+
+def transfers(server: Server, megabytes: int, directory: str) -> str:
+    store = entered(server)
+    manager = CheckpointManager(store.url, max_to_keep=1)
+    content = os.urandom(1 << 20)
+    file = os.path.join(directory, "file")
+    with open(file, "wb") as target:
+        target.writelines(content for _ in range(megabytes))
+    seconds: dict[str, list[float]] = {"save": [], "put": [], "resume": [], "get": []}
+    for step in range(1, ROUNDS + 2):  # of which the first, that connects, is left out
+        with manager.save(step) as path:
+            os.link(file, path)  # what writes it is no part of this
+            os.chmod(path, 0o600)
+            started_at = time.perf_counter()
+        seconds["save"].append(time.perf_counter() - started_at)
+        started_at = time.perf_counter()
+        store.fs.put_file(file, store.path("put"))
+        seconds["put"].append(time.perf_counter() - started_at)
+        started_at = time.perf_counter()
+        assert manager.latest() is not None
+        seconds["resume"].append(time.perf_counter() - started_at)
+        manager.release()
+        started_at = time.perf_counter()
+        store.fs.get_file(store.path("put"), f"{file}.got")
+        seconds["get"].append(time.perf_counter() - started_at)
+        os.unlink(f"{file}.got")
+        store.fs.rm_file(store.path("put"))
+    save, put, resume, get = (statistics.median(seconds[name][1:]) for name in ("save", "put", "resume", "get"))
+    return (
+        f"| {server.kind} | {megabytes} | {save:.2f} | {put:.2f} | {save / put:.2f} "
+        f"| {resume:.2f} | {get:.2f} | {resume / get:.2f} |"
+    )
+
+
+def requests(server: Server) -> str:
+    proxy = Proxy(server.port)
+    store = entered(server, proxy.port)
+    manager = CheckpointManager(store.url)
+    counts = []
+    for others in (0, 1000):
+        for number in range(others):
+            store.fs.pipe_file(store.path(f"other-{number}"), b"")
+        for step in (1, 2, 3):
+            proxy.requests.clear()
+            with manager.save(others + step) as path:
+                Path(path).write_text("content")
+        counts.append(len(proxy.requests))
+        proxy.requests.clear()
+        assert manager.latest() is not None
+        counts.append(len(proxy.requests))
+        manager.release()
+    proxy.stop()
+    return f"| {server.kind} | {counts[0]} | {counts[1]} | {counts[2]} and {counts[3]} |"
+
+
+if __name__ == "__main__":
+    main()

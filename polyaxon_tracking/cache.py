@@ -1,0 +1,184 @@
+"""Local copies of objects in stores: downloaded once for all processes of a machine, and gone when none needs them."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import errno
+import fcntl
+import hashlib
+import logging
+import os
+import shutil
+import stat
+import tempfile
+import time
+
+from polyaxon_tracking.errors import TrackingError, shown
+from polyaxon_tracking.files import lock_file
+from polyaxon_tracking.paths import is_url, local_path
+
+__all__ = ["cached_path"]
+
+_logger = logging.getLogger("polyaxon_tracking")
+
+_LOCK = ".lock"
+_PAUSE_SECONDS = 0.05
+
+# The locks of this process, by the copies that they keep from being removed.
+_held: dict[str, _Hold] = {}
+
+
+def cached_path(path: str | os.PathLike[str]) -> str:
+    """A local file with the content of `path`: itself, or where it is a URL a copy.
+
+    The copy is in a directory of this user's in ``$TMPDIR``. All processes of the machine share it, the first one
+    downloads it, and it is removed when the last of them ends.
+
+    Args:
+        path: a local path, or the URL of an object.
+
+    Raises:
+        FileNotFoundError: there is no such object.
+        TrackingError: the disk has no room for it.
+
+    Examples:
+        >>> cached_path("data/best.keras")
+        'data/best.keras'
+    """
+    path = os.fspath(path)
+    if not is_url(path):
+        return local_path(path)
+    from polyaxon_tracking import stores  # here and not above: it is for URLs alone
+    from polyaxon_tracking.credentials import locate
+
+    url = locate(path).url
+    information = stores.information(path)
+    # All that the store says of an object changes with its content; an entity tag, where there is one, suffices.
+    version = next((information[tag] for tag in ("ETag", "etag", "generation") if tag in information), information)
+    key = hashlib.sha256(f"{url} {information['size']} {version}".encode()).hexdigest()[:32]
+    file = os.path.join(workspace(), f"copy-{key}", url.rpartition("/")[2])
+    hold = _held.get(file)
+    if hold is None or hold.process != os.getpid():  # the process that this one was forked from has its own
+        if not _held:
+            atexit.register(_release_all)
+        hold = _held[file] = _Hold(_shared(file, url, information["size"]), os.getpid())
+    hold.count += 1
+    return file
+
+
+def release(file: str) -> None:
+    """Tell that what `cached_path` returned is needed no more; the last to do so removes the copy."""
+    hold = _held.get(file)
+    if hold is None or hold.process != os.getpid():  # a local file, or a copy that another process holds
+        return
+    hold.count -= 1
+    if not hold.count:
+        del _held[file]
+        _remove(os.path.dirname(file), hold.lock)
+
+
+def workspace() -> str:
+    """The directory of this user's in ``$TMPDIR`` where files are before they are uploaded, and after the download.
+
+    Raises:
+        TrackingError: it is another user's.
+    """
+    directory = os.path.join(tempfile.gettempdir(), f"polyaxon-tracking-{os.getuid()}")
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(directory, 0o700)
+    status = os.lstat(directory)
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o022:
+        raise TrackingError(
+            f"Received {directory}, to which others may write. Expected a directory of this user alone. Remove it, or "
+            f"set TMPDIR to another directory."
+        )
+    return directory
+
+
+def _shared(file: str, url: str, size: int) -> int:
+    """A lock that keeps `file` from being removed, when it is there; one process downloads it, the others wait."""
+    directory = os.path.dirname(file)
+    while True:
+        os.makedirs(directory, mode=0o700, exist_ok=True)
+        try:
+            lock = os.open(os.path.join(directory, _LOCK), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except FileNotFoundError:
+            continue  # another process has just removed the directory
+        try:
+            try:
+                lock_file(lock, fcntl.LOCK_SH)
+            except BlockingIOError:
+                _logger.info("Waiting for another process of this machine that downloads %s", url)
+                fcntl.flock(lock, fcntl.LOCK_SH)
+            if not os.path.exists(file) and os.fstat(lock).st_nlink:
+                lock_file(lock, fcntl.LOCK_EX)
+                _sweep()
+                _download(url, file, size)
+                lock_file(lock, fcntl.LOCK_SH)
+            if os.path.exists(file):
+                return lock
+        except BlockingIOError:  # another process wants to download it too
+            time.sleep(_PAUSE_SECONDS)
+        except BaseException:
+            _remove(directory, lock)
+            raise
+        os.close(lock)
+
+
+def _download(url: str, file: str, size: int) -> None:
+    from polyaxon_tracking import stores
+    from polyaxon_tracking.progress import Progress
+
+    free = shutil.disk_usage(os.path.dirname(file)).free
+    if size > free:
+        raise TrackingError(
+            f"Received {shown(url)} of {size:,} bytes to download to {workspace()}, where {free:,} bytes are free. "
+            f"Expected room for it. Set TMPDIR to a directory on a larger disk."
+        )
+    part = f"{file}.part"
+    try:
+        with Progress(f"Downloading {url}", size) as progress:
+            stores.download(url, part, progress)
+        if (received := os.path.getsize(part)) != size:
+            raise OSError(errno.EIO, f"{url} was not downloaded whole: {received:,} of {size:,} bytes came")
+        os.replace(part, file)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(part)
+
+
+def _remove(directory: str, lock: int) -> None:
+    """Remove the copy in `directory`, unless another process needs it, and let go of its lock."""
+    with contextlib.suppress(BlockingIOError):
+        lock_file(lock)
+        shutil.rmtree(directory, ignore_errors=True)
+    os.close(lock)
+
+
+def _sweep() -> None:
+    """Remove the copies of processes that were killed."""
+    with os.scandir(workspace()) as entries:
+        found = [entry.path for entry in entries if entry.name.startswith("copy-")]
+    for directory in found:
+        try:
+            lock = os.open(os.path.join(directory, _LOCK), os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError:
+            continue  # it is being made, or has just gone
+        with contextlib.suppress(BlockingIOError):  # in use
+            if lock_file(lock):
+                shutil.rmtree(directory, ignore_errors=True)
+        os.close(lock)
+
+
+def _release_all() -> None:
+    for file, hold in list(_held.items()):
+        hold.count = 1
+        release(file)
+
+
+class _Hold:
+    def __init__(self, lock: int, process: int) -> None:
+        self.lock = lock
+        self.process = process
+        self.count = 0

@@ -1,0 +1,180 @@
+"""Who this process is to an object store: from the URL itself, from the platform, or left to the driver."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from typing import Any, NamedTuple
+from urllib.parse import unquote
+
+from polyaxon_tracking.errors import TrackingError, shown
+
+__all__ = ["Location", "locate"]
+
+# Polyaxon 0.4-0.6, polypod/templates/env_vars.py and stores/service.py.
+ACCESS_KEYS = "POLYSTORES_RUN_STORES_ACCESS_KEYS"
+
+_PROTOCOLS = {"s3a": "s3", "s3n": "s3", "gcs": "gs", "wasb": "abfs", "wasbs": "abfs", "abfss": "abfs", "az": "abfs"}
+
+_AZURE_ACCOUNT = re.compile(r"([^@]+)@([^./@]+)\.(?:blob|dfs)\.core\.windows\.net")
+
+# Names of the platform's keys, by those of the drivers' arguments.
+_S3_KEYS = {
+    "key": "AWS_ACCESS_KEY_ID",
+    "secret": "AWS_SECRET_ACCESS_KEY",
+    "token": "AWS_SECURITY_TOKEN",
+    "endpoint_url": "AWS_ENDPOINT_URL",
+}
+_AZURE_KEYS = {
+    "account_name": "AZURE_ACCOUNT_NAME",
+    "account_key": "AZURE_ACCOUNT_KEY",
+    "connection_string": "AZURE_CONNECTION_STRING",
+}
+
+# What URLs of this process held beside bucket and path: they are written down nowhere else.
+_seen: dict[str, dict[str, Any]] = {}
+
+
+class Location(NamedTuple):
+    """A place in an object store, and how to get at it."""
+
+    url: str
+    """Without any secret, as fsspec takes it."""
+    protocol: str
+    """Of the driver: ``s3``, ``gs``, ``abfs``, or another that fsspec knows."""
+    options: dict[str, Any]
+    """Arguments for the driver; empty where it finds its credentials itself."""
+    whence: str | None
+    """The variable that the credentials came from, or ``None``."""
+
+    def __repr__(self) -> str:
+        return f"Location({self.url!r})"
+
+
+def locate(url: str) -> Location:
+    """Take `url` apart into what may be shown and what may not.
+
+    Raises:
+        TrackingError: the URL, or what the platform says about its store, is malformed.
+    """
+    scheme, _, rest = url.partition("://")
+    protocol = _PROTOCOLS.get(scheme.lower(), scheme.lower())
+    options: dict[str, Any] = {}
+    if protocol == "abfs":
+        rest, options = _azure(url, rest)
+    elif protocol in ("s3", "gs"):
+        rest, options = _user_info(url, rest, protocol)
+    if protocol in ("s3", "gs", "abfs") and not rest.partition("/")[0]:
+        raise TrackingError(f"Received the URL {shown(url)}. Expected a bucket in it, such as {scheme}://bucket/path.")
+    clean = f"{protocol}://{rest.rstrip('/')}"
+    bucket = "/".join(clean.split("/", 3)[:3])
+    if options:
+        _seen[bucket] = options
+    whence = None
+    if bucket in _seen:
+        options = _seen[bucket]
+    elif given := _platform_options(clean, protocol):
+        options, whence = given, ACCESS_KEYS
+    return Location(clean, protocol, options, whence)
+
+
+def _azure(url: str, rest: str) -> tuple[str, dict[str, Any]]:
+    """Polyaxon's ``wasbs://container@account.blob.core.windows.net/path`` in the form that adlfs takes."""
+    rest, _, query = rest.partition("?")
+    host, slash, path = rest.partition("/")
+    if "@" in host:
+        match = _AZURE_ACCOUNT.fullmatch(host)
+        if match is None or ":" in host:
+            raise TrackingError(
+                f"Received the URL {shown(url)}. Expected container@account.blob.core.windows.net after the '://', and "
+                f"the key of the account in AZURE_STORAGE_ACCOUNT_KEY or {ACCESS_KEYS}."
+            )
+        host = f"{match[1]}@{match[2]}.dfs.core.windows.net"
+    elif url.startswith("wasb"):
+        raise TrackingError(
+            f"Received the URL {shown(url)}. Expected wasbs://container@account.blob.core.windows.net/path."
+        )
+    return host + slash + path, {"sas_token": query} if query else {}
+
+
+def _user_info(url: str, rest: str, protocol: str) -> tuple[str, dict[str, Any]]:
+    options: dict[str, Any] = {}
+    # A bucket has no ":"; an "@" without one before it is part of the path.
+    if "@" in rest and ":" in rest.partition("/")[0]:
+        if protocol != "s3":
+            raise TrackingError(f"Received the URL {shown(url)}. Expected no credentials in it: use {ACCESS_KEYS}.")
+        user_info, _, rest = rest.partition("@")
+        key, _, secret = user_info.partition(":")
+        options = {"key": unquote(key), "secret": unquote(secret)}
+    if "?" in rest.partition("/")[0] or re.search(r"\?\w+=", rest):
+        raise TrackingError(f"Received the URL {shown(url)}. Expected a bucket and a path alone, without a query.")
+    return rest, options
+
+
+def _platform_options(url: str, protocol: str) -> dict[str, Any]:
+    """The driver's arguments for `url` from what Polyaxon 0.x hands a run."""
+    text = os.environ.get(ACCESS_KEYS, "").strip()
+    if text in ("", "null"):
+        return {}
+    expected = '{"s3://bucket": {"store": "s3", "secret_key": "NAME_OF_A_VARIABLE"}}'
+    stores = _object(text, ACCESS_KEYS, expected)
+    found: tuple[str, str] | None = None
+    for path, entry in stores.items():
+        if not isinstance(entry, dict) or not isinstance(entry.get("secret_key"), str | None):
+            raise _malformed(ACCESS_KEYS, f"the value of {shown(path)} is no such object", expected)
+        root = path.rstrip("/")
+        if "://" in root:
+            scheme, _, rest = root.partition("://")
+            root = f"{_PROTOCOLS.get(scheme, scheme)}://{rest.replace('.blob.core.', '.dfs.core.', 1)}"
+        if entry.get("secret_key") and f"{url}/".startswith(f"{root}/"):
+            found = max(found or ("", ""), (root, entry["secret_key"]), key=lambda known: len(known[0]))
+    if found is None:
+        return {}
+    name = found[1]
+    if not os.environ.get(name, "").strip():
+        raise TrackingError(
+            f"{ACCESS_KEYS} says that the credentials for {shown(found[0])} are in {_variable(name)}, which is "
+            f"not set. Expected them there, as JSON. Have the secret of the store passed to the run, or unset "
+            f"{ACCESS_KEYS} to use the driver's own credentials."
+        )
+    return _options(protocol, name, os.environ[name])
+
+
+def _options(protocol: str, name: str, text: str) -> dict[str, Any]:
+    if protocol == "gs":
+        return {"token": _object(text, name, "the JSON of a service account's key file")}
+    keys = {"s3": _S3_KEYS, "abfs": _AZURE_KEYS}.get(protocol)
+    if keys is None:
+        return {}
+    expected = "JSON with " + ", ".join(keys.values())
+    secrets = _object(text, name, expected)
+    options: dict[str, Any] = {option: secrets[key] for option, key in keys.items() if secrets.get(key)}
+    if not options:
+        raise _malformed(name, "it has none of these", expected)
+    if protocol == "s3" and secrets.get("AWS_REGION"):
+        options["client_kwargs"] = {"region_name": secrets["AWS_REGION"]}
+    return options
+
+
+def _object(text: str, name: str, expected: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        # `from None`: the error holds the text, and the text secrets
+        raise _malformed(name, "it is not JSON", expected) from None
+    if not isinstance(value, dict):
+        raise _malformed(name, "it is not an object", expected)
+    return value
+
+
+def _malformed(name: str, problem: str, expected: str) -> TrackingError:
+    return TrackingError(
+        f"Received malformed credentials of a store in {_variable(name)}: {problem}. Expected {expected}. Correct it, "
+        f"or unset {ACCESS_KEYS} to use the driver's own credentials."
+    )
+
+
+def _variable(name: str) -> str:
+    """`name` for a message, unless it may be a secret that was put in the place of a name."""
+    return f"the variable {name}" if re.fullmatch(r"[\w.-]{1,63}", name) else "the variable that it names"

@@ -1,0 +1,66 @@
+"""A directory in an object store: files are finished in ``$TMPDIR`` and uploaded, and read from local copies."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from typing import TYPE_CHECKING
+
+from polyaxon_tracking import stores
+from polyaxon_tracking.cache import cached_path, release, workspace
+from polyaxon_tracking.credentials import locate
+from polyaxon_tracking.files import Directory, checked_file, explained, staging
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["RemoteDirectory"]
+
+
+class RemoteDirectory(Directory):
+    """A place in a store, which knows no directories: all objects whose names begin with it."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(locate(url).url)
+
+    def names(self) -> list[str]:
+        """Names of the objects right below it."""
+        return list(stores.list_files(self.path))
+
+    @contextlib.contextmanager
+    def staged(self, name: str) -> Iterator[str]:
+        """Where to write what will be uploaded as `name`."""
+        path = self._url(name)
+        with contextlib.ExitStack() as stack:
+            with explained(path, os.path.join(workspace(), name)):
+                directory = stack.enter_context(staging(workspace()))
+            staged = os.path.join(directory, name)
+            with explained(path, staged):
+                yield staged
+
+    def sync(self, staged: str) -> None:
+        """Raise where nothing was written; there is nothing to wait for, since the file is not to stay."""
+        os.close(checked_file(staged))
+
+    def publish(self, staged: str, name: str) -> None:
+        """Upload the file `staged` as `name`."""
+        stores.upload(staged, self._url(name))
+
+    def copy(self, path: str, name: str) -> None:
+        """Have the store copy the object `path`, a URL, to `name`."""
+        stores.copy(path, self._url(name))
+
+    def remove(self, name: str) -> None:
+        """Remove the object `name`, if it is there."""
+        stores.remove(self._url(name))
+
+    def fetch(self, name: str) -> str:
+        """The path of a local copy of the object `name`."""
+        return cached_path(self._url(name))
+
+    def release(self, path: str) -> None:
+        """Remove the local copy, unless another process still needs it."""
+        release(path)
+
+    def _url(self, name: str) -> str:
+        return f"{self.path}/{name}"

@@ -1,0 +1,303 @@
+"""Files in object stores, through fsspec: an object is whole or absent, and a store may be away for a while.
+
+Every file is finished on a local disk first and then handed to the driver's ``put_file``: an exception while a file of
+fsspec is open for writing leaves a truncated object on s3fs, gcsfs and adlfs. Nothing is ever renamed in a store.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import functools
+import logging
+import os
+import secrets
+import tempfile
+import time
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from polyaxon_tracking.credentials import ACCESS_KEYS, Location, locate
+from polyaxon_tracking.errors import TrackingError, mask_secrets, shown
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from polyaxon_tracking.progress import Progress
+
+__all__: list[str] = []
+
+_T = TypeVar("_T")
+
+_logger = logging.getLogger("polyaxon_tracking")
+
+# Beside the drivers' own attempts, which end after seconds.
+_PATIENCE_SECONDS = 300.0
+_PATIENCE_AT_START_SECONDS = 15.0
+_LONGEST_PAUSE_SECONDS = 15.0
+
+_EXTRAS = {"s3": "s3", "gs": "gcs", "abfs": "azure"}
+_USUAL_CREDENTIALS = {
+    "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+    "gs": "GOOGLE_APPLICATION_CREDENTIALS",
+    "abfs": "AZURE_STORAGE_CONNECTION_STRING, or AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY",
+}
+
+
+# Loggers of drivers that write down requests: at DEBUG with the tokens that they are sent with, or each at INFO.
+_TALKATIVE = {"botocore": logging.INFO, "azure.core.pipeline.policies.http_logging_policy": logging.WARNING}
+
+
+def list_files(url: str) -> dict[str, int]:
+    """Sizes in bytes of the objects right below `url`, by their names; none where there is nothing."""
+    location, fs, path = _opened(url)
+
+    def call() -> list[dict[str, Any]]:
+        fs.invalidate_cache()  # other processes write here too
+        found: list[dict[str, Any]] = fs.ls(path, detail=True)
+        return found
+
+    try:
+        entries = _patiently("Not listed", location, call)
+    except FileNotFoundError:
+        return {}
+    return {
+        entry["name"].rpartition("/")[2]: entry["size"]
+        for entry in entries
+        if entry["type"] == "file" and entry["name"].rpartition("/")[0] == path
+    }
+
+
+def information(url: str) -> dict[str, Any]:
+    """What the store says of the object `url`: its ``size`` in bytes, and what changes with its content.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    location, fs, path = _opened(url)
+    found: dict[str, Any] = _patiently("Not found", location, lambda: fs.info(path))
+    return found
+
+
+def upload(file: str, url: str) -> None:
+    """Put the local `file` to `url`, in place of what is there, as a whole."""
+    location, fs, path = _opened(url)
+    what = "Not saved, and what was there before is untouched"
+    _patiently(what, location, lambda: fs.put_file(file, path))
+
+
+def download(url: str, file: str, progress: Progress) -> None:
+    """Get the object `url` to the local `file`."""
+    location, fs, path = _opened(url)
+
+    def call() -> None:
+        progress.absolute_update(0)
+        fs.get_file(path, file, callback=progress)
+
+    _patiently("Not downloaded", location, call)
+
+
+def copy(url: str, other: str) -> None:
+    """Have the store copy the object `url` to `other`, in the same store."""
+    location, fs, path = _opened(url)
+    _patiently("Not copied", location, lambda: fs.cp_file(path, _opened(other)[2]))
+
+
+def remove(url: str) -> None:
+    """Remove the object `url`, if it is there."""
+    location, fs, path = _opened(url)
+    # Another process was quicker, or an attempt whose answer was lost.
+    with contextlib.suppress(FileNotFoundError):
+        _patiently("Not removed", location, lambda: fs.rm_file(path))
+
+
+def exists(url: str) -> bool:
+    """Whether there is an object `url`."""
+    try:
+        information(url)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def check_writable(url: str, whence: str) -> str:
+    """Write an object below `url` and remove it; return `url` without secrets, as fsspec takes it.
+
+    Raises:
+        TrackingError: that did not work; the message names `whence`, where the URL came from.
+        ModuleNotFoundError: the driver is not installed.
+    """
+    location, fs, path = _opened(url)
+    probe = f"{path}/.polyaxon-tracking-{secrets.token_hex(8)}"
+
+    def write() -> None:
+        with tempfile.NamedTemporaryFile() as file:
+            file.write(b"written to see whether it can be, and removed")
+            file.flush()
+            fs.put_file(file.name, probe)
+
+    try:
+        _patiently("Not written to", location, write, at_start=True)
+        _patiently("Not removed", location, lambda: fs.rm_file(probe), at_start=True)
+    except FileNotFoundError:
+        problem, advice = "which does not exist", "Create it, or correct the URL"
+    except PermissionError as error:
+        problem = f"which this process may not write to ({error.strerror})"
+        advice = f"Give {_credentials(location)} that may write and delete there"
+    except OSError as error:
+        problem = f"which could not be used ({error.strerror})"
+        advice = f"See that the store can be reached from here, and that {_credentials(location)} are right"
+    else:
+        return location.url
+    bucket = location.url.split("/", 3)[2]
+    raise TrackingError(
+        f"Received the URL {shown(location.url)} from {whence}, in the bucket {shown(bucket)}, {problem}. Expected a "
+        f"bucket that takes this run's files. {advice}."
+    )
+
+
+def configure_driver(url: str) -> None:
+    """Have every file system that fsspec makes for stores of this kind use the credentials for `url`.
+
+    For a framework that opens the outputs path by itself. They go to fsspec's configuration in memory; nothing where
+    the driver finds its credentials by itself.
+    """
+    location = locate(url)
+    if location.options:
+        import fsspec
+
+        fsspec.config.conf.setdefault(location.protocol, {}).update(location.options)
+
+
+def _credentials(location: Location) -> str:
+    if location.whence is not None:
+        return f"credentials in {location.whence}"
+    if location.options:
+        return "credentials in the URL"
+    usual = _USUAL_CREDENTIALS.get(location.protocol)
+    return f"credentials ({usual}; or {ACCESS_KEYS})" if usual else "credentials"
+
+
+def _opened(url: str) -> tuple[Location, Any, str]:
+    location = locate(url)
+    options = tuple(sorted((name, repr(value)) for name, value in location.options.items()))
+    bucket = "/".join(location.url.split("/", 3)[:3])
+    fs = _file_system(bucket, options, os.getpid())
+    return location, fs, fs._strip_protocol(location.url)  # noqa: SLF001  # documented for users, and in all drivers
+
+
+# fsspec's own cache of instances has one for each thread, and every background write may be in another.
+@functools.lru_cache(maxsize=8)
+def _file_system(bucket: str, options: tuple[tuple[str, str], ...], process: int) -> Any:  # noqa: ARG001  # the key
+    location = locate(bucket)
+    for name, level in _TALKATIVE.items():
+        if logging.getLogger(name).level == logging.NOTSET:
+            logging.getLogger(name).setLevel(level)
+    extra = _EXTRAS.get(location.protocol)
+    try:
+        import fsspec
+
+        return fsspec.core.url_to_fs(bucket, **location.options, skip_instance_cache=True, use_listings_cache=False)[0]
+    except ImportError as error:
+        if extra is None:
+            raise
+        raise ModuleNotFoundError(
+            f"Received the URL {shown(location.url)}, which needs a driver that is not installed: {error}. Install it "
+            f'with: pip install "polyaxon-tracking[{extra}]"'
+        ) from error
+    except ValueError as error:  # no such protocol, or no credentials at all
+        raise TrackingError(
+            f"Received the URL {shown(location.url)}, which cannot be opened: {_reason(error)}. Expected a URL that "
+            f"fsspec knows, and {_credentials(location)} for it."
+        ) from None
+
+
+def _patiently(what: str, location: Location, call: Callable[[], _T], *, at_start: bool = False) -> _T:
+    """Do `call`, again and again where the store is away; an error that stays says `what` came of it."""
+    deadline = time.monotonic() + (_PATIENCE_AT_START_SECONDS if at_start else _PATIENCE_SECONDS)
+    pause = 1.0
+    while True:
+        try:
+            return call()
+        except Exception as error:
+            if not _may_pass(error) or time.monotonic() + pause > deadline:
+                if isinstance(error, OSError) and os.path.isabs(error.filename or ""):  # of the local disk
+                    raise
+                # `from None`: what a driver says may hold secrets
+                raise OSError(_number(error), f"{what}: {_reason(error)}", location.url) from None
+            _logger.warning("%s: %s. Trying again in %g s", location.url, _reason(error), pause)
+        time.sleep(pause)
+        pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+
+
+def _number(error: BaseException) -> int:
+    """The error number that says the same, from which Python makes the class."""
+    if isinstance(error, FileNotFoundError):
+        return errno.ENOENT
+    if isinstance(error, PermissionError) or _status(error) in (401, 403) or str(error).startswith("Forbidden"):
+        return errno.EACCES
+    return (error.errno if isinstance(error, OSError) else None) or errno.EIO
+
+
+def _reason(error: BaseException) -> str:
+    text = " ".join(str(error).split())[:400]
+    return mask_secrets(text) or type(error).__name__
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+
+
+def _status(error: BaseException) -> int | None:
+    """The status of HTTP that the store answered with, which each driver has elsewhere."""
+    for cause in _chain(error):
+        response = getattr(cause, "response", None)
+        found = [getattr(cause, name, None) for name in ("status_code", "status", "code")]
+        if isinstance(response, dict):  # of botocore
+            found.append(response.get("ResponseMetadata", {}).get("HTTPStatusCode"))
+        for value in found:
+            if str(value).isdecimal():
+                return int(str(value))
+    return None
+
+
+def _may_pass(error: BaseException) -> bool:
+    """Whether it is of the kind that goes away: a store that is overloaded, restarts, or cannot be reached."""
+    status = _status(error)
+    if status is not None:
+        return status // 100 == 5 or status in (408, 429)  # noqa: PLR2004  # see RFC 9110, 15
+    return any(isinstance(cause, _passing_errors()) or getattr(cause, "retryable", False) for cause in _chain(error))
+
+
+@functools.cache
+def _passing_errors() -> tuple[type[BaseException], ...]:
+    """The errors of a connection, of the drivers that are installed; where one is missing it raised nothing."""
+    import asyncio
+
+    found: list[type[BaseException]] = [ConnectionError, TimeoutError, asyncio.TimeoutError]
+    try:
+        import aiohttp
+    except ModuleNotFoundError:
+        pass
+    else:
+        found.append(aiohttp.ClientError)
+    try:
+        import botocore.exceptions
+    except ModuleNotFoundError:
+        pass
+    else:
+        found += [botocore.exceptions.HTTPClientError, botocore.exceptions.IncompleteReadError]
+    try:
+        import requests
+    except ModuleNotFoundError:
+        pass
+    else:
+        found.append(requests.exceptions.RequestException)
+    try:
+        import azure.core.exceptions
+    except ModuleNotFoundError:
+        pass
+    else:
+        found += [azure.core.exceptions.ServiceRequestError, azure.core.exceptions.ServiceResponseError]
+    return tuple(found)

@@ -1,0 +1,211 @@
+"""The Lightning callback with outputs in object stores, each step in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning_script import Classifier, data, trainer
+from servers import Azure
+
+from polyaxon_lightning import PolyaxonCallback
+from polyaxon_tracking import CheckpointManager, cached_path
+
+if TYPE_CHECKING:
+    from servers import Proxy, Store
+
+HERE = Path(__file__).parent
+FIT = """
+import sys
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning_script import Classifier, data, digest, trainer
+from polyaxon_lightning import PolyaxonCallback
+
+epochs, ckpt_path = int(sys.argv[1]), sys.argv[2] or None
+best = ModelCheckpoint(monitor="val_loss", save_top_k=2, save_last=True)
+training = trainer(PolyaxonCallback(), best, max_epochs=epochs)
+training.fit(Classifier(), data(), data(), ckpt_path=ckpt_path)
+training.validate(dataloaders=data(), ckpt_path="best", verbose=False)
+print("best", best.best_model_path, len(best.best_k_models), best.last_model_path, training.global_step)
+"""
+
+
+def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-W", "ignore", *arguments],
+        env=os.environ | {"PYTHONPATH": str(HERE)} | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+
+
+def line(process: subprocess.CompletedProcess[str], start: str) -> str:
+    assert process.returncode == 0, process.stderr
+    [found] = [line for line in process.stdout.splitlines() if line.startswith(start)]
+    return found
+
+
+def names(paths: list[str]) -> list[str]:
+    return sorted(re.sub(r"-crc=\w+", "", path) for path in paths)
+
+
+def test_a_killed_training_goes_on_to_the_weights_of_an_uninterrupted_one(store: Store, tmp_path: Path) -> None:
+    script = str(HERE / "lightning_script.py")
+    killed = run(script, POLYAXON_RUN_OUTPUTS_PATH=store.url, DIE_AT_STEP="18")
+    assert killed.returncode == -9
+    resumed = run(script, POLYAXON_RUN_OUTPUTS_PATH=store.url)
+    uninterrupted = run(script, POLYAXON_RUN_OUTPUTS_PATH=str(tmp_path))
+    assert line(resumed, "trained") == line(uninterrupted, "trained")
+    assert re.search(r"Resuming from \w+://\S+: epoch [1-4], step", resumed.stderr), resumed.stderr
+    # What was saved at the moment of the kill may be one too many: no state tells of it.
+    kept = names([str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()])
+    assert set(kept) <= set(names(store.names()))
+    assert [path for path in Path(os.environ["TMPDIR"]).rglob("*") if path.is_file()] == []
+
+
+@pytest.fixture(scope="module")
+def local_names(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """What the two trainings of the next test leave in a local directory."""
+    outputs = tmp_path_factory.mktemp("local") / "run"
+    for epochs, ckpt_path in (("3", ""), ("5", "last")):
+        line(run("-c", FIT, epochs, ckpt_path, POLYAXON_RUN_OUTPUTS_PATH=str(outputs)), "best")
+    return names([str(path.relative_to(outputs)) for path in outputs.rglob("*") if path.is_file()])
+
+
+def test_last_best_and_top_k_are_found_in_the_store(store: Store, local_names: list[str]) -> None:
+    first = run("-c", FIT, "3", "", POLYAXON_RUN_OUTPUTS_PATH=store.url)
+    assert line(first, "best").endswith(" 12")
+    second = run("-c", FIT, "5", "last", POLYAXON_RUN_OUTPUTS_PATH=store.url)
+    assert ": epoch 3, step 12" in second.stderr
+    _, path, number, last, step = line(second, "best").split()
+    assert (path.rpartition("/")[0], number, step) == (path_in(store, "")[:-1], "2", "20")
+    assert last == path_in(store, "last.ckpt")
+    assert names(store.names()) == local_names
+    # Lightning itself removes what it went on from, where that is remote (issue 21813).
+    path = path_in(store, second_best(store))
+    again = run("-c", FIT, "7", path, POLYAXON_RUN_OUTPUTS_PATH=store.url)
+    assert line(again, "best").endswith(" 28")
+    assert f"Going on from ckpt_path={path} as asked" in again.stderr
+    assert path.rpartition("/")[2] in store.names("checkpoints")
+
+
+def second_best(store: Store) -> str:
+    """A checkpoint that a user may go on from, by its whole URL."""
+    return next(name for name in store.names("checkpoints") if name.startswith("epoch="))
+
+
+def path_in(store: Store, name: str) -> str:
+    return f"{CheckpointManager(store.url).directory}/checkpoints/{name}"
+
+
+def test_the_same_state_is_uploaded_once_for_all_its_names(
+    store: Store, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("POLYAXON_RUN_OUTPUTS_PATH", store.url)
+    checkpoint = ModelCheckpoint(monitor="val_loss", save_top_k=-1, save_last="link")
+    trainer(PolyaxonCallback(), checkpoint, max_epochs=3).fit(Classifier(), data(), data())
+    # Of three epochs: the training state, and the model's checkpoint, of which `last.ckpt` is a copy by the store; but
+    # the first `last.ckpt`, which knows of one more file than what was saved before.
+    uploads = [request for request in proxy.requests if request.size > 1000]
+    assert len(uploads) == 3 * 2 + 1, uploads
+    saved = torch.load(cached_path(checkpoint.best_model_path), weights_only=True)
+    last = torch.load(cached_path(path_in(store, "last.ckpt")), weights_only=True)
+    assert saved.keys() == last.keys()
+    assert (last["epoch"], last["global_step"]) == (2, 12)
+
+
+def test_the_requests_of_an_epoch_are_few(store: Store, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POLYAXON_RUN_OUTPUTS_PATH", store.url)
+
+    def requests(epochs: int) -> int:
+        proxy.requests.clear()
+        trainer(PolyaxonCallback(resume=False), ModelCheckpoint(monitor="val_loss"), max_epochs=epochs).fit(
+            Classifier(), data(), data()
+        )
+        return len(proxy.requests)
+
+    # A ModelCheckpoint and the training state: an upload and a removal each, and the listings before and after.
+    assert (requests(7) - requests(2)) / 5 <= 16, proxy.requests
+
+
+def test_a_checkpoint_that_is_damaged_is_refused(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POLYAXON_RUN_OUTPUTS_PATH", store.url)
+    checkpoint = ModelCheckpoint()
+    trainer(PolyaxonCallback(), checkpoint, max_epochs=1).fit(Classifier(), data(), data())
+    name = checkpoint.best_model_path.rpartition("/")[2]
+    content = bytearray(store.fs.cat_file(store.path(f"checkpoints/{name}")))
+    content[len(content) // 2] ^= 1
+    store.fs.pipe_file(store.path(f"checkpoints/{name}"), bytes(content))
+    with pytest.raises(ValueError, match=rf"Received the checkpoint {re.escape(checkpoint.best_model_path)}, which is"):
+        trainer(PolyaxonCallback(resume=False), max_epochs=2).fit(
+            Classifier(), data(), data(), ckpt_path=checkpoint.best_model_path
+        )
+
+
+def test_weights_of_another_run_are_loaded_from_a_reference(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POLYAXON_RUN_OUTPUTS_PATH", store.url)
+    trained = Classifier()
+    trainer(PolyaxonCallback(), max_epochs=1).fit(trained, data(), data())
+    code = """
+import torch
+from lightning_script import Classifier, digest
+from polyaxon_tracking import CheckpointManager, get_outputs_refs_paths
+[outputs] = get_outputs_refs_paths()["experiments"]
+checkpoint = CheckpointManager(f"{outputs}/checkpoints/resume").latest()
+model = Classifier()
+model.load_state_dict(torch.load(checkpoint.path, weights_only=True)["state_dict"])
+print("loaded", digest(model))
+"""
+    process = run("-c", code, POLYAXON_REFS_OUTPUTS_PATHS=json.dumps({"experiments": [store.url]}))
+    from lightning_script import digest
+
+    assert line(process, "loaded") == f"loaded {digest(trained)}"
+
+
+def test_the_platforms_credentials_suffice_and_are_in_no_checkpoint(store: Store, proxy: Proxy) -> None:
+    settings: dict[str, Any]
+    if isinstance(store.server, Azure):
+        settings = {"AZURE_CONNECTION_STRING": store.server.connection_string(proxy.port)}
+    elif store.kind == "s3":
+        endpoint = f"http://127.0.0.1:{proxy.port}"
+        settings = {"AWS_ACCESS_KEY_ID": "AKIA", "AWS_SECRET_ACCESS_KEY": "wJalr-secret", "AWS_ENDPOINT_URL": endpoint}
+    else:  # its secret is tested without Lightning
+        return
+    environment = {
+        "POLYSTORES_RUN_STORES_ACCESS_KEYS": json.dumps({store.server.url(store.bucket): {"secret_key": "a.KEY"}}),
+        "a.KEY": json.dumps(settings),
+        "POLYAXON_RUN_OUTPUTS_PATH": store.url,
+        "HOME": "/nonexistent",
+    }
+    code = (
+        "import os\nfor name in list(os.environ):\n    if name.startswith(('AWS_', 'AZURE_')): del os.environ[name]\n"
+    )
+    process = run("-c", code + FIT, "2", "", **environment)
+    assert line(process, "best").endswith(" 8")
+    assert len(proxy.requests) > 10
+    secrets = [value.encode() for name, value in settings.items() if "SECRET" in name or "CONNECTION" in name]
+    contents = [store.fs.cat_file(store.path(name)) for name in store.names()]
+    assert secrets
+    assert not [secret for secret in secrets if any(secret in content for content in contents)]
+    assert not [secret for secret in secrets if secret.decode() in process.stdout + process.stderr]
+
+
+def test_a_failing_upload_reaches_the_user(store: Store, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    from polyaxon_tracking import stores
+
+    monkeypatch.setenv("POLYAXON_RUN_OUTPUTS_PATH", store.url)
+    monkeypatch.setattr(stores, "_PATIENCE_SECONDS", 0.5)
+    polyaxon = PolyaxonCallback()
+    proxy.answer = lambda request: 505 if request.size > 1000 else None
+    with pytest.raises(OSError, match="Not saved, and what was there before is untouched: "):
+        trainer(polyaxon, max_epochs=2).fit(Classifier(), data(), data())

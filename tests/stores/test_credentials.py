@@ -1,0 +1,306 @@
+"""Who a process is to a store, what it says where that does not suffice, and that no secret is ever seen."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import TYPE_CHECKING
+
+import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
+from servers import ACCOUNT, Azure
+
+from polyaxon_tracking import CheckpointManager, TrackingError
+from polyaxon_tracking.credentials import locate
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from servers import Proxy, Store
+
+SECRET = "c2VjcmV0/VlJ+Q4"
+VARIABLE = "polyaxon-stores.s3-KEY"  # as the platform names them
+TRAIN = """
+import logging, sys
+from polyaxon_tracking import CheckpointManager, Run, get_outputs_path
+logging.basicConfig(level="DEBUG")
+run = Run()
+manager = run.training(max_epochs=3)
+checkpoint = manager.latest()
+step = 1 + (checkpoint.step if checkpoint else 0)
+with manager.save(step) as path:
+    open(path, "w").write(repr((run, manager, vars(run), vars(manager), checkpoint)))
+print(repr(run), repr(manager), manager.latest(), run.outputs_path)
+CheckpointManager(get_outputs_path("custom")).latest()
+"""
+
+
+class Tokens(ThreadingHTTPServer):
+    """Where a service account of Google's gets its tokens."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Tokens)
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+
+class _Tokens(BaseHTTPRequestHandler):
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        body = json.dumps({"access_token": "token-of-the-account", "expires_in": 3600, "token_type": "Bearer"}).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def tokens() -> Iterator[str]:
+    server = Tokens()
+    yield f"http://127.0.0.1:{server.server_address[1]}/token"
+    server.shutdown()
+    server.server_close()
+
+
+def service_account(token_uri: str) -> dict[str, str]:
+    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    pem = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    ).decode()
+    return {
+        "type": "service_account",
+        "project_id": "project",
+        "private_key_id": "1",
+        "private_key": pem,
+        "client_email": "account@project.iam.gserviceaccount.com",
+        "token_uri": token_uri,
+    }
+
+
+def secrets_of(store: Store, proxy: Proxy, token_uri: str) -> dict[str, object]:
+    if store.kind == "s3":
+        return {
+            "AWS_ACCESS_KEY_ID": "AKIAPLATFORM",
+            "AWS_SECRET_ACCESS_KEY": SECRET,
+            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{proxy.port}",
+            "AWS_SECURITY_TOKEN": f"token-{SECRET}",
+            "AWS_REGION": "eu-west-1",
+        }
+    if store.kind == "gcs":
+        return dict(service_account(token_uri))
+    assert isinstance(store.server, Azure)
+    return {"AZURE_CONNECTION_STRING": store.server.connection_string(proxy.port)}
+
+
+def train(**environment: str) -> subprocess.CompletedProcess[str]:
+    hidden = ("AWS_", "AZURE_", "FSSPEC_")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(hidden)}
+    return subprocess.run(
+        [sys.executable, "-c", TRAIN], env=kept | environment, capture_output=True, text=True, check=False, timeout=120
+    )
+
+
+def test_the_platforms_credentials_reach_the_driver_and_nothing_else(
+    store: Store, proxy: Proxy, tokens: str, tmp_path: Path
+) -> None:
+    secrets = secrets_of(store, proxy, tokens)
+    keys = {
+        store.server.url(store.bucket): {"store": store.kind, "secret_key": VARIABLE},
+        "s3://another": {"store": "s3", "secret_key": "not-there"},
+    }
+    settings = {
+        "POLYAXON_RUN_OUTPUTS_PATH": store.url,
+        "POLYSTORES_RUN_STORES_ACCESS_KEYS": json.dumps(keys),
+        VARIABLE: json.dumps(secrets),
+    }
+    for _ in range(2):
+        process = train(**settings)
+        assert process.returncode == 0, process.stderr
+    seen = process.stdout + process.stderr
+    assert "step=0000000002" in seen
+    authorizations = {request.authorization for request in proxy.requests}
+    if store.kind == "s3":
+        assert all("Credential=AKIAPLATFORM/" in sent and "/eu-west-1/" in sent for sent in authorizations)
+    elif store.kind == "gcs":
+        assert authorizations == {"Bearer token-of-the-account"}
+    else:
+        assert all(sent.startswith(f"SharedKey {ACCOUNT}:") for sent in authorizations)
+    written = "".join(store.fs.cat_file(store.path(name)).decode() for name in store.names())
+    for name, secret in secrets.items():
+        if "SECRET" in name or name in {"AWS_SECURITY_TOKEN", "AZURE_CONNECTION_STRING", "private_key"}:
+            for line in str(secret).splitlines():
+                assert line not in seen + written, name
+
+
+@pytest.mark.parametrize("store", ["s3"], indirect=True)  # the URLs of the others have no place for them
+def test_credentials_in_a_url_are_used_and_never_shown(store: Store, proxy: Proxy) -> None:
+    url = store.url.replace("s3://", "s3://AKIAINURL:c2VjcmV0%2FVlJ+Q4@")
+    process = train(
+        POLYAXON_RUN_OUTPUTS_PATH=url,
+        AWS_ENDPOINT_URL=f"http://127.0.0.1:{proxy.port}",
+        AWS_DEFAULT_REGION="us-east-1",
+    )
+    assert process.returncode == 0, process.stderr
+    assert all("Credential=AKIAINURL/" in request.authorization for request in proxy.requests)
+    written = "".join(store.fs.cat_file(store.path(name)).decode() for name in store.names())
+    for secret in (SECRET, "c2VjcmV0%2FVlJ+Q4", "AKIAINURL"):
+        assert secret not in written
+        assert secret not in process.stdout
+        assert secret not in process.stderr
+
+
+# Errors before training starts
+
+
+def message(store: Store, outputs: str | None = None, **environment: str) -> str:
+    process = train(POLYAXON_RUN_OUTPUTS_PATH=outputs or store.url, **environment)
+    assert process.returncode == 1
+    assert SECRET not in process.stdout + process.stderr
+    assert "Starting" not in process.stdout
+    return process.stderr.splitlines()[-1]
+
+
+def test_a_missing_bucket_is_told_of_before_training(store: Store) -> None:
+    text = message(store, store.url.replace(store.bucket, "bucket-that-is-not-there"), **store.environment)
+    url = locate(store.url).url.replace(store.bucket, "bucket-that-is-not-there")
+    assert text.startswith(
+        f"polyaxon_tracking.errors.TrackingError: Received the URL {url!r} from POLYAXON_RUN_OUTPUTS_PATH"
+    )
+    assert "which does not exist" in text
+    assert text.endswith("Create it, or correct the URL.")
+
+
+def test_refused_credentials_are_told_of_before_training(store: Store, proxy: Proxy) -> None:
+    environment = store.environment
+    if isinstance(store.server, Azure):
+        connection_string = store.server.connection_string(proxy.port, key="AAAA" + SECRET.replace("/", "") + "A==")
+        environment = {"AZURE_STORAGE_CONNECTION_STRING": connection_string}
+    else:
+        proxy.answer = lambda _: 403
+    text = message(store, **environment)
+    assert f"Received the URL {locate(store.url).url!r} from POLYAXON_RUN_OUTPUTS_PATH" in text
+    assert "which this process may not write to" in text
+    assert re.search(
+        r"Give credentials \(.*POLYSTORES_RUN_STORES_ACCESS_KEYS\) that may write and delete there\.$", text
+    )
+
+
+def test_a_store_that_is_not_reached_is_told_of_before_training(store: Store, proxy: Proxy) -> None:
+    proxy.answer = lambda _: 505
+    text = message(store, **store.environment)
+    assert "which could not be used (Not written to:" in text
+    assert "See that the store can be reached from here" in text
+
+
+@pytest.mark.parametrize("store", ["s3", "azure"], indirect=True)  # without any, Google's is anonymous
+def test_missing_credentials_are_told_of_before_training(store: Store, tmp_path: Path) -> None:
+    environment = {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{store.server.port}", "AWS_EC2_METADATA_DISABLED": "true"}
+    outputs = store.url if store.kind == "s3" else f"abfs://{store.bucket}/run"
+    text = message(store, outputs, HOME=str(tmp_path), **environment)
+    assert "credentials" in text
+    assert "POLYSTORES_RUN_STORES_ACCESS_KEYS" in text
+
+
+def test_a_missing_driver_names_the_extra(store: Store) -> None:
+    driver, extra = {"s3": ("s3fs", "s3"), "gcs": ("gcsfs", "gcs"), "azure": ("adlfs", "azure")}[store.kind]
+    code = f"import sys; sys.modules[{driver!r}] = None\n{TRAIN}"
+    for missing in (driver, "fsspec"):
+        process = subprocess.run(
+            [sys.executable, "-c", code.replace(driver, missing)],
+            env=os.environ | {"POLYAXON_RUN_OUTPUTS_PATH": store.url},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        last = process.stderr.splitlines()[-1]
+        assert last.startswith("ModuleNotFoundError: Received the URL "), process.stderr
+        assert last.endswith(f'Install it with: pip install "polyaxon-tracking[{extra}]"')
+
+
+@pytest.mark.parametrize(
+    ("keys", "secret", "problem"),
+    [
+        ("[", "", "Received malformed credentials of a store in the variable POLYSTORES_RUN_STORES_ACCESS_KEYS: it is not JSON"),
+        ("[]", "", "it is not an object"),
+        ('{"s3://bucket": "KEY"}', "", "the value of 's3://bucket' is no such object"),
+        ('{"s3://bucket": {"secret_key": "KEY"}}', "", "the credentials for 's3://bucket' are in the variable KEY, which is not set"),
+        ('{"s3://bucket": {"secret_key": "KEY"}}', "s3cr3t", "Received malformed credentials of a store in the variable KEY: it is not JSON"),
+        ('{"s3://bucket": {"secret_key": "s3cr3t/+"}}', "", "are in the variable that it names, which is not set"),
+        ('{"s3://bucket": {"secret_key": "KEY"}}', '{"a": "s3cr3t"}', "it has none of these"),
+    ],
+)  # fmt: skip
+def test_malformed_credentials_are_an_error_that_shows_none(
+    keys: str, secret: str, problem: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("POLYSTORES_RUN_STORES_ACCESS_KEYS", keys)
+    monkeypatch.setenv("KEY", secret)
+    with pytest.raises(TrackingError, match=re.escape(problem)) as info:
+        CheckpointManager("s3://bucket/run").latest()
+    assert "s3cr3t" not in str(info.value)
+
+
+def test_the_most_specific_credentials_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = {
+        "s3://bucket": {"secret_key": "ONE"},
+        "s3://bucket/run": {"secret_key": "TWO"},
+        "s3://buck": {"secret_key": "THREE"},
+    }
+    monkeypatch.setenv("POLYSTORES_RUN_STORES_ACCESS_KEYS", json.dumps(keys))
+    for name in ("ONE", "TWO", "THREE"):
+        monkeypatch.setenv(name, json.dumps({"AWS_ACCESS_KEY_ID": name}))
+    found = {
+        url: locate(url).options for url in ("s3://bucket/other", "s3://bucket/run/1", "s3://bucket/runs", "s3://bucke")
+    }
+    assert found == {
+        "s3://bucket/other": {"key": "ONE"},
+        "s3://bucket/run/1": {"key": "TWO"},
+        "s3://bucket/runs": {"key": "ONE"},
+        "s3://bucke": {},
+    }
+
+
+@pytest.mark.parametrize(
+    ("url", "clean", "options"),
+    [
+        ("s3://bucket/run/", "s3://bucket/run", {}),
+        ("s3a://bucket/run", "s3://bucket/run", {}),
+        ("s3://bucket/user@example.com/run", "s3://bucket/user@example.com/run", {}),
+        ("s3://key:a%2Fb@own-bucket/run", "s3://own-bucket/run", {"key": "key", "secret": "a/b"}),
+        ("gs://bucket", "gs://bucket", {}),
+        ("wasbs://c@account.blob.core.windows.net/", "abfs://c@account.dfs.core.windows.net", {}),
+        ("wasbs://c@account.blob.core.windows.net/a/b", "abfs://c@account.dfs.core.windows.net/a/b", {}),
+        ("abfss://d@account.dfs.core.windows.net/a?sv=1&sig=x", "abfs://d@account.dfs.core.windows.net/a", {"sas_token": "sv=1&sig=x"}),
+        ("abfs://e/a", "abfs://e/a", {}),
+    ],
+)  # fmt: skip
+def test_a_url_is_taken_apart(url: str, clean: str, options: dict[str, str]) -> None:
+    found = locate(url)
+    assert (found.url, found.options) == (clean, options)
+    assert repr(found) == f"Location({clean!r})"
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["s3://", "s3:///run", "gs://user:secret@bucket", "s3://bucket/run?versionId=secret", "wasbs://container/a", "wasbs://a:secret@account.blob.core.windows.net"],
+)  # fmt: skip
+def test_a_malformed_url_is_an_error(url: str) -> None:
+    with pytest.raises(TrackingError, match=r"^Received the URL '\w+://.*Expected") as info:
+        locate(url)
+    assert "secret" not in str(info.value)
+
+
+def test_an_unknown_protocol_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(
+        TrackingError, match=r"^Received the URL 'nowhere://bucket', which cannot be opened: Protocol not known"
+    ):
+        CheckpointManager("nowhere://bucket/run").latest()
