@@ -76,7 +76,7 @@ class BackgroundWriter:
         self._raise_error()
         if not self._waits_at_exit:
             self._waits_at_exit = True
-            atexit.register(self.wait)
+            _at_exit(self.wait)
         with self._changed:
             self._jobs.append(_Job(what, write))
             if not self.pending:
@@ -98,9 +98,9 @@ class BackgroundWriter:
                 now = time.monotonic()
                 if now - started >= self._timeout:
                     raise TrackingError(
-                        f"Received no end of writing {self._jobs[0].what} in {self._timeout:g} s. Expected the disk "
-                        f"to take it sooner. See what holds it up, or allow more with a longer write_timeout; what was "
-                        f"saved before is untouched."
+                        f"Received no end of writing {self._jobs[0].what} in {self._timeout:g} s. Expected the disk or "
+                        f"the store to take it sooner. See what holds it up, or allow more with a longer "
+                        f"write_timeout; what was saved before is untouched."
                     )
                 if now - told >= _TELL_SECONDS:
                     told = now
@@ -136,6 +136,18 @@ class BackgroundWriter:
                 if not self._jobs:
                     self._runs = False
                     return
+
+
+def _at_exit(wait: Callable[[], None]) -> None:
+    """Have `wait` called when the interpreter exits, while what it waits for can still do its work.
+
+    Drivers of object stores look up names in an executor of `concurrent.futures`, which ends before the callbacks of
+    `atexit`; so it needs a private name, with which that module registers itself.
+    """
+    import concurrent.futures.thread  # noqa: F401  # first, since the last to be registered is the first to be called
+
+    register = getattr(threading, "_register_atexit", None) or atexit.register
+    register(wait)
 
 
 def wait_for_all() -> None:

@@ -111,10 +111,11 @@ def _shared(file: str, url: str, size: int) -> int:
             except BlockingIOError:
                 _logger.info("Waiting for another process of this machine that downloads %s", url)
                 fcntl.flock(lock, fcntl.LOCK_SH)
-            if not os.path.exists(file) and os.fstat(lock).st_nlink:
+            if not os.path.exists(file):
                 lock_file(lock, fcntl.LOCK_EX)
-                _sweep()
-                _download(url, file, size)
+                if os.fstat(lock).st_nlink:  # otherwise another process has just removed the directory
+                    _sweep()
+                    _download(url, file, size)
                 lock_file(lock, fcntl.LOCK_SH)
             if os.path.exists(file):
                 return lock

@@ -12,7 +12,6 @@ import functools
 import logging
 import os
 import secrets
-import tempfile
 import time
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -34,6 +33,8 @@ _logger = logging.getLogger("polyaxon_tracking")
 _PATIENCE_SECONDS = 300.0
 _PATIENCE_AT_START_SECONDS = 15.0
 _LONGEST_PAUSE_SECONDS = 15.0
+
+_PROBE = b"written to see whether it can be, and removed"
 
 _EXTRAS = {"s3": "s3", "gs": "gcs", "abfs": "azure"}
 _USUAL_CREDENTIALS = {
@@ -129,14 +130,8 @@ def check_writable(url: str, whence: str) -> str:
     location, fs, path = _opened(url)
     probe = f"{path}/.polyaxon-tracking-{secrets.token_hex(8)}"
 
-    def write() -> None:
-        with tempfile.NamedTemporaryFile() as file:
-            file.write(b"written to see whether it can be, and removed")
-            file.flush()
-            fs.put_file(file.name, probe)
-
     try:
-        _patiently("Not written to", location, write, at_start=True)
+        _patiently("Not written to", location, lambda: fs.pipe_file(probe, _PROBE), at_start=True)
         _patiently("Not removed", location, lambda: fs.rm_file(probe), at_start=True)
     except FileNotFoundError:
         problem, advice = "which does not exist", "Create it, or correct the URL"

@@ -79,7 +79,7 @@ def test_a_wait_that_is_over_is_an_error_and_the_write_goes_on(tmp_path: Path) -
     with pytest.raises(TrackingError) as caught:
         writer.wait()
     assert str(caught.value) == (
-        "Received no end of writing model.ckpt in 0.05 s. Expected the disk to take it sooner. See what holds it up, or "
+        "Received no end of writing model.ckpt in 0.05 s. Expected the disk or the store to take it sooner. See what holds it up, or "
         "allow more with a longer write_timeout; what was saved before is untouched."
     )
     go_on.set()

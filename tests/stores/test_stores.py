@@ -404,3 +404,23 @@ with CheckpointManager(sys.argv[1]).save(2) as path:
     manager.release()
     save(manager, 3)
     assert copies() == []
+
+
+@pytest.mark.parametrize("store", ["s3"], indirect=True)
+def test_what_is_uploaded_in_the_background_is_there_when_the_interpreter_has_exited(store: Store) -> None:
+    code = """
+import sys, time
+from polyaxon_tracking import BackgroundWriter, CheckpointManager
+def save():
+    time.sleep(0.5)  # until the interpreter exits
+    with CheckpointManager(sys.argv[1]).save(1) as path:
+        open(path, "w").write("late")
+BackgroundWriter().submit("the state", save)
+"""
+    command = [sys.executable, "-c", code, f"{store.url}/checkpoints"]
+    endpoint = f"http://localhost:{store.server.port}"  # a name has to be looked up, which takes a thread
+    process = subprocess.run(
+        command, env=os.environ | {"AWS_ENDPOINT_URL": endpoint}, capture_output=True, text=True, check=False
+    )
+    assert process.stderr == ""
+    assert len(store.names("checkpoints")) == 1
