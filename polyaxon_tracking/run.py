@@ -113,8 +113,17 @@ class Run:
         """
         if not (os.path.isabs(name) or is_url(name)):
             return join_below(self.checkpoints_path, name)
-        self.warn_if_outside(name)
-        return name
+        path = self.clean_path(name)
+        self.warn_if_outside(path)
+        return path
+
+    def clean_path(self, path: str) -> str:
+        """`path` itself; where it is a URL, without secrets, and as fsspec takes it. This process keeps the secrets."""
+        if not is_url(path):
+            return path
+        from polyaxon_tracking.credentials import locate  # here and not above: it is for URLs alone
+
+        return locate(path).url
 
     def configure_driver(self) -> None:
         """Have file systems of fsspec in this process use the credentials for the outputs path, where it is a URL.
@@ -129,7 +138,7 @@ class Run:
 
     def warn_if_outside(self, path: str) -> None:
         """Warn where `path`, a local one or a URL, is not below the outputs path."""
-        if not _is_below(self.outputs_path, path):
+        if not _is_below(self.outputs_path, self.clean_path(path)):
             _logger.warning(
                 "Checkpoints go to %s, outside the outputs path %s, and may be lost with the pod. Leave the path out, "
                 "or choose one below it",

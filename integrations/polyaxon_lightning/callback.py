@@ -201,6 +201,7 @@ class PolyaxonCallback(Callback):
                     callback.dirpath = self._run.checkpoints_path
                 else:
                     self._run.warn_if_outside(os.fspath(callback.dirpath))
+                    callback.dirpath = self._run.clean_path(os.fspath(callback.dirpath))  # it stands in checkpoints
 
     def _attach_stream(
         self, trainer: pl.Trainer, checkpoints: CheckpointManager, background: Background | None

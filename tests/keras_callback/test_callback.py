@@ -135,7 +135,7 @@ def test_an_absolute_path_outside_the_outputs_path_is_left_alone_and_warned_abou
     )
 
 
-@pytest.mark.parametrize("filepath", ["../up.keras", "a/../../up.keras", "s3://bucket/model.keras"])
+@pytest.mark.parametrize("filepath", ["../up.keras", "a/../../up.keras"])
 def test_a_file_that_would_climb_out_is_refused(outputs: Path, filepath: str) -> None:
     with pytest.raises(TrackingError, match="Expected a relative name that stays below it"):
         PolyaxonCallback(filepath)

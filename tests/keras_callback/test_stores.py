@@ -109,3 +109,11 @@ def test_a_failing_upload_reaches_the_user_and_the_state_before_stays(
     with pytest.raises(OSError, match="Not saved, and what was there before is untouched: "):
         fit(polyaxon, epochs=3)
     assert store.names() == before
+
+
+def test_a_url_outside_the_outputs_is_left_as_it_is_and_warned_about(
+    store: Store, outputs: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    fit(PolyaxonCallback(f"{store.url}/mine.keras"), epochs=1)
+    assert store.names() == ["mine.keras"]
+    assert any(f"outside the outputs path {outputs}, and may be lost" in message for message in caplog.messages)

@@ -209,3 +209,15 @@ def test_a_failing_upload_reaches_the_user(store: Store, proxy: Proxy, monkeypat
     proxy.answer = lambda request: 505 if request.size > 1000 else None
     with pytest.raises(OSError, match="Not saved, and what was there before is untouched: "):
         trainer(polyaxon, max_epochs=2).fit(Classifier(), data(), data())
+
+
+@pytest.mark.parametrize("store", ["s3"], indirect=True)
+def test_secrets_in_the_url_of_a_directory_are_in_no_checkpoint(store: Store, outputs: Path) -> None:
+    url = store.url.replace("s3://", "s3://AKIAMINE:s3cr3t@")
+    checkpoint = ModelCheckpoint(dirpath=f"{url}/mine", save_last=True)
+    trainer(PolyaxonCallback(), checkpoint, max_epochs=1).fit(Classifier(), data(), data())
+    assert store.names("mine") == ["epoch=0-step=4.ckpt", "last.ckpt"]
+    assert checkpoint.best_model_path == f"{store.url}/mine/epoch=0-step=4.ckpt"
+    contents = [store.fs.cat_file(store.path(f"mine/{name}")) for name in store.names("mine")]
+    contents += [path.read_bytes() for path in outputs.rglob("*.ckpt")]
+    assert not [content for content in contents if b"s3cr3t" in content or b"AKIAMINE" in content]
