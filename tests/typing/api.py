@@ -12,14 +12,17 @@ from polyaxon_lightning import PolyaxonCallback
 from polyaxon_tracking import (
     Checkpoint,
     CheckpointManager,
+    Directory,
     Run,
     TrackingError,
     atomic_write,
+    cached_path,
     get_data_path,
     get_data_paths,
     get_log_level,
     get_outputs_path,
     get_outputs_refs_paths,
+    open_directory,
 )
 
 outputs: str | None = get_outputs_path("checkpoints", "best.pt")
@@ -39,6 +42,10 @@ if latest is not None:
     damage: str | None = latest.damage()
 with atomic_write("model.txt") as staged:
     Path(staged).write_text("weights", encoding="utf-8")
+
+local: str = cached_path("s3://bucket/model.keras")
+directory: Directory = open_directory("s3://bucket/outputs")
+names: list[str] = directory.names()
 
 run = Run(datasets=["digits"], loggers=["mine"], resume=True)
 error: ValueError = TrackingError("message")
