@@ -16,6 +16,8 @@ os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = "false"
 
 from servers import KINDS, Proxy, Store
 
+from polyaxon_tracking import credentials
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -76,6 +78,12 @@ def _log_levels_are_left_as_they_were() -> Iterator[None]:
     yield
     for name, level in levels.items():
         logging.getLogger(name).setLevel(level)
+
+
+@pytest.fixture(autouse=True)
+def _credentials_in_urls_are_forgotten() -> Iterator[None]:
+    yield
+    credentials._seen.clear()
 
 
 @pytest.fixture

@@ -111,15 +111,6 @@ def remove(url: str) -> None:
         _patiently("Not removed", location, lambda: fs.rm_file(path))
 
 
-def exists(url: str) -> bool:
-    """Whether there is an object `url`."""
-    try:
-        information(url)
-    except FileNotFoundError:
-        return False
-    return True
-
-
 def check_writable(url: str, whence: str) -> str:
     """Write an object below `url` and remove it; return `url` without secrets, as fsspec takes it.
 
@@ -226,9 +217,10 @@ def _patiently(what: str, location: Location, call: Callable[[], _T], *, at_star
 
 def _number(error: BaseException) -> int:
     """The error number that says the same, from which Python makes the class."""
-    if isinstance(error, FileNotFoundError):
+    status = _status(error)
+    if isinstance(error, FileNotFoundError) or status == 404:  # noqa: PLR2004  # see RFC 9110, 15
         return errno.ENOENT
-    if isinstance(error, PermissionError) or _status(error) in (401, 403) or str(error).startswith("Forbidden"):
+    if isinstance(error, PermissionError) or status in (401, 403) or str(error).startswith("Forbidden"):
         return errno.EACCES
     return (error.errno if isinstance(error, OSError) else None) or errno.EIO
 
