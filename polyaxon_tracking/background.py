@@ -63,6 +63,11 @@ class BackgroundWriter:
         # A process forked from this one has its memory, but not the thread.
         return self._runs and self._thread is not None and self._thread.is_alive()
 
+    @property
+    def failed(self) -> bool:
+        """Whether a write failed whose error was not raised yet."""
+        return self._error is not None
+
     def submit(self, what: str, write: Callable[[], object]) -> None:
         """Have `write` called in the thread after all that was submitted before.
 

@@ -68,6 +68,11 @@ class Interruption:
                 if before not in (self._handle, signal.SIG_IGN):  # `nohup` and the like ignore it
                     self._before[number] = signal.signal(number, self._handle)
 
+    def stay_on_top(self) -> None:
+        """Put aside the handlers that were installed over these since: they hear nothing any more."""
+        for number in self._before:
+            signal.signal(number, self._handle)
+
     def uninstall(self) -> None:
         """Stop listening; the handlers that were there before are there again."""
         for number, handler in self._before.items():

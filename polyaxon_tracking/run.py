@@ -68,7 +68,8 @@ class Run:
             raise TrackingError(f"Received loggers={loggers!r}, a string. Expected a list of names: [{loggers!r}].")
         if not (resume is None or isinstance(resume, bool)):
             raise TrackingError(f"Received resume={resume!r}. Expected True, False or None.")
-        _set_level(["polyaxon_tracking", *loggers])
+        self._loggers = ["polyaxon_tracking", *loggers]
+        _set_level(self._loggers)
         outputs = get_outputs_path()
         self.on_cluster: bool = outputs is not None
         """Whether the platform says where outputs go."""
@@ -79,6 +80,13 @@ class Run:
         self._data_paths = _checked_datasets(datasets)
         if not self.on_cluster:
             _logger.info("%s is not set: outputs go to %s", OUTPUTS_PATH, self.outputs_path)
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        """Do in a process that this was sent to what the constructor did in the first: some launchers start so."""
+        vars(self).update(state)
+        _set_level(self._loggers)
+        if self.is_remote and self.on_cluster:
+            self.clean_path(get_outputs_path() or "")  # and keep the secrets in it
 
     @property
     def is_remote(self) -> bool:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from polyaxon_lightning.framework import pl
 from polyaxon_lightning.io import DurableCheckpointIO, StreamCheckpointIO
+from polyaxon_lightning.ranks import Ranks
 from polyaxon_lightning.staging import Background
 from polyaxon_lightning.stream import ResumeStream, save_time, stream_io
 from polyaxon_tracking import BackgroundWriter, Run, TrackingError
@@ -36,6 +37,15 @@ __all__ = ["PolyaxonCallback"]
 _logger = logging.getLogger("polyaxon_tracking")
 
 _LIGHTNING_LOGGERS = ("lightning", "lightning.pytorch", "lightning.fabric", "pytorch_lightning", "lightning_fabric")
+
+
+def _is_of_first_rank(record: logging.LogRecord) -> bool:
+    """Whether a line is of the first rank, or a warning: what all would say needs to be read once."""
+    return record.levelno >= logging.WARNING or not pl.utilities.rank_zero_only.rank
+
+
+# Here and not where a callback is made: `ddp_spawn` sends one to processes that make none.
+_logger.addFilter(_is_of_first_rank)
 
 
 class PolyaxonCallback(Callback):
@@ -127,8 +137,8 @@ class PolyaxonCallback(Callback):
         """Point the checkpoints at the outputs path, and load the newest training state before training starts.
 
         Raises:
-            TrackingError: the Trainer is of Lightning's other package, no checkpoint is intact, or the model is not the
-                one that was saved.
+            TrackingError: the Trainer is of Lightning's other package, no checkpoint is intact, the model is not the one
+                that was saved, or ranks of the training see different checkpoints.
         """
         if not isinstance(trainer, pl.Trainer):
             raise TrackingError(
@@ -206,11 +216,16 @@ class PolyaxonCallback(Callback):
     def _attach_stream(
         self, trainer: pl.Trainer, checkpoints: CheckpointManager, background: Background | None
     ) -> None:
-        self._stream = ResumeStream(checkpoints, self._every_n_train_steps, self._train_time_interval, background)
+        ranks = Ranks()
+        ranks.share_errors_of_saves(trainer.strategy)
+        self._stream = ResumeStream(
+            checkpoints, self._every_n_train_steps, self._train_time_interval, background, ranks
+        )
         trainer.callbacks = [*_without_stream(trainer.callbacks), self._stream]  # type: ignore[attr-defined]
 
     def _load_newest(self, trainer: pl.Trainer, checkpoints: CheckpointManager) -> Checkpoint | None:
-        newest = checkpoints.latest()
+        assert self._stream is not None
+        newest = _newest_on_all(self._stream.ranks, checkpoints)
         if newest is None:
             return None
         if not newest.path.endswith(".ckpt"):
@@ -230,6 +245,25 @@ class PolyaxonCallback(Callback):
             ) from error
         _check_shapes(trainer.lightning_module, state, newest.source)
         return newest
+
+
+def _newest_on_all(ranks: Ranks, checkpoints: CheckpointManager) -> Checkpoint | None:
+    """The newest intact checkpoint that the first rank sees; the others must see it too."""
+    newest, error = None, None
+    try:
+        newest = checkpoints.latest()
+    except (OSError, TrackingError) as caught:
+        error = caught
+    ranks.raise_error(error)
+    seen = ranks.gather((newest and newest.name, checkpoints.directory))
+    for rank, (name, directory) in enumerate(seen):
+        if name != seen[0][0]:
+            raise TrackingError(
+                f"Received different checkpoints on the ranks of one training: rank 0 would go on from {seen[0][0]} in "
+                f"{seen[0][1]}, rank {rank} from {name} in {directory}. Expected the same on all. Have every rank use "
+                f"the same outputs path, on a volume or in a store that all machines share."
+            )
+    return newest
 
 
 def _save_in_background(trainer: pl.Trainer, io: DurableCheckpointIO) -> None:

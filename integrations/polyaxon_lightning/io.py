@@ -106,7 +106,7 @@ class DurableCheckpointIO(TorchCheckpointIO):
             return
         if self._background is None:
             self._remove(path)
-        else:
+        elif not self._background.failed:  # otherwise nothing is removed, and the next save, of all ranks, says so
             self._background.submit(f"the removal of {path}", functools.partial(self._remove, path))
 
     def teardown(self) -> None:

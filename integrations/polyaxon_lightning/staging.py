@@ -46,6 +46,11 @@ class Background:
         self._streams: dict[torch.device, torch.cuda.Stream] = {}
         self._told = False
 
+    @property
+    def failed(self) -> bool:
+        """Whether a write failed whose error was not raised yet."""
+        return self._writer.failed
+
     def save(self, what: str, checkpoint: dict[str, Any], write: Callable[[dict[str, Any]], None]) -> None:
         """Have `write` called in the thread with a copy of `checkpoint`: the same object where nothing has changed.
 

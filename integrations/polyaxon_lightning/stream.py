@@ -7,13 +7,14 @@ import logging
 import random
 import signal
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 import torch
 
 from polyaxon_lightning.framework import pl
 from polyaxon_lightning.io import StreamCheckpointIO
+from polyaxon_lightning.ranks import Wishes
 from polyaxon_tracking import Interruption, TrackingError
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
     from lightning.pytorch.callbacks import Callback, Checkpoint
 
+    from polyaxon_lightning.ranks import Ranks
     from polyaxon_lightning.staging import Background
     from polyaxon_tracking import CheckpointManager
 else:
@@ -55,12 +57,14 @@ class ResumeStream(Checkpoint):
         every_n_train_steps: int | None,
         train_time_interval: timedelta | None,
         background: Background | None,
+        ranks: Ranks,
     ) -> None:
         super().__init__()
         save_time(self)
         self.checkpoints = checkpoints
+        self.ranks = ranks
         self._background = background
-        self._reserves = background is not None
+        self._reserves = background is not None and ranks.rank == 0  # which alone writes
         self._every_n_train_steps = every_n_train_steps
         self._interval = None if train_time_interval is None else train_time_interval.total_seconds()
         self._saved_step = -1
@@ -77,7 +81,7 @@ class ResumeStream(Checkpoint):
     ) -> None:
         """Add what Lightning leaves out, and an uninterrupted training has."""
         checkpoint[_KEY] = {
-            "random": _random_state(),
+            "random": self.ranks.gather(_random_state()),
             "ends_epoch": self._ends_epoch,
             "stopped": self._ends_epoch and trainer.should_stop,
             "optimizers": _optimizers(trainer),
@@ -93,7 +97,7 @@ class ResumeStream(Checkpoint):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Bring the random number generators to where they were: dropout and shuffling go on as if nothing had been.
 
-        Not where there are several processes: each has its own generators, and the checkpoint those of the first.
+        Of as many processes as there were, each has its own again.
 
         Raises:
             TrackingError: the optimizers are not those that were saved. Lightning would go on with the options of the
@@ -126,6 +130,10 @@ class ResumeStream(Checkpoint):
                 )
             self._restored = None
             self._resumes = True
+        if self.ranks.several:
+            # Lightning's handler calls a collective wherever the signal finds it, which hangs unless it finds all ranks
+            # at the same place.
+            self.interruption.stay_on_top()
         self.checkpoints.release()
         self._saved_step = trainer.global_step
         self._saved_at = time.monotonic()
@@ -156,18 +164,17 @@ class ResumeStream(Checkpoint):
     ) -> None:
         """Save where `every_n_train_steps` or `train_time_interval` says so, and end where a signal asked for it."""
         self._stepping_from = None
-        if self.interruption.requested:
-            self._end_if_requested(trainer)
+        due = self._interval is not None and time.monotonic() - self._saved_at >= self._interval
+        if self.ranks.several:
+            due = self._agree(trainer, due=due)
+        elif self.interruption.requested:
+            self.interruption.end()
         step = trainer.global_step
         if step == self._saved_step:  # gradients are being accumulated
             return
         if self._reserves:
             self._reserve(trainer)
-        due = self._every_n_train_steps is not None and step % self._every_n_train_steps == 0
-        if self._interval is not None:
-            # One rank's clock decides for all: saving is collective.
-            due = trainer.strategy.broadcast(due or time.monotonic() - self._saved_at >= self._interval)
-        if due:
+        if due or (self._every_n_train_steps is not None and step % self._every_n_train_steps == 0):
             self._save(trainer, trainer.current_epoch)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -187,9 +194,10 @@ class ResumeStream(Checkpoint):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """End where a signal asked for it."""
-        if self._training:  # and not the sanity check before it
-            self._end_if_requested(trainer)
+        """End where a signal asked for it; not with several ranks, whose validation may be of different lengths."""
+        # Not in the sanity check before training.
+        if self._training and self.interruption.requested and not self.ranks.several:
+            self.interruption.end()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Save what was done since the last save, whatever ends the training: a signal, Ctrl-C or an error."""
@@ -198,39 +206,70 @@ class ResumeStream(Checkpoint):
             exception.code = 128 + signal.SIGTERM
         self.interruption.uninstall()
         half_done = self._stepping_from is not None and trainer.global_step == self._stepping_from
-        # Saving is collective: with several processes the others may not have come to an exception.
-        alone = trainer.world_size == 1 or isinstance(exception, pl.utilities.exceptions.SIGTERMException)
-        training, self._training = self._training, False
-        saves = training and not half_done and alone and trainer.global_step != self._saved_step
-        try:
-            if saves:
-                self._save(trainer, trainer.current_epoch)
-            self._wait()
-        except (OSError, RuntimeError, TrackingError):
-            # The exception that ended the training goes on; this one must not take its place.
-            _logger.exception("The state at the exception was not saved; the one before is as it was")
-            return
-        if saves:
-            requested = self.interruption.requested
-            reason = requested.name if requested else type(exception).__name__
-            _logger.warning("Saved step %d after %s", trainer.global_step, reason)
+        # Saving is collective: where this rank has an exception, the others may have none.
+        saves = self._training and not half_done and not self.ranks.several and trainer.global_step != self._saved_step
+        self._training = False
+        requested = self.interruption.requested
+        self._save_at_last(trainer, requested.name if requested else type(exception).__name__, saves=saves)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Return when all is written."""
-        self._wait()
+        """Return when all is written.
+
+        Raises:
+            RuntimeError: it was not, on another rank.
+        """
+        self.ranks.answer()
+        self.ranks.raise_error(self._error_of_writes())
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Stop listening for signals."""
         self._training = False
         self.interruption.uninstall()
+        self.ranks.part(trainer.strategy)
 
     def _restore_random(self, trainer: pl.Trainer) -> None:
-        if self._restored is not None and trainer.world_size == 1:
-            _set_random_state(self._restored["random"])
+        if self._restored is not None and len(self._restored["random"]) == trainer.world_size:
+            _set_random_state(self._restored["random"][self.ranks.rank])
 
-    def _end_if_requested(self, trainer: pl.Trainer) -> None:
-        if self.interruption.requested and trainer.world_size == 1:  # otherwise Lightning has the ranks agree
-            self.interruption.end()
+    def _agree(self, trainer: pl.Trainer, *, due: bool) -> bool:
+        """Whether all ranks save now; where one was told to end, or its writes failed, all end."""
+        first = self.ranks.rank == 0  # whose clock counts, and which writes
+        failed = self._background is not None and self._background.failed
+        told = self.ranks.ask(Wishes(self.interruption.requested or 0, int(first and due), int(failed)))
+        if told.failed:
+            self.ranks.raise_error(self._error_of_writes())
+        if told.signal:
+            self._end_together(trainer, signal.Signals(told.signal))
+        return bool(told.save)
+
+    def _end_together(self, trainer: pl.Trainer, requested: signal.Signals) -> NoReturn:
+        """Save once and end, on all ranks: here, since processes that were spawned are not told of exceptions."""
+        self._training = False
+        self._save_at_last(trainer, requested.name, saves=trainer.global_step != self._saved_step)
+        # Launchers kill all when the first has ended, also the one that still writes.
+        with contextlib.suppress(RuntimeError):  # another was killed
+            self.ranks.gather(None)
+        self.interruption.requested = requested
+        self.interruption.end()
+
+    def _save_at_last(self, trainer: pl.Trainer, reason: str, *, saves: bool) -> None:
+        try:
+            if saves:
+                self._save(trainer, trainer.current_epoch)
+            self._wait()
+        except (OSError, RuntimeError, TrackingError):
+            # What ends the training goes on; this exception must not take its place.
+            _logger.exception("The state at the exception was not saved; the one before is as it was")
+        else:
+            if saves and self.ranks.rank == 0:
+                _logger.warning("Saved step %d after %s", trainer.global_step, reason)
+
+    def _error_of_writes(self) -> Exception | None:
+        try:
+            self._wait()
+        except Exception as error:  # noqa: BLE001  # raised on all ranks
+            return error
+        return None
 
     def _save(self, trainer: pl.Trainer, epoch: int) -> None:
         step = trainer.global_step

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import resource
 import signal
 import sys
 import time
@@ -30,8 +31,11 @@ class Classifier(LightningModule):
         self.net = nn.Sequential(nn.Linear(4, width), nn.Dropout(0.2), nn.Linear(width, 2))
 
     def training_step(self, batch: list[torch.Tensor], _: int) -> torch.Tensor:
-        if os.environ.get("DIE_AT_STEP") == str(self.trainer.global_step):
-            os.kill(os.getpid(), signal.SIGKILL)
+        if self.global_rank == int(os.environ.get("ON_RANK", "0")):
+            if os.environ.get("DIE_AT_STEP") == str(self.trainer.global_step):
+                os.kill(os.getpid(), signal.Signals[os.environ.get("SIGNAL", "SIGKILL")])
+            if os.environ.get("NO_ROOM_AT_STEP") == str(self.trainer.global_step):
+                resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
         time.sleep(float(os.environ.get("SECONDS_PER_BATCH", "0")))
         x, y = batch
         return nn.functional.cross_entropy(self.net(x), y)
@@ -41,7 +45,7 @@ class Classifier(LightningModule):
             print("validating after", self.trainer.global_step, flush=True)
             time.sleep(float(os.environ["SECONDS_PER_VALIDATION_BATCH"]))
         x, y = batch
-        self.log("val_loss", nn.functional.cross_entropy(self.net(x), y))
+        self.log("val_loss", nn.functional.cross_entropy(self.net(x), y), sync_dist=True)
 
     def configure_optimizers(self) -> dict[str, object]:
         optimizer = torch.optim.Adam(self.parameters(), lr=0.01)
@@ -78,18 +82,25 @@ def digest(module: nn.Module) -> str:
 def main() -> None:
     if "OWN_HANDLER" in os.environ:
         signal.signal(signal.SIGTERM, lambda *_: print("own handler", flush=True))
+    if "OUTPUTS_OF_ITS_OWN" in os.environ:
+        os.environ["POLYAXON_RUN_OUTPUTS_PATH"] = os.environ["OUTPUTS_OF_ITS_OWN"] + os.environ.get("LOCAL_RANK", "0")
     every = os.environ.get("EVERY_N_TRAIN_STEPS")
+    several: dict[str, Any] = {"devices": 2, "strategy": os.environ["STRATEGY"]} if "STRATEGY" in os.environ else {}
     seed_everything(0, verbose=False)
     training = trainer(
         ModelCheckpoint(monitor="val_loss", save_top_k=2),
         PolyaxonCallback(every_n_train_steps=int(every) if every else None, background="FOREGROUND" not in os.environ),
         max_epochs=6,
+        **several,
     )
     model = Classifier()
     loader = StatefulDataLoader if "STATEFUL" in os.environ else DataLoader
     training.fit(model, data(shuffle=loader is StatefulDataLoader or not every, loader=loader), data())
-    learning_rate = training.optimizers[0].param_groups[0]["lr"]
-    print("trained", training.global_step, training.current_epoch, learning_rate, digest(model))
+    # Optimizers and progress stay in the processes that were spawned.
+    spawned = training.strategy.launcher is not None and not training.optimizers
+    learning_rate = None if spawned else training.optimizers[0].param_groups[0]["lr"]
+    # In one piece: others print to the same place.
+    sys.stdout.write(f"trained {training.global_step} {training.current_epoch} {learning_rate} {digest(model)}\n")
 
 
 if __name__ == "__main__":

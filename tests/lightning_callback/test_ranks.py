@@ -1,0 +1,128 @@
+"""The Lightning callback in several processes, started in each of the ways that users start them."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import sysconfig
+import time
+from pathlib import Path
+
+import pytest
+
+from polyaxon_tracking import CheckpointManager
+
+SCRIPT = str(Path(__file__).with_name("lightning_script.py"))
+TORCHRUN = [os.path.join(sysconfig.get_path("scripts"), "torchrun"), "--standalone", "--nproc-per-node=2"]
+COMMANDS = {"ddp": [sys.executable], "ddp_spawn": [sys.executable], "torchrun": TORCHRUN}
+
+
+def start(launcher: str, outputs: Path, **environment: str) -> subprocess.Popen[str]:
+    strategy = "ddp" if launcher == "torchrun" else launcher
+    settings = {"POLYAXON_RUN_OUTPUTS_PATH": str(outputs), "STRATEGY": strategy, "PYTHONWARNINGS": "ignore"}
+    return subprocess.Popen(
+        [*COMMANDS[launcher], SCRIPT],
+        env=os.environ | {"OMP_NUM_THREADS": "1"} | settings | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def ended(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+    """Its exit status and what it printed; where it hangs, an error."""
+    try:
+        stdout, stderr = process.communicate(timeout=120)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        print(*process.communicate(), sep="\n")
+        raise
+    return process.returncode, stdout, stderr
+
+
+def train(launcher: str, outputs: Path, **environment: str) -> tuple[int, str, str]:
+    return ended(start(launcher, outputs, **environment))
+
+
+def digests(stdout: str) -> list[str]:
+    return [line.split()[-1] for line in stdout.splitlines() if line.startswith("trained")]
+
+
+def newest_step(outputs: Path) -> int:
+    newest = CheckpointManager(outputs / "checkpoints" / "resume").latest()
+    assert newest is not None
+    return newest.step
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The digest of the weights of a training in two processes that nothing interrupts."""
+    status, stdout, stderr = train("ddp", tmp_path_factory.mktemp("uninterrupted"))
+    assert status == 0, stderr
+    assert stderr.count("Starting fresh") == 1
+    [digest] = set(digests(stdout))
+    assert len(digests(stdout)) == 2
+    return digest
+
+
+@pytest.mark.parametrize("launcher", list(COMMANDS))
+def test_the_start_after_the_kill_of_one_rank_resumes_on_all(
+    launcher: str, tmp_path: Path, uninterrupted: str
+) -> None:
+    options = {"FOREGROUND": "1", "ON_RANK": "1"}
+    status, _, stderr = train(launcher, tmp_path, DIE_AT_STEP="8", **options)
+    assert status != 0
+    assert newest_step(tmp_path) == 8, stderr
+    status, stdout, stderr = train(launcher, tmp_path, **options)
+    assert status == 0, stderr
+    assert len(re.findall("Resuming from .*: epoch 4, step 8\n", stderr)) == 1
+    assert set(digests(stdout)) == {uninterrupted}
+
+
+@pytest.mark.parametrize(("launcher", "rank"), [("ddp", 0), ("ddp", 1), ("ddp_spawn", 1)])
+def test_sigterm_to_one_rank_saves_once_and_ends_all(launcher: str, rank: int, tmp_path: Path) -> None:
+    status, _, stderr = train(launcher, tmp_path, DIE_AT_STEP="6", SIGNAL="SIGTERM", ON_RANK=str(rank))
+    assert status == (143 if launcher == "ddp" else 1), stderr
+    # All ranks know of it one batch later.
+    assert stderr.count("Saved step 8 after SIGTERM") == 1
+    assert newest_step(tmp_path) == 8
+
+
+def test_sigterm_to_all_ranks_saves_once_and_ends_all(tmp_path: Path) -> None:
+    process = start("torchrun", tmp_path, SECONDS_PER_BATCH="0.5")
+    while not list(tmp_path.glob("checkpoints/resume/step=*")):
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.terminate()  # torchrun sends it on to all
+    status, _, stderr = ended(process)
+    assert status != 0
+    [step] = re.findall(r"Saved step (\d+) after SIGTERM", stderr)
+    assert newest_step(tmp_path) == int(step)
+
+
+@pytest.mark.parametrize("mode", ["foreground", "background"])
+def test_a_write_that_fails_on_the_first_rank_ends_all(mode: str, tmp_path: Path) -> None:
+    options = {"FOREGROUND": "1"} if mode == "foreground" else {}
+    status, _, stderr = train("ddp", tmp_path, NO_ROOM_AT_STEP="5", **options)
+    assert status == 1
+    assert "[rank1]: RuntimeError: Rank 0 failed, and this one ends with it: " in stderr
+    assert newest_step(tmp_path) == 4
+
+
+def test_ranks_that_see_different_checkpoints_are_told_so(tmp_path: Path) -> None:
+    outputs = tmp_path / "outputs"
+    status, _, stderr = train("ddp", outputs, OUTPUTS_OF_ITS_OWN=str(outputs))
+    assert status == 0, stderr
+    assert not list(tmp_path.glob("outputs1/**/*.ckpt"))  # the first rank alone writes
+    status, stdout, stderr = train("ddp", outputs, OUTPUTS_OF_ITS_OWN=str(outputs))
+    assert status == 1
+    assert stdout == ""
+    message = (
+        rf"Received different checkpoints on the ranks of one training: rank 0 would go on from step=\S+ in "
+        rf"{tmp_path}/outputs0/checkpoints/resume, rank 1 from None in {tmp_path}/outputs1/checkpoints/resume"
+    )
+    assert len(re.findall(message, stderr)) == 2
