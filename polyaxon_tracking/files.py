@@ -167,11 +167,21 @@ class LocalDirectory(Directory):
                 yield staged
 
     def sync(self, staged: str) -> None:
-        """Return when the content of the file `staged` is on disk."""
-        sync_file(staged)
+        """Return when the content of `staged`, a file or a directory of files, is on disk."""
+        if not os.path.isdir(staged) or os.path.islink(staged):
+            sync_file(staged)
+            return
+        synced = 0
+        for directory, _, names in os.walk(staged, topdown=False):
+            for name in names:
+                sync_file(os.path.join(directory, name))
+                synced += 1
+            sync_directory(directory)
+        if not synced:
+            raise _nothing_written(staged)
 
     def publish(self, staged: str, name: str) -> None:
-        """Move the file `staged`, whose content is on disk, to `name`, durably."""
+        """Move `staged`, whose content is on disk, to `name`, durably."""
         os.replace(staged, os.path.join(self.path, name))
         sync_directory(self.path)
 
@@ -186,9 +196,14 @@ class LocalDirectory(Directory):
                 shutil.copyfile(path, staged)
 
     def remove(self, name: str) -> None:
-        """Remove the file `name`, if it is there."""
+        """Remove the file or directory `name`, if it is there."""
+        path = os.path.join(self.path, name)
         with contextlib.suppress(FileNotFoundError):  # another process was quicker
-            os.unlink(os.path.join(self.path, name))
+            if os.path.isdir(path) and not os.path.islink(path):
+                with staging(self.path) as directory:  # a directory cannot go at once, but its name can
+                    os.rename(path, os.path.join(directory, name))
+            else:
+                os.unlink(path)
 
     def fetch(self, name: str) -> str:
         """The path of the file `name`."""
@@ -218,16 +233,20 @@ def checked_file(path: str) -> int:
         TrackingError: there is no such file.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
-        raise TrackingError(
-            f"Received nothing to save: no file was written to {shown(path)}. Expected the block of the `with` "
-            f"statement to write one file to the path that the statement gives."
-        ) from None
+        raise _nothing_written(path) from None
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise TrackingError(f"Received something other than a file at {shown(path)}. Expected one file.")
     return descriptor
+
+
+def _nothing_written(path: str) -> TrackingError:
+    return TrackingError(
+        f"Received nothing to save: no file was written to {shown(path)}. Expected the block of the `with` "
+        f"statement to write one file to the path that the statement gives."
+    )
 
 
 def sync_file(path: str) -> None:
@@ -298,6 +317,8 @@ def _refusal(path: str | None) -> OSError | None:
     if path is None:
         return None
     try:
+        if os.path.isdir(path):
+            path = os.path.join(path, ".probe")
         with open(path, "ab", buffering=0) as file:
             file.writelines([bytes(_PROBE_BYTES)] * 2)  # a nearly full disk takes a part of the first
             os.fsync(file.fileno())

@@ -41,7 +41,7 @@ _LIGHTNING_LOGGERS = ("lightning", "lightning.pytorch", "lightning.fabric", "pyt
 
 def _is_of_first_rank(record: logging.LogRecord) -> bool:
     """Whether a line is of the first rank, or a warning: what all would say needs to be read once."""
-    return record.levelno >= logging.WARNING or not pl.utilities.rank_zero_only.rank
+    return record.levelno >= logging.WARNING or not getattr(pl.utilities.rank_zero_only, "rank", 0)
 
 
 # Here and not where a callback is made: `ddp_spawn` sends one to processes that make none.
@@ -137,8 +137,8 @@ class PolyaxonCallback(Callback):
         """Point the checkpoints at the outputs path, and load the newest training state before training starts.
 
         Raises:
-            TrackingError: the Trainer is of Lightning's other package, no checkpoint is intact, the model is not the one
-                that was saved, or ranks of the training see different checkpoints.
+            TrackingError: the Trainer is of Lightning's other package, no checkpoint is intact, the model is not the
+                one that was saved, or ranks of the training see different checkpoints.
         """
         if not isinstance(trainer, pl.Trainer):
             raise TrackingError(
@@ -149,6 +149,13 @@ class PolyaxonCallback(Callback):
             raise TrackingError("Received several PolyaxonCallbacks in one Trainer. Expected one: remove the others.")
         if trainer.fast_dev_run:  # type: ignore[attr-defined]  # Lightning saves nothing then, and neither does this
             return
+        if self._run.is_remote and stage == "fit" and _writes_parts(trainer):
+            raise TrackingError(
+                f"Received the outputs path {self._run.outputs_path}, in an object store, and a strategy that saves a "
+                f"checkpoint in parts, {type(trainer.strategy).__name__}. Expected a volume that all machines share, "
+                f"or checkpoints as one file, as with ModelParallelStrategy(save_distributed_checkpoint=False) or "
+                f"FSDPStrategy(state_dict_type='full')."
+            )
         self._run.configure_driver()  # Lightning's callbacks look into their directories themselves
         user_checkpoints = _without_stream(trainer.checkpoint_callbacks)
         self._redirect(user_checkpoints)
@@ -171,18 +178,29 @@ class PolyaxonCallback(Callback):
         # Lightning looks for "last" before it calls any callback, where the checkpoints would be without this one.
         asked_for_last = trainer.ckpt_path is None and _asked_for(trainer) == "last"
         resumes = self._run.resumes or asked_for_last
-        self._resumed = self._load_newest(trainer, checkpoints) if resumes else None
+        assert self._stream is not None
+        self._resumed = _newest_on_all(self._stream.ranks, checkpoints) if resumes else None
+        if self._resumed is not None and not trainer.strategy.restore_checkpoint_after_setup:
+            self._load(trainer, self._resumed)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Say where training begins."""
-        if self._stream is None or not trainer.is_global_zero:
+        """Say where training begins; where the model is split between ranks, load here what `setup` found."""
+        if self._stream is None:
             return
         checkpoints, resumed = self._stream.checkpoints, self._resumed
-        if trainer.ckpt_path is not None:  # the user's own, which Lightning has loaded over what was found here
+        own_path = trainer.ckpt_path
+        if trainer.strategy.restore_checkpoint_after_setup:
+            own_path = own_path or _asked_for(trainer)
+            if resumed is not None and own_path in (None, "last"):
+                own_path = None
+                self._load(trainer, resumed)
+        if not trainer.is_global_zero:
+            return
+        if own_path is not None:  # the user's own, which is loaded over what was found here
             if resumed is not None:
                 _logger.warning(
                     "Going on from ckpt_path=%s as asked, though %s is there. Leave `ckpt_path` out to resume from it",
-                    trainer.ckpt_path,
+                    own_path,
                     resumed.source,
                 )
         elif resumed is not None:
@@ -223,11 +241,7 @@ class PolyaxonCallback(Callback):
         )
         trainer.callbacks = [*_without_stream(trainer.callbacks), self._stream]  # type: ignore[attr-defined]
 
-    def _load_newest(self, trainer: pl.Trainer, checkpoints: CheckpointManager) -> Checkpoint | None:
-        assert self._stream is not None
-        newest = _newest_on_all(self._stream.ranks, checkpoints)
-        if newest is None:
-            return None
+    def _load(self, trainer: pl.Trainer, newest: Checkpoint) -> None:
         if not newest.path.endswith(".ckpt"):
             raise TrackingError(
                 f"Received {newest.source}, which PyTorch Lightning did not save. Expected an outputs path with "
@@ -244,7 +258,6 @@ class PolyaxonCallback(Callback):
                 f"PolyaxonCallback(weights_only=False)."
             ) from error
         _check_shapes(trainer.lightning_module, state, newest.source)
-        return newest
 
 
 def _newest_on_all(ranks: Ranks, checkpoints: CheckpointManager) -> Checkpoint | None:
@@ -320,12 +333,24 @@ def _asked_for(trainer: pl.Trainer) -> Any:
     return None
 
 
+def _writes_parts(trainer: pl.Trainer) -> bool:
+    """Whether each rank writes a part of a checkpoint: kept by the strategies in private names, each in another."""
+    strategy = trainer.strategy
+    return (
+        getattr(strategy, "_save_distributed_checkpoint", False)
+        or getattr(strategy, "_state_dict_type", None) == "sharded"
+        or isinstance(strategy, pl.strategies.DeepSpeedStrategy)
+    )
+
+
 def _check_shapes(module: pl.LightningModule, state: dict[str, Any], path: str) -> None:
     """Raise where the model's tensors have other shapes than the saved ones, naming both."""
     # A model that changes the state as it is loaded, or builds itself later, knows better.
     for hook in ("on_load_checkpoint", "configure_model"):
         if getattr(type(module), hook) is not getattr(pl.LightningModule, hook):
             return
+    if "state_dict" not in state:  # the strategy has loaded the model, and compared it
+        return
     saved = state["state_dict"]
     differing = [
         f"{name} is {tuple(tensor.shape)}, saved as {tuple(saved[name].shape)}"

@@ -119,7 +119,7 @@ class ResumeStream(Checkpoint):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Make up for the scheduler steps that came after the save, and count from here."""
         if self._restored is not None:
-            if not self._restored["ends_epoch"]:
+            if not self._restored["ends_epoch"] or trainer.strategy.restore_checkpoint_after_setup:
                 # Lightning has drawn a number to begin the epoch's batches, which the saved state has behind it.
                 self._restore_random(trainer)
             _step_plateaus(trainer, self._restored["plateau"])
@@ -288,10 +288,31 @@ class ResumeStream(Checkpoint):
         # Where writing fails nothing is gained by a second try, unless it was an earlier step's.
         if self._background is None:
             self._saved_step = step
+        if _writes_itself(trainer):
+            self._save_sharded(trainer, step, epoch)
+            self._saved_step, self._saved_at = step, time.monotonic()
+            return
         with stream_io(trainer, StreamCheckpointIO(save)):
             # Every rank takes part, and the strategy writes on the first alone.
             trainer.save_checkpoint(self.checkpoints.directory, weights_only=False)
         self._saved_step, self._saved_at = step, time.monotonic()
+
+    def _save_sharded(self, trainer: pl.Trainer, step: int, epoch: int) -> None:
+        """Have every rank write its part to a directory that the first makes, and puts in its place when all have."""
+        with contextlib.ExitStack() as stack:
+            path, error = None, None
+            if self.ranks.rank == 0:
+                try:
+                    path = stack.enter_context(self.checkpoints.save(step, epoch))
+                except (OSError, TrackingError) as caught:
+                    error = caught
+            self.ranks.raise_error(error)
+            trainer.save_checkpoint(str(self.ranks.gather(path)[0]), weights_only=False)
+            try:
+                stack.close()
+            except (OSError, TrackingError) as caught:
+                error = caught
+            self.ranks.raise_error(error)
 
     def _wait(self) -> None:
         """Return when all is written. Where that failed, what is saved is not this step."""
@@ -319,6 +340,11 @@ def save_time(callback: Callback) -> None:
     for hook in _BATCH_HOOKS:
         if getattr(type(callback), hook) is getattr(Callback, hook):
             setattr(callback, hook, None)
+
+
+def _writes_itself(trainer: pl.Trainer) -> bool:
+    """Whether the strategy writes checkpoints without its `checkpoint_io`, such as each rank its part of a model."""
+    return type(trainer.strategy).save_checkpoint is not pl.strategies.Strategy.save_checkpoint
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ import logging
 import os
 import random
 import re
+import shutil
 import signal
 import stat
 import subprocess
@@ -138,6 +139,45 @@ def test_a_file_url_and_a_path_object_are_directories(tmp_path: Path) -> None:
     assert CheckpointManager(tmp_path / "a").directory == str(tmp_path / "a")
 
 
+# Directories
+
+
+def save_directory(manager: CheckpointManager, step: int) -> Path:
+    with manager.save(step) as path:
+        os.makedirs(f"{path}/parts/of")
+        for rank in range(3):
+            Path(path, "parts", "of", f"{rank}.bin").write_bytes(bytes([rank, step]) * 5000)
+        Path(path, ".metadata").write_text("which part is where")
+    return Path(manager.checkpoints()[0].path)
+
+
+def test_a_directory_is_saved_and_pruned_as_a_whole(manager: CheckpointManager) -> None:
+    paths = [save_directory(manager, step) for step in (1, 2, 3)]
+    assert entries(manager) == [path.name for path in paths[1:]]
+    newest = manager.latest()
+    assert newest is not None
+    assert (newest.step, newest.path) == (3, str(paths[-1]))
+    assert Path(newest.path, "parts", "of", "2.bin").read_bytes() == bytes([2, 3]) * 5000
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path: flip(path / "parts" / "of" / "1.bin", 12345),
+        lambda path: truncate(path / "parts" / "of" / "1.bin"),
+        lambda path: (path / ".metadata").unlink(),
+        lambda path: (path / "parts" / "of" / "3.bin").touch(),
+        lambda path: (path / "parts" / "of" / "0.bin").rename(path / "parts" / "of" / "3.bin"),
+        lambda path: shutil.rmtree(path / "parts"),
+    ],
+    ids=["a flipped bit", "truncated", "a missing file", "a file more", "another name", "a missing directory"],
+)
+def test_a_damaged_directory_is_skipped(manager: CheckpointManager, damage: Callable[[Path], Any]) -> None:
+    save_directory(manager, 1)
+    damage(save_directory(manager, 2))
+    assert latest_step(manager) == 1
+
+
 # Damage
 
 
@@ -154,6 +194,11 @@ def truncate(path: Path) -> None:
 def make_directory(path: Path) -> None:
     path.unlink()
     path.mkdir()
+
+
+def make_pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
 
 
 def dangle(path: Path) -> None:
@@ -173,11 +218,21 @@ def link(path: Path) -> None:
         (truncate, r"its bytes have the CRC-32 \w{8}, not \w{8}"),
         (lambda path: path.write_bytes(b""), "it is empty"),
         (lambda path: path.write_text("something else"), r"its bytes have the CRC-32 \w{8}, not \w{8}"),
-        (make_directory, "it is not a file"),
+        (make_directory, "it is empty"),
+        (make_pipe, "it is not a file"),
         (dangle, "it is a symbolic link"),
         (link, "it is a symbolic link"),
     ],
-    ids=["a flipped bit", "truncated", "empty", "a foreign file", "a directory", "a link to nowhere", "a link"],
+    ids=[
+        "a flipped bit",
+        "truncated",
+        "empty",
+        "a foreign file",
+        "a directory",
+        "a pipe",
+        "a link to nowhere",
+        "a link",
+    ],
 )
 def test_a_damaged_one_is_skipped_with_one_warning_and_stays(
     manager: CheckpointManager, damage: Callable[[Path], Any], reason: str, caplog: pytest.LogCaptureFixture
@@ -264,9 +319,10 @@ def test_a_block_that_writes_nothing(manager: CheckpointManager) -> None:
     assert entries(manager) == []
 
 
-def test_a_block_that_writes_a_directory(manager: CheckpointManager) -> None:
-    with pytest.raises(TrackingError, match="Received something other than a file"), manager.save(1) as path:
+def test_a_block_that_writes_an_empty_directory(manager: CheckpointManager) -> None:
+    with pytest.raises(TrackingError, match="Received nothing to save: no file"), manager.save(1) as path:
         os.mkdir(path)
+    assert entries(manager) == []
 
 
 def test_an_exception_in_the_block_leaves_everything_as_it_was(manager: CheckpointManager) -> None:

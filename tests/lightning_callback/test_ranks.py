@@ -70,9 +70,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.mark.parametrize("launcher", list(COMMANDS))
-def test_the_start_after_the_kill_of_one_rank_resumes_on_all(
-    launcher: str, tmp_path: Path, uninterrupted: str
-) -> None:
+def test_the_start_after_the_kill_of_one_rank_resumes_on_all(launcher: str, tmp_path: Path, uninterrupted: str) -> None:
     options = {"FOREGROUND": "1", "ON_RANK": "1"}
     status, _, stderr = train(launcher, tmp_path, DIE_AT_STEP="8", **options)
     assert status != 0

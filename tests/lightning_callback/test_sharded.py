@@ -1,0 +1,76 @@
+"""Models that are split between ranks, which save a directory together."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from polyaxon_tracking import CheckpointManager
+
+SCRIPT = str(Path(__file__).with_name("sharded_script.py"))
+
+
+def train(outputs: Path | str, **environment: str) -> subprocess.CompletedProcess[str]:
+    settings = {"POLYAXON_RUN_OUTPUTS_PATH": str(outputs), "PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [sys.executable, SCRIPT],
+        env=os.environ | settings | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+
+
+def trained(process: subprocess.CompletedProcess[str]) -> str:
+    assert process.returncode == 0, process.stderr
+    [line] = set(process.stdout.splitlines())
+    return line
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return trained(train(tmp_path_factory.mktemp("uninterrupted")))
+
+
+@pytest.mark.parametrize("options", [{}, {"IN_ONE_FILE": "1"}], ids=["in parts", "in one file"])
+def test_a_killed_training_resumes_and_old_checkpoints_go_as_a_whole(
+    options: dict[str, str], tmp_path: Path, uninterrupted: str
+) -> None:
+    assert train(tmp_path, DIE_AT_STEP="3", **options).returncode != 0
+    resumed = train(tmp_path, **options)
+    assert ": epoch 3, step 3\n" in resumed.stderr, resumed.stderr
+    assert trained(resumed) == uninterrupted
+    directory = tmp_path / "checkpoints" / "resume"
+    checkpoints = CheckpointManager(directory).checkpoints()
+    assert [checkpoint.step for checkpoint in checkpoints] == [4, 3]
+    assert sorted(os.listdir(directory)) == sorted(checkpoint.name for checkpoint in checkpoints)
+    assert [os.path.isdir(checkpoint.path) for checkpoint in checkpoints] == 2 * [not options]
+
+
+def test_a_torn_checkpoint_is_passed_over_and_the_number_of_ranks_may_change(
+    tmp_path: Path, uninterrupted: str
+) -> None:
+    train(tmp_path, EPOCHS="3")
+    torn, whole = CheckpointManager(tmp_path / "checkpoints" / "resume").checkpoints()
+    os.truncate(f"{torn.path}/__1_0.distcp", 100)
+    resumed = train(tmp_path, RANKS="1")
+    assert f"Skipped damaged checkpoints, using {whole.path} instead: {torn.path}: " in resumed.stderr
+    assert ": epoch 2, step 2\n" in resumed.stderr
+    # One rank adds up in another order than two.
+    [before, after] = (float(line.split()[-1]) for line in (uninterrupted, trained(resumed)))
+    assert after == pytest.approx(before, abs=1e-4)
+
+
+def test_parts_in_an_object_store_are_refused_before_training(tmp_path: Path) -> None:
+    process = train("memory://bucket/run")
+    assert process.returncode == 1
+    assert (
+        "TrackingError: Received the outputs path memory://bucket/run, in an object store, and a strategy that saves a "
+        "checkpoint in parts, ModelParallelStrategy. Expected a volume" in process.stderr
+    )
+    assert process.stdout == ""
