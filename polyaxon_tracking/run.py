@@ -144,14 +144,17 @@ class Run:
 
             configure_driver(self.outputs_path)
 
-    def warn_if_outside(self, path: str) -> None:
-        """Warn where `path`, a local one or a URL, is not below the outputs path."""
+    def warn_if_outside(
+        self, path: str, what: str = "Checkpoints", advice: str = "Leave the path out, or choose one below it"
+    ) -> None:
+        """Warn where `path`, a local one or a URL, is not below the outputs path: `what` goes there, and `advice`."""
         if not _is_below(self.outputs_path, self.clean_path(path)):
             _logger.warning(
-                "Checkpoints go to %s, outside the outputs path %s, and may be lost with the pod. Leave the path out, "
-                "or choose one below it",
+                "%s go to %s, outside the outputs path %s, and may be lost with the pod. %s",
+                what,
                 mask_secrets(path),
                 self.outputs_path,
+                advice,
             )
 
     def why_fresh(self, checkpoints: CheckpointManager) -> str:

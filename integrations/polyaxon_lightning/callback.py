@@ -140,22 +140,9 @@ class PolyaxonCallback(Callback):
             TrackingError: the Trainer is of Lightning's other package, no checkpoint is intact, the model is not the
                 one that was saved, or ranks of the training see different checkpoints.
         """
-        if not isinstance(trainer, pl.Trainer):
-            raise TrackingError(
-                f"Received a Trainer of {type(trainer).__module__.partition('.')[0]!r}, but PolyaxonCallback was made "
-                f"for {pl.__name__!r}. Import one of the two packages only, before polyaxon_lightning."
-            )
-        if sum(isinstance(callback, PolyaxonCallback) for callback in trainer.callbacks) > 1:  # type: ignore[attr-defined]
-            raise TrackingError("Received several PolyaxonCallbacks in one Trainer. Expected one: remove the others.")
+        self._check(trainer, stage)
         if trainer.fast_dev_run:  # type: ignore[attr-defined]  # Lightning saves nothing then, and neither does this
             return
-        if self._run.is_remote and stage == "fit" and _writes_parts(trainer):
-            raise TrackingError(
-                f"Received the outputs path {self._run.outputs_path}, in an object store, and a strategy that saves a "
-                f"checkpoint in parts, {type(trainer.strategy).__name__}. Expected a volume that all machines share, "
-                f"or checkpoints as one file, as with ModelParallelStrategy(save_distributed_checkpoint=False) or "
-                f"FSDPStrategy(state_dict_type='full')."
-            )
         self._run.configure_driver()  # Lightning's callbacks look into their directories themselves
         user_checkpoints = _without_stream(trainer.checkpoint_callbacks)
         self._redirect(user_checkpoints)
@@ -168,6 +155,8 @@ class PolyaxonCallback(Callback):
                 _save_in_background(trainer, io)
         if stage != "fit":
             return
+        if self._run.on_cluster and trainer.is_global_zero:
+            self._warn_of_loggers(trainer.loggers)
         if not user_checkpoints:
             _logger.info("The Trainer has enable_checkpointing=False: nothing is saved, and nothing is resumed from")
             return
@@ -194,6 +183,10 @@ class PolyaxonCallback(Callback):
             if resumed is not None and own_path in (None, "last"):
                 own_path = None
                 self._load(trainer, resumed)
+        elif resumed is not None and own_path is not None and _is_chosen_by_lightning(trainer):
+            own_path = None
+            self._load(trainer, resumed)
+            _restore(trainer)
         if not trainer.is_global_zero:
             return
         if own_path is not None:  # the user's own, which is loaded over what was found here
@@ -220,6 +213,22 @@ class PolyaxonCallback(Callback):
             for callback in trainer.checkpoint_callbacks:
                 vars(callback).pop("file_exists", None)
 
+    def _check(self, trainer: pl.Trainer, stage: str) -> None:
+        if not isinstance(trainer, pl.Trainer):
+            raise TrackingError(
+                f"Received a Trainer of {type(trainer).__module__.partition('.')[0]!r}, but PolyaxonCallback was made "
+                f"for {pl.__name__!r}. Import one of the two packages only, before polyaxon_lightning."
+            )
+        if sum(isinstance(callback, PolyaxonCallback) for callback in trainer.callbacks) > 1:  # type: ignore[attr-defined]
+            raise TrackingError("Received several PolyaxonCallbacks in one Trainer. Expected one: remove the others.")
+        if self._run.is_remote and stage == "fit" and _writes_parts(trainer):
+            raise TrackingError(
+                f"Received the outputs path {self._run.outputs_path}, in an object store, and a strategy that saves a "
+                f"checkpoint in parts, {type(trainer.strategy).__name__}. Expected a volume that all machines share, "
+                f"or checkpoints as one file, as with ModelParallelStrategy(save_distributed_checkpoint=False) or "
+                f"FSDPStrategy(state_dict_type='full')."
+            )
+
     def _redirect(self, checkpoint_callbacks: list[Any]) -> None:
         for callback in checkpoint_callbacks:
             if isinstance(callback, ModelCheckpoint):
@@ -230,6 +239,17 @@ class PolyaxonCallback(Callback):
                 else:
                     self._run.warn_if_outside(os.fspath(callback.dirpath))
                     callback.dirpath = self._run.clean_path(os.fspath(callback.dirpath))  # it stands in checkpoints
+
+    def _warn_of_loggers(self, loggers: list[Logger]) -> None:
+        """Say where what they write is lost; they have made their files before any callback's hook."""
+        for logger in loggers:
+            if isinstance(logger, (pl.loggers.CSVLogger, pl.loggers.TensorBoardLogger)):
+                name = type(logger).__name__
+                self._run.warn_if_outside(
+                    os.fspath(logger.save_dir),
+                    f"The files of {name}",
+                    f"Pass Trainer(default_root_dir=callback.outputs_path), or {name}(callback.outputs_path)",
+                )
 
     def _attach_stream(
         self, trainer: pl.Trainer, checkpoints: CheckpointManager, background: Background | None
@@ -247,6 +267,9 @@ class PolyaxonCallback(Callback):
                 f"Received {newest.source}, which PyTorch Lightning did not save. Expected an outputs path with "
                 f"checkpoints of Lightning alone: use another outputs path for this training."
             )
+        if isinstance(trainer.precision_plugin, pl.plugins.precision.DoublePrecision):
+            # Lightning does so only after it has restored the weights, which rounds them.
+            trainer.precision_plugin.convert_module(trainer.lightning_module)
         try:
             with stream_io(trainer, StreamCheckpointIO(weights_only=self._weights_only)):
                 state = _hand_over(trainer, newest.path)
@@ -321,6 +344,23 @@ def _hand_over(trainer: pl.Trainer, path: str) -> dict[str, Any]:
     connector.resume_start(path)
     state: dict[str, Any] = connector._loaded_checkpoint  # noqa: SLF001
     return state
+
+
+def _restore(trainer: pl.Trainer) -> None:
+    """Restore at once what was handed over, where the Trainer has just restored something else."""
+    connector = trainer._checkpoint_connector  # noqa: SLF001
+    connector.restore_model()
+    connector.restore_datamodule()
+    connector.restore_callbacks()
+
+
+def _is_chosen_by_lightning(trainer: pl.Trainer) -> bool:
+    """Whether nobody asked for the `ckpt_path` in use: an ``OnExceptionCheckpoint`` is there, and modification times.
+
+    What it saved may be long behind, and may have been saved in the middle of an optimizer step.
+    """
+    on_exception = pl.callbacks.OnExceptionCheckpoint
+    return _asked_for(trainer) is None and any(isinstance(one, on_exception) for one in trainer.checkpoint_callbacks)
 
 
 def _asked_for(trainer: pl.Trainer) -> Any:
