@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import tempfile
+import time
 from pathlib import Path
 
 import pytest
@@ -60,3 +63,30 @@ def test_the_demo_kills_two_trainings_and_both_go_on(tmp_path: Path) -> None:
     )
     assert all(float(found) > 0.9 for found in re.findall(r"finished: test accuracy (\d\.\d+)", output))
     assert (tmp_path / "demo-outputs").is_dir()
+
+
+def test_a_worker_of_ray_is_killed_and_training_goes_on(tmp_path: Path) -> None:
+    outputs = tmp_path / "outputs"
+    # Sockets lie below it, whose paths must be short.
+    with tempfile.TemporaryDirectory(dir="/tmp") as temporary:
+        process = subprocess.Popen(
+            [sys.executable, str(EXAMPLES / "ray_digits.py")],
+            env=os.environ
+            | {"POLYAXON_RUN_OUTPUTS_PATH": str(outputs), "RAY_TMPDIR": temporary, "RAY_USAGE_STATS_ENABLED": "0"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        output, killed = "", False
+        for line in process.stdout or ():
+            output += line
+            worker = re.search(r"RayTrainWorker pid=(\d+)\).* Starting fresh", line)
+            if worker:
+                while not list(outputs.glob("checkpoints/resume/step=*")):
+                    time.sleep(0.01)
+                os.kill(int(worker[1]), signal.SIGKILL)
+                killed = True
+    assert process.wait() == 0, output
+    assert killed
+    assert re.search(r"Resuming from \S+/checkpoints/resume/step=\S+: epoch \d+, step \d+", output), output
+    assert accuracy(output) > 0.9
