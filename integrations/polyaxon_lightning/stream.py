@@ -119,8 +119,9 @@ class ResumeStream(Checkpoint):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Make up for the scheduler steps that came after the save, and count from here."""
         if self._restored is not None:
-            if not self._restored["ends_epoch"] or trainer.strategy.restore_checkpoint_after_setup:
-                # Lightning has drawn a number to begin the epoch's batches, which the saved state has behind it.
+            loaded_late = trainer.strategy.restore_checkpoint_after_setup
+            # Lightning has drawn a number to begin the epoch's batches, which the saved state has behind it.
+            if not self._restored["ends_epoch"] or loaded_late or _begins_batches_again(trainer):
                 self._restore_random(trainer)
             _step_plateaus(trainer, self._restored["plateau"])
             if self._restored["stopped"]:
@@ -345,6 +346,12 @@ def save_time(callback: Callback) -> None:
 def _writes_itself(trainer: pl.Trainer) -> bool:
     """Whether the strategy writes checkpoints without its `checkpoint_io`, such as each rank its part of a model."""
     return type(trainer.strategy).save_checkpoint is not pl.strategies.Strategy.save_checkpoint
+
+
+def _begins_batches_again(trainer: pl.Trainer) -> bool:
+    """Whether Lightning is about to, in the epoch that it resumes with: the versions before 2.5.6 do."""
+    loop = trainer.fit_loop
+    return not hasattr(loop, "is_resuming") and trainer.current_epoch > 0 and not loop.epoch_loop.restarting
 
 
 @contextlib.contextmanager

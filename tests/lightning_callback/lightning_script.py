@@ -86,7 +86,7 @@ def main() -> None:
         os.environ["POLYAXON_RUN_OUTPUTS_PATH"] = os.environ["OUTPUTS_OF_ITS_OWN"] + os.environ.get("LOCAL_RANK", "0")
     every = os.environ.get("EVERY_N_TRAIN_STEPS")
     several: dict[str, Any] = {"devices": 2, "strategy": os.environ["STRATEGY"]} if "STRATEGY" in os.environ else {}
-    seed_everything(0, verbose=False)
+    seed_everything(0)
     training = trainer(
         ModelCheckpoint(monitor="val_loss", save_top_k=2),
         PolyaxonCallback(every_n_train_steps=int(every) if every else None, background="FOREGROUND" not in os.environ),
