@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import os
 import uuid
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import fsspec
 import pytest
+from packaging.version import Version
 
 # Read by gcsfs when it is imported. The emulator knows nothing of the layouts that it would ask for.
 os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = "false"
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
     from servers import Server
 
 collect_ignore = ["tests/typing"]  # only for type checkers
+if Version(metadata.version("lightning")) < Version("2.4"):  # has no ModelParallelStrategy
+    collect_ignore += ["tests/lightning_callback/sharded_script.py", "tests/lightning_callback/test_sharded.py"]
 
 # Set by pytest, and by torch, Lightning, TensorFlow, JAX and h5py when they are imported or first used.
 _NOT_OURS = {

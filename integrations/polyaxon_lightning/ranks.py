@@ -42,8 +42,8 @@ class Ranks:
         self._asked: tuple[torch.Tensor, Any] | None = None
 
     def gather(self, value: _T) -> list[_T]:
-        """The `value` of each rank, in their order. Returns when all ranks have called it."""
-        if not self.several:
+        """The `value` of each rank, in their order, when all have called it; after they parted, of this one."""
+        if self._group is None:
             return [value]
         found: list[Any] = [None] * distributed.get_world_size()
         distributed.all_gather_object(found, value, group=self._group)
@@ -77,6 +77,8 @@ class Ranks:
             RuntimeError: another rank has one.
         """
         told = self.gather(None if error is None else f"{type(error).__name__}: {error}")
+        if any(told):
+            self._destroy_group()
         if error is not None:
             raise error
         for rank, text in enumerate(told):
@@ -104,9 +106,12 @@ class Ranks:
         strategy.save_checkpoint = save_checkpoint  # type: ignore[method-assign]
 
     def part(self, strategy: Strategy) -> None:
-        """End what this began: the training is over."""
+        """End what this began: the training is over, on all ranks."""
         vars(strategy).pop("save_checkpoint", None)
+        self._destroy_group()
+
+    def _destroy_group(self) -> None:
+        """End the group and its threads, before the interpreter may: one that lets go of a tensor then aborts it."""
         if self._group is not None:
             distributed.destroy_process_group(self._group)
-            self._group = None
-            self.several = False
+            self._group = self._asked = None

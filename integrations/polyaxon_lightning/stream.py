@@ -250,6 +250,7 @@ class ResumeStream(Checkpoint):
         # Launchers kill all when the first has ended, also the one that still writes.
         with contextlib.suppress(RuntimeError):  # another was killed
             self.ranks.gather(None)
+        self.ranks.part(trainer.strategy)
         self.interruption.requested = requested
         self.interruption.end()
 

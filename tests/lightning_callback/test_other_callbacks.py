@@ -72,11 +72,12 @@ class Power(Callback):
 
 OTHERS: dict[str, Callable[[], Callback]] = {
     "EarlyStopping": lambda: callbacks.EarlyStopping("val_loss", patience=2, min_delta=0.05),
-    "EMAWeightAveraging": lambda: callbacks.EMAWeightAveraging(decay=0.8),
     "GradientAccumulationScheduler": lambda: callbacks.GradientAccumulationScheduler({2: 2}),
     "LearningRateMonitor": callbacks.LearningRateMonitor,
     "StochasticWeightAveraging": lambda: callbacks.StochasticWeightAveraging(0.01, swa_epoch_start=2),
 }
+if hasattr(callbacks, "EMAWeightAveraging"):  # in Lightning 2.6
+    OTHERS["EMAWeightAveraging"] = lambda: callbacks.EMAWeightAveraging(decay=0.8)
 KINDS: dict[str, dict[str, Any]] = {
     "accumulated gradients": {"accumulate_grad_batches": 3},
     "bf16": {"precision": "bf16-mixed"},

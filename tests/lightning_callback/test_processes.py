@@ -9,7 +9,21 @@ import subprocess
 import sys
 from pathlib import Path
 
+import lightning
 import pytest
+from packaging.version import Version
+
+# Lightning's own faults, mended since; where one is not there any more, the test says so.
+before_2_5 = pytest.mark.xfail(
+    Version(lightning.__version__) < Version("2.5"),
+    reason="Lightning trains a batch again where it resumes within an epoch",
+    strict=True,
+)
+other_package = pytest.mark.xfail(
+    Version(lightning.__version__) < Version("2.5.6"),
+    reason="the Trainer refuses it by itself, less clearly",
+    strict=True,
+)
 
 TRAIN = Path(__file__).with_name("lightning_script.py")
 
@@ -42,7 +56,9 @@ def trained(process: subprocess.CompletedProcess[str]) -> str:
         ({}, "epoch [23], step (8|12)"),
         ({"FOREGROUND": "1"}, "epoch 3, step 12"),
         ({"FOREGROUND": "1", "EVERY_N_TRAIN_STEPS": "3"}, "epoch 3, step 12"),
-        ({"FOREGROUND": "1", "EVERY_N_TRAIN_STEPS": "7", "STATEFUL": "1"}, "epoch 3, step 14"),
+        pytest.param(
+            {"FOREGROUND": "1", "EVERY_N_TRAIN_STEPS": "7", "STATEFUL": "1"}, "epoch 3, step 14", marks=before_2_5
+        ),
     ],
     ids=[
         "end of an epoch",
@@ -62,6 +78,7 @@ def test_a_killed_and_resumed_training_has_the_weights_of_an_uninterrupted_one(
     assert trained(resumed) == trained(train(tmp_path / "uninterrupted", **options))
 
 
+@before_2_5
 def test_within_an_epoch_a_data_loader_without_state_begins_anew_and_that_is_said(tmp_path: Path) -> None:
     options = {"EVERY_N_TRAIN_STEPS": "7", "FOREGROUND": "1"}
     assert train(tmp_path, DIE_AT_STEP="14", **options).returncode == -signal.SIGKILL
@@ -120,6 +137,7 @@ def test_the_package_that_was_imported_first_is_the_one_in_use(
     assert "Resuming from" in process.stderr
 
 
+@other_package
 def test_a_trainer_of_the_other_package_is_refused_before_training(tmp_path: Path) -> None:
     process = run("-c", PACKAGES, "pytorch_lightning", "lightning.pytorch", POLYAXON_RUN_OUTPUTS_PATH=str(tmp_path))
     assert process.returncode == 1
