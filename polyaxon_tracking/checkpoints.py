@@ -56,10 +56,14 @@ class Checkpoint(NamedTuple):
         """What orders checkpoints: the later the newer. Never a modification time: clocks differ, copies touch."""
         return self.start, self.step, self.epoch
 
-    def damage(self) -> str | None:
-        """What is wrong with the file, or ``None`` when its bytes are those that were saved. Reads the whole file."""
+    def damage(self, advance: Callable[[int], object] | None = None) -> str | None:
+        """What is wrong with the file, or ``None`` when its bytes are those that were saved. Reads the whole file.
+
+        Args:
+            advance: called now and then with the number of bytes that were read since.
+        """
         if not is_url(self.path):
-            return _damage(self.path, self.crc)
+            return _damage(self.path, self.crc, advance)
         from polyaxon_tracking.cache import cached_path, release  # here and not above: it is for URLs alone
 
         try:
@@ -67,7 +71,7 @@ class Checkpoint(NamedTuple):
         except FileNotFoundError as error:
             return error.strerror
         try:
-            return _damage(path, self.crc)
+            return _damage(path, self.crc, advance)
         finally:
             release(path)
 
@@ -251,7 +255,7 @@ def crc_of_file(path: str) -> int:
         os.close(descriptor)
 
 
-def _damage(path: str, crc: int) -> str | None:
+def _damage(path: str, crc: int, advance: Callable[[int], object] | None) -> str | None:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError as error:
@@ -264,7 +268,7 @@ def _damage(path: str, crc: int) -> str | None:
             return "it is not a file"
         if not status.st_size:
             return "it is empty"
-        found = _crc(descriptor)
+        found = _crc(descriptor, advance)
     except OSError as error:
         return error.strerror or str(error)
     finally:
@@ -300,11 +304,13 @@ def _synced_crc(path: str, sync: Callable[[str], None]) -> int:
     return found[0]
 
 
-def _crc(descriptor: int) -> int:
+def _crc(descriptor: int, advance: Callable[[int], object] | None = None) -> int:
     crc = 0
     buffer = memoryview(bytearray(_READ_BYTES))
     while read := os.readv(descriptor, [buffer]):
         crc = zlib.crc32(buffer[:read], crc)
+        if advance is not None:
+            advance(read)
     return crc
 
 

@@ -278,7 +278,7 @@ def explained(path: str, staged: str | None = None) -> Iterator[None]:
     except (OSError, RuntimeError) as error:
         if isinstance(error, OSError) and is_url(str(error.filename)):  # of a store, which says it all
             raise
-        written, free = _size(staged), _free_bytes(os.path.dirname(staged or path))
+        written, free = _size(staged), free_bytes(os.path.dirname(staged or path))
         cause = error if isinstance(error, OSError) else None
         if cause is None or not cause.errno:
             # torch and HDF5 tell of a write that failed without the reason. Another write to the file finds it.
@@ -308,7 +308,7 @@ def _refusal(path: str | None) -> OSError | None:
     return None
 
 
-def _free_bytes(directory: str) -> int:
+def free_bytes(directory: str) -> int:
     """Bytes that this user may still write on the file system of `directory`."""
     while not os.path.isdir(directory):
         directory = os.path.dirname(directory)
