@@ -187,4 +187,5 @@ def _malformed(name: str, problem: str, expected: str) -> TrackingError:
 
 def variable_shown(name: str) -> str:
     """`name` for a message, unless it may be a secret that was put in the place of a name."""
-    return f"the variable {name}" if re.fullmatch(r"[\w.-]{1,63}", name) else "the variable that it names"
+    is_name = re.fullmatch(r"[\w.-]{1,63}", name) and not re.fullmatch(r"[A-Za-z0-9]{20,}", name)
+    return f"the variable {name}" if is_name else "the variable that it names"

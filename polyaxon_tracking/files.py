@@ -326,11 +326,11 @@ def _size(path: str | None) -> int:
 def _create_staging(directory: str) -> tuple[str, int]:
     while True:
         staged = os.path.join(directory, _STAGING + secrets.token_hex(8))
+        os.mkdir(staged, 0o700)
         try:
-            os.mkdir(staged, 0o700)
             lock = os.open(os.path.join(staged, _LOCK), os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        except (FileExistsError, FileNotFoundError):
-            continue  # the name was taken, or another process swept the directory before it was locked
+        except FileNotFoundError:
+            continue  # another process swept the directory before it was locked
         with contextlib.suppress(BlockingIOError):  # another process holds the lock, so it is sweeping the directory
             lock_file(lock)
             if os.fstat(lock).st_nlink:

@@ -12,7 +12,7 @@ from rich.console import Console
 from polyaxon_tracking.errors import TrackingError, mask_urls
 
 if TYPE_CHECKING:
-    from typing import NoReturn
+    from typing import NoReturn, TextIO
 
 __all__ = ["app"]
 
@@ -88,15 +88,16 @@ def run(
 
     polyaxon-tracking run --data digits=data/digits -- python train.py
 
-    Only the command writes to standard output. It gets every signal; where one ends it, the exit code is 128 and the
-    number of the signal.
+    Only the command writes to standard output. It gets the signals that end a training; where one ends it, the exit
+    code is 128 plus the number of the signal.
     """
     from polyaxon_tracking.cli.child import environment, supervise
 
+    json_to = sys.stderr if as_json else None
     try:
         variables = environment(outputs, data, ref, log_level)
     except TrackingError as error:
-        _fail(str(error))
+        _fail(str(error), json_to=json_to)
     if as_json:
         told = {name: mask_urls(value) for name, value in variables.items()}
         print(json.dumps({"environment": told}), file=sys.stderr, flush=True)
@@ -108,6 +109,7 @@ def run(
             f"Received the command {command[0]!a}, which cannot be started: {error.strerror}. Expected a program, such "
             f"as: polyaxon-tracking run -- python train.py",
             code,
+            json_to=json_to,
         )
     if as_json:
         print(json.dumps({"exit_code": code}), file=sys.stderr)
@@ -132,13 +134,14 @@ def checkpoints(
     from polyaxon_tracking.cli.listing import as_dict, find, print_found
     from polyaxon_tracking.cli.rows import displayed
 
+    json_to = sys.stdout if as_json else None
     try:
         root, found = find(path, _console(stderr=True), verify=verify)
     except OSError as error:
-        where = displayed(str(error.filename))
-        _fail(f"{where} cannot be read: {error.strerror}. See that this user may, from here.", as_json=as_json)
+        where = f"{displayed(str(error.filename))} cannot be read: " if error.filename else ""
+        _fail(f"{where}{error.strerror or error}. See that this user may read it, from here.", json_to=json_to)
     except (TrackingError, ImportError) as error:
-        _fail(str(error), as_json=as_json)
+        _fail(str(error), json_to=json_to)
     if as_json:
         _print_json({"path": root, "checkpoints": [as_dict(one) for one in found]})
     else:
@@ -154,8 +157,9 @@ def _print_json(value: object) -> None:
     print(json.dumps(value, indent=2))
 
 
-def _fail(message: str, code: int = _UNUSABLE, *, as_json: bool = False) -> NoReturn:
-    if as_json:
-        _print_json({"error": message})
-    print(f"Error: {message}", file=sys.stderr)
+def _fail(message: str, code: int = _UNUSABLE, *, json_to: TextIO | None) -> NoReturn:
+    if json_to is not None:
+        print(json.dumps({"error": message}), file=json_to)
+    if json_to is not sys.stderr:
+        print(f"Error: {message}", file=sys.stderr)
     raise typer.Exit(code)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from typing import TYPE_CHECKING
 
@@ -87,12 +88,11 @@ def _local_outputs(outputs: str | None) -> Iterator[Row]:
     path = os.path.abspath(local_path(LOCAL_OUTPUTS if outputs is None else outputs))
     yield Row(_GROUP, "outputs", OK, displayed(path), _source(outputs))
     advice = f"Mount the volume for writing, or set {OUTPUTS_PATH} to another path."
-    if os.path.lexists(path) and not os.path.isdir(path):
-        yield Row(_GROUP, "outputs: exists", ERROR, "it is not a directory", "", advice)
+    try:
+        there = _nearest(path)
+    except OSError as error:  # a mount whose server is gone, or a directory that this user may not search
+        yield Row(_GROUP, "outputs: exists", ERROR, f"{displayed(str(error.filename))}: {error.strerror}", "", advice)
         return
-    there = path
-    while not os.path.isdir(there):
-        there = os.path.dirname(there)
     if there == path:
         yield Row(_GROUP, "outputs: exists", OK, "yes")
     else:
@@ -105,6 +105,16 @@ def _local_outputs(outputs: str | None) -> Iterator[Row]:
         yield Row(_GROUP, "outputs: file system", OK, f"{kind} at {mount}")
     yield from _tried("outputs", there, advice)
     yield _space("outputs", there, "Checkpoints need their own size beside those that are kept: make room.")
+
+
+def _nearest(path: str) -> str:
+    """`path`, or the directory nearest above it that exists."""
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return _nearest(os.path.dirname(path))
+    os.scandir(path).close()
+    return path
 
 
 def _tried(name: str, directory: str, advice: str) -> Iterator[Row]:
@@ -145,8 +155,13 @@ def _remote_outputs(url: str) -> Iterator[Row]:
     except Exception as error:  # noqa: BLE001  # a driver may raise anything, and the other rows are of use then
         yield Row(_GROUP, "outputs: writable", ERROR, "no", "", _told(error))
     else:
+        import fsspec
+
+        location = locate(url)
+        driver = fsspec.get_filesystem_class(location.protocol).__module__.partition(".")[0]
+        yield Row(_GROUP, "outputs: driver", OK, driver)
+        yield Row(_GROUP, "outputs: access", OK, credentials_for(location))
         yield Row(_GROUP, "outputs: writable", OK, "yes, and what was written was removed")
-        yield Row(_GROUP, "outputs: who", OK, credentials_for(locate(url)))
 
 
 def _to_read(name: str, path: str, source: str, missing: str) -> Row:
@@ -171,9 +186,9 @@ def _to_read(name: str, path: str, source: str, missing: str) -> Row:
             os.close(os.open(local, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK))
     except FileNotFoundError:
         return Row(_GROUP, name, missing, f"{where}: there is nothing", source, advice)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # the latter where a name holds a NUL
         advice = "Give this user the right to read it, or correct the path."
-        return Row(_GROUP, name, ERROR, f"{where}: {error.strerror}", source, advice)
+        return Row(_GROUP, name, ERROR, f"{where}: {getattr(error, 'strerror', error)}", source, advice)
     writable = "writable" if os.access(local, os.W_OK) else "read-only"
     free = readable_size(free_bytes(local))
     return Row(_GROUP, name, OK, f"{where}: can be read, {writable}, {free} free", source)
@@ -190,13 +205,13 @@ def _file_system(path: str) -> tuple[str, str]:
     path = os.path.realpath(path)
     kind, mount = "unknown", "/"
     try:
-        with open("/proc/self/mountinfo") as file:
+        with open("/proc/self/mountinfo", errors="surrogateescape") as file:
             lines = file.read().splitlines()
     except OSError:  # not Linux
         return kind, mount
     for line in lines:
         mounted, _, of = line.partition(" - ")  # see proc_pid_mountinfo(5)
-        point = mounted.split()[4].encode().decode("unicode_escape")
+        point = re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), mounted.split()[4])
         # Of two at the same place the later one covers the other.
         if f"{path}/".startswith(f"{point.rstrip('/')}/") and len(point) >= len(mount):
             kind, mount = of.split()[0], point

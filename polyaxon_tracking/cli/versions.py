@@ -61,11 +61,10 @@ def integrations() -> Iterator[Row]:
     for found in importlib.metadata.entry_points(group="polyaxon_tracking.integrations"):
         needed = [] if found.dist is None else _needed(found.dist, found.name)
         missing = [name for name in needed if not _version(name) and not _version(_ALSO.get(name, name))]
-        value = f"{found.module}.{found.attr}"
         if missing:
-            yield Row("Integrations", found.name, INFO, f"{value}: {', '.join(missing)} is not installed")
+            yield Row("Integrations", found.module, INFO, f"{found.attr}: {', '.join(missing)} is not installed")
         else:
-            yield Row("Integrations", found.name, OK, value)
+            yield Row("Integrations", found.module, OK, found.attr)
 
 
 def _needed(distribution: importlib.metadata.Distribution, extra: str) -> list[str]:
