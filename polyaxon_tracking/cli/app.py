@@ -41,16 +41,19 @@ def _print_version(asked: bool) -> None:
 @app.callback()
 def _command(
     *,
-    version: Annotated[bool, typer.Option("--version", is_eager=True, callback=_print_version)] = False,
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Show the version and exit.")
+    ] = False,
 ) -> None:
     """Look at the run that polyaxon-tracking sees, start one, and list its checkpoints."""
 
 
 @app.command()
 def doctor(*, as_json: _Json = False) -> None:
-    """Say what a training would find here: variables, paths, stores, versions. Exits with 1 where something is wrong.
+    """Say what a training would find here, and what is wrong.
 
-    Every file that is written to try a path is removed again. Secrets are not shown.
+    Versions, variables, paths and stores. What is written to try a path is removed again. No secret is shown, so the
+    report can go into a bug report. Exits with 1 where something is wrong.
     """
     from polyaxon_tracking.cli.doctor import examine, print_rows, summary  # as above
 
@@ -84,12 +87,12 @@ def run(
         ),
     ] = False,
 ) -> None:
-    """Run a command with the environment that a run has in a cluster, and exit as it does.
+    """Run a command with the environment of a cluster.
 
     polyaxon-tracking run --data digits=data/digits -- python train.py
 
-    Only the command writes to standard output. It gets the signals that end a training; where one ends it, the exit
-    code is 128 plus the number of the signal.
+    Only the command writes to standard output. It gets the signals that end a training, and its exit code is that of
+    this command: 128 plus the number of the signal where one ended it.
     """
     from polyaxon_tracking.cli.child import environment, supervise
 
@@ -130,7 +133,10 @@ def checkpoints(
     verify: Annotated[bool, typer.Option("--verify", help="Read every file, and say which are intact.")] = False,
     as_json: _Json = False,
 ) -> None:
-    """List the checkpoints to resume from, the newest first. Exits with 1 where --verify finds one damaged."""
+    """List the checkpoints to resume from, the newest first.
+
+    Exits with 1 where --verify finds one damaged.
+    """
     from polyaxon_tracking.cli.listing import as_dict, find, print_found
     from polyaxon_tracking.cli.rows import displayed
 

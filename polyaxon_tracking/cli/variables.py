@@ -57,7 +57,7 @@ def variables() -> Iterator[Row]:
         yield _variable(name)
     yield from _access_keys()
     set_ones = sorted(name for name in os.environ if name.startswith(_OF_DRIVERS))
-    yield Row(_GROUP, "of stores' drivers", INFO, ", ".join(set_ones) or "none is set", "values are not shown")
+    yield Row(_GROUP, "drivers of stores", INFO, ", ".join(set_ones) or "none is set", "values are not shown")
 
 
 def _variable(name: str) -> Row:
