@@ -68,7 +68,7 @@ def doctor(*, as_json: _Json = False) -> None:
 
 @app.command(context_settings={"allow_interspersed_args": False})
 def run(
-    command: Annotated[list[str], typer.Argument(metavar="COMMAND", help="What to run, and its arguments, after --.")],
+    command: Annotated[list[str], typer.Argument(help="What to run, and its arguments, after --.")],
     *,
     outputs: Annotated[
         str, typer.Option(metavar="DIR", help="Where the outputs go: a directory, or a URL.")

@@ -105,7 +105,12 @@ def supervise(command: list[str], variables: dict[str, str]) -> int:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
     try:
-        process = subprocess.Popen(command, env=inherited | variables, preexec_fn=prepare)  # noqa: S603, PLW1509  # the user's; no threads
+        process = subprocess.Popen(  # noqa: S603  # the user's
+            command,
+            env=inherited | variables,
+            close_fds=False,  # a shell's <(...) is one that the command is to have; Python's own are not inherited
+            preexec_fn=prepare,  # noqa: PLW1509  # there are no threads
+        )
     except OSError:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         raise

@@ -56,8 +56,14 @@ def variables() -> Iterator[Row]:
     for name in VARIABLES:
         yield _variable(name)
     yield from _access_keys()
-    set_ones = sorted(name for name in os.environ if name.startswith(_OF_DRIVERS))
-    yield Row(_GROUP, "drivers of stores", INFO, ", ".join(set_ones) or "none is set", "values are not shown")
+    yield _names("others of Polyaxon", ("POLYAXON_", "POLYSTORES_"), "not read")
+    yield _names("drivers of stores", _OF_DRIVERS, "values are not shown")
+
+
+def _names(what: str, begins: tuple[str, ...], told: str) -> Row:
+    """What else is set: a misspelt name is among it."""
+    found = sorted(name for name in os.environ if name.startswith(begins) and name not in (*VARIABLES, ACCESS_KEYS))
+    return Row(_GROUP, what, INFO, ", ".join(map(displayed, found)) or "none is set", told if found else "")
 
 
 def _variable(name: str) -> Row:

@@ -145,6 +145,12 @@ def test_no_op(doctor: Callable[..., Report], tmp_path: Path) -> None:
     assert report.told("outputs") == ("ok", f"{tmp_path}/outputs")
 
 
+def test_a_misspelt_variable_is_told_of(doctor: Callable[..., Report]) -> None:
+    report = doctor(env={"POLYAXON_RUN_OUTPUT_PATH": "/outputs", "POLYAXON_IS_MANAGED": "true"})
+    assert report.told("others of Polyaxon") == ("info", "POLYAXON_IS_MANAGED, POLYAXON_RUN_OUTPUT_PATH")
+    assert report.rows["others of Polyaxon"]["source"] == "not read"
+
+
 @pytest.mark.parametrize("value", ["", " ", "null"])
 def test_blank_counts_as_not_set(doctor: Callable[..., Report], value: str) -> None:
     report = doctor(env=dict.fromkeys((OUTPUTS, REFS, DATA, LEVEL, INSTANCE, ACCESS_KEYS), value))

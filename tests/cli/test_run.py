@@ -162,6 +162,14 @@ def test_only_the_child_writes_to_standard_output(command: Command) -> None:
     assert (process.stdout, process.stderr) == ("GIVEN\n", "told\n")
 
 
+def test_the_child_has_the_files_that_the_shell_opened_for_it(command: Command) -> None:
+    read, write = os.pipe()
+    os.write(write, b"from a substitution")
+    os.close(write)
+    assert command("run", "--", "cat", f"/dev/fd/{read}", pass_fds=[read]).stdout == "from a substitution"
+    os.close(read)
+
+
 def test_options_of_the_child_are_its_own(command: Command) -> None:
     for separator in (["--"], []):
         assert command("run", *separator, "echo", "--json", "-h", "--", "a b").stdout == "--json -h -- a b\n"

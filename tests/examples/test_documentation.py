@@ -16,9 +16,7 @@ ROOT = Path(__file__).parents[2]
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 SESSION = re.compile(r"^```console\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 # What differs from one time to the next: ages, free space, times.
-VARYING = re.compile(
-    r"\d+(?:\.\d+)?(?= (?:s|GB|TB)\b)|(?<=\"age_seconds\": )\d+|\d{4}-\d\d-\d\dT[\d:+]+| +$", re.MULTILINE
-)
+VARYING = re.compile(r"\d+(?:\.\d+)?(?= (?:s|GB|TB)\b)|(?<=\"age_seconds\": )\d+|\d{4}-\d\d-\d\dT[\d:+]+")
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
