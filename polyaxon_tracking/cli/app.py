@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
-from polyaxon_tracking.errors import TrackingError, mask_urls
+from polyaxon_tracking.errors import TrackingError, mask_secrets, mask_urls
 
 if TYPE_CHECKING:
     from typing import NoReturn, TextIO
@@ -57,6 +58,7 @@ def doctor(*, as_json: _Json = False) -> None:
     """
     from polyaxon_tracking.cli.doctor import examine, print_rows, summary  # as above
 
+    _log_to_stderr()
     rows = examine()
     result = summary(rows)
     if as_json:
@@ -140,6 +142,7 @@ def checkpoints(
     from polyaxon_tracking.cli.listing import as_dict, find, print_found
     from polyaxon_tracking.cli.rows import displayed
 
+    _log_to_stderr()
     json_to = sys.stdout if as_json else None
     try:
         root, found = find(path, _console(stderr=True), verify=verify)
@@ -153,6 +156,24 @@ def checkpoints(
     else:
         print_found(_console(), root, found)
     raise typer.Exit(_WRONG if any(one.damage for one in found) else 0)
+
+
+class _WithoutSecrets(logging.Formatter):
+    """One line, masked: drivers write down what they sent, and tracebacks of what the report tells anyway."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return mask_secrets(f"{record.name}: {record.getMessage()}")
+
+
+def _log_to_stderr() -> None:
+    # Of this package also how far a long download is.
+    for name, level in (("", logging.WARNING), ("polyaxon_tracking", logging.INFO)):
+        handler = logging.StreamHandler()
+        handler.setFormatter(_WithoutSecrets())
+        handler.setLevel(level)
+        logging.getLogger(name).addHandler(handler)
+    logging.getLogger("polyaxon_tracking").setLevel(logging.INFO)
+    logging.getLogger("polyaxon_tracking").propagate = False
 
 
 def _console(*, stderr: bool = False) -> Console:

@@ -148,6 +148,14 @@ def test_a_path_that_is_no_directory(command: Command, tmp_path: Path) -> None:
     assert (process.returncode, json.loads(process.stdout)) == (2, {"error": told})
 
 
+def test_a_directory_that_may_not_be_read(command: Command, obey_modes: Callable[[], None], tmp_path: Path) -> None:
+    fill("run", "checkpoints/resume")
+    Path("run/checkpoints/resume").chmod(0o300)
+    told = f"{tmp_path}/run/checkpoints/resume cannot be read: Permission denied. See that this user may read it, from here."
+    process = command("checkpoints", "run", "--json", preexec_fn=obey_modes)
+    assert (process.returncode, json.loads(process.stdout), process.stderr) == (2, {"error": told}, f"Error: {told}\n")
+
+
 def test_a_variable_that_is_malformed(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("POLYAXON_RUN_INSTANCE", "owner.project")
     process = command("checkpoints")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import re
@@ -11,12 +10,13 @@ import sys
 from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
+from servers import Azure
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from servers import Store
+    from servers import Proxy, Store
 
     Command = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -27,12 +27,6 @@ LEVEL = "POLYAXON_LOG_LEVEL"
 INSTANCE = "POLYAXON_RUN_INSTANCE"
 ACCESS_KEYS = "POLYSTORES_RUN_STORES_ACCESS_KEYS"
 SECRET = "wJalrXUtnFEMI"
-PR_CAPBSET_DROP, CAP_DAC_OVERRIDE = 24, 1
-
-
-def obey_modes() -> None:
-    """Root may write where the mode forbids it; without this capability it may not."""
-    ctypes.CDLL(None).prctl(PR_CAPBSET_DROP, CAP_DAC_OVERRIDE, 0, 0, 0)
 
 
 class Report(NamedTuple):
@@ -180,7 +174,9 @@ def test_a_malformed_variable(doctor: Callable[..., Report], variable: str, valu
     assert report.advice(variable).startswith(advice)
 
 
-def test_an_outputs_path_that_is_read_only(doctor: Callable[..., Report], tmp_path: Path) -> None:
+def test_an_outputs_path_that_is_read_only(
+    doctor: Callable[..., Report], obey_modes: Callable[[], None], tmp_path: Path
+) -> None:
     (tmp_path / "outputs").mkdir(mode=0o555)
     report = doctor(env={OUTPUTS: f"{tmp_path}/outputs/7"}, preexec_fn=obey_modes)
     assert report.code == 1
@@ -218,20 +214,16 @@ def test_data_that_is_missing_is_wrong_and_a_reference_may_be(doctor: Callable[.
     assert report.told("jobs 1") == ("warning", "/nowhere/12: there is nothing")
 
 
-def test_data_that_may_not_be_read(doctor: Callable[..., Report], tmp_path: Path) -> None:
+def test_data_that_may_not_be_read(
+    doctor: Callable[..., Report], obey_modes: Callable[[], None], tmp_path: Path
+) -> None:
     (tmp_path / "digits").mkdir(mode=0o300)
     (tmp_path / "file").touch(mode=0o444)
     paths = {"digits": "digits", "file": "file"}
-    report = doctor(env={DATA: json.dumps(paths)}, preexec_fn=None if os.geteuid() else drop_reading)
+    report = doctor(env={DATA: json.dumps(paths)}, preexec_fn=obey_modes)
     assert report.told("data digits") == ("error", "digits: Permission denied")
     status, value = report.told("data file")
     assert (status, str(value).startswith("file: can be read, ")) == ("ok", True)
-
-
-def drop_reading() -> None:
-    """Of root: what lets it read, search and write whatever the mode says."""
-    for capability in (CAP_DAC_OVERRIDE, CAP_DAC_OVERRIDE + 1):
-        ctypes.CDLL(None).prctl(PR_CAPBSET_DROP, capability, 0, 0, 0)
 
 
 # What is installed
@@ -354,6 +346,31 @@ def test_a_bucket_that_does_not_exist(doctor: Callable[..., Report], store: Stor
     report = doctor(env={OUTPUTS: f"{url}/run", DATA: json.dumps({"digits": f"{url}/digits"})})
     assert report.with_status("error") == ["outputs: writable", "data digits"]
     assert "which does not exist. Expected a bucket that takes this run's files." in report.advice("outputs: writable")
+
+
+def test_credentials_that_are_refused(command: Command, store: Store, proxy: Proxy) -> None:
+    environment = {OUTPUTS: store.url, DATA: json.dumps({"digits": f"{store.url}/digits"})}
+    if isinstance(store.server, Azure):
+        key = f"AAAA{SECRET}A=="
+        environment["AZURE_STORAGE_CONNECTION_STRING"] = store.server.connection_string(proxy.port, key=key)
+    else:
+        proxy.answer = lambda _: 403
+    process = command("doctor", env=environment)
+    assert process.returncode == 1
+    assert "which this process may not write to" in process.stdout
+    assert "which this process may not read" in process.stdout
+    assert "Give credentials (" in process.stdout
+    assert "Traceback" not in process.stderr
+    assert SECRET not in process.stdout + process.stderr
+
+
+@pytest.mark.parametrize("store", ["s3"], indirect=True)
+def test_a_driver_that_fails_in_its_own_way(command: Command, store: Store) -> None:
+    process = command("doctor", env={OUTPUTS: store.url, "AWS_ENDPOINT_URL": f"http://user:{SECRET}@host:port/"})
+    assert process.returncode == 1
+    assert "`http://***@host:port/` was not a valid URI" in process.stdout
+    assert "2 errors" not in process.stdout
+    assert SECRET not in process.stdout + process.stderr
 
 
 @pytest.mark.parametrize("store", ["s3"], indirect=True)
