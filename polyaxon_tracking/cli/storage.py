@@ -69,10 +69,19 @@ def paths() -> Iterator[Row]:
         for number, path in enumerate(listed, start=1):
             # A reference to a run that was resumed can name a directory that was never written.
             yield _to_read(f"{kind} {number}", path, REFS_OUTPUTS_PATHS, WARNING)
-    directory = tempfile.gettempdir()
+    yield from _temporary(remote=remote)
+
+
+def _temporary(*, remote: bool) -> Iterator[Row]:
+    advice = "Set TMPDIR to a directory that this user may write to."
+    try:
+        directory = tempfile.gettempdir()
+    except FileNotFoundError as error:  # it has tried them all; a container whose disk is read-only
+        yield Row(_GROUP, "TMPDIR", ERROR if remote else WARNING, str(error.strerror), "", advice)
+        return
     yield Row(_GROUP, "TMPDIR", INFO, displayed(directory), "uploads and downloads go through it")
     if remote:
-        yield from _tried("TMPDIR", directory, "Set TMPDIR to a directory that this user may write to.")
+        yield from _tried("TMPDIR", directory, advice)
         yield _space("TMPDIR", directory, "Set TMPDIR to a directory on a larger disk.")
 
 

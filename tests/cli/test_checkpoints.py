@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -182,6 +183,28 @@ def test_what_another_process_prunes_meanwhile_is_left_out(command: Command, tmp
     with open(waiting[1], "wb"):
         told = json.loads(process.communicate(timeout=60)[0])["checkpoints"]
     assert [(found["step"], found["damage"]) for found in told] == [(30, "it is not a file"), (20, "it is not a file")]
+
+
+def test_ctrl_c_ends_it_without_a_traceback(tmp_path: Path) -> None:
+    fill("run", "")
+    paths = [checkpoint.path for checkpoint in CheckpointManager("run").checkpoints()]
+    for path in paths:  # a reader waits for a writer
+        os.unlink(path)
+        os.mkfifo(path)
+    arguments = ["checkpoints", "run", "--verify", "--json"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "polyaxon_tracking", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # Of a test that runs in the background of a shell, where it is ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # noqa: PLW1509  # no threads
+    )
+    with open(paths[0], "wb"):  # it verifies, and the second one keeps it from ending
+        process.send_signal(signal.SIGINT)
+    printed, told = process.communicate(timeout=60)
+    assert (process.returncode, printed) == (130, "")
+    assert "Traceback" not in told
 
 
 def test_a_bar_shows_how_far_verifying_is_on_a_terminal(command: Command, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import resource
 import subprocess
 import sys
 from typing import TYPE_CHECKING, NamedTuple
@@ -194,7 +195,16 @@ def test_an_outputs_path_that_is_a_file(doctor: Callable[..., Report], tmp_path:
     assert report.told("outputs: exists") == ("error", f"{tmp_path}/outputs: Not a directory")
 
 
-def test_a_disk_that_takes_nothing(doctor: Callable[..., Report], tmp_path: Path) -> None:
+def test_disks_that_take_no_bytes(doctor: Callable[..., Report], tmp_path: Path) -> None:
+    """As where the disk of a container is read-only; a limit stands in for that."""
+    report = doctor(preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0)))
+    assert report.told("outputs: writable") == ("error", "no: File too large")
+    assert report.with_status("warning") == ["TMPDIR"]
+    assert report.advice("TMPDIR") == "Set TMPDIR to a directory that this user may write to."
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_mount_whose_file_system_takes_no_directories(doctor: Callable[..., Report], tmp_path: Path) -> None:
     report = doctor(env={OUTPUTS: "/proc/self"})
     assert report.code == 1
     assert report.rows["outputs: file system"]["value"] == "proc at /proc"
