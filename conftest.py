@@ -41,11 +41,14 @@ _NOT_OURS = {
     "TPU_ML_PLATFORM_VERSION",
 }
 
+# They change what the command line prints.
+_OF_TERMINALS = {"COLUMNS", "FORCE_COLOR", "NO_COLOR"}
+
 
 @pytest.fixture(autouse=True)
 def _off_the_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
-        if name.startswith("POLYAXON_"):
+        if name.startswith(("POLYAXON_", "POLYSTORES_")) or name in _OF_TERMINALS:
             monkeypatch.delenv(name)
     monkeypatch.chdir(tmp_path)
 

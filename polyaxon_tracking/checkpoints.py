@@ -57,10 +57,14 @@ class Checkpoint(NamedTuple):
         """What orders checkpoints: the later the newer. Never a modification time: clocks differ, copies touch."""
         return self.start, self.step, self.epoch
 
-    def damage(self) -> str | None:
-        """What is wrong with the file, or ``None`` when its bytes are those that were saved. Reads the whole file."""
+    def damage(self, advance: Callable[[int], object] | None = None) -> str | None:
+        """What is wrong with the file, or ``None`` when its bytes are those that were saved. Reads the whole file.
+
+        Args:
+            advance: called now and then with the number of bytes that were read since.
+        """
         if not is_url(self.path):
-            return _damage(self.path, self.crc)
+            return _damage(self.path, self.crc, advance)
         from polyaxon_tracking.cache import cached_path, release  # here and not above: it is for URLs alone
 
         try:
@@ -68,7 +72,7 @@ class Checkpoint(NamedTuple):
         except FileNotFoundError as error:
             return error.strerror
         try:
-            return _damage(path, self.crc)
+            return _damage(path, self.crc, advance)
         finally:
             release(path)
 
@@ -246,18 +250,18 @@ class CheckpointManager:
                 _logger.warning("The old checkpoint %s could not be removed: %s", checkpoint.path, error)
 
 
-def crc_of_file(path: str) -> int:
+def crc_of_file(path: str, advance: Callable[[int], object] | None = None) -> int:
     """CRC-32 (that of zip and gzip) of the bytes of the file `path`; for a directory see `Checkpoint.crc`."""
     if os.path.isdir(path) and not os.path.islink(path):
-        return _crc_of_directory(path)
+        return _crc_of_directory(path, advance)
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
-        return _crc(descriptor)
+        return _crc(descriptor, advance)
     finally:
         os.close(descriptor)
 
 
-def _damage(path: str, crc: int) -> str | None:
+def _damage(path: str, crc: int, advance: Callable[[int], object] | None) -> str | None:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
@@ -271,7 +275,7 @@ def _damage(path: str, crc: int) -> str | None:
             return "it is not a file"
         if not (os.listdir(path) if is_directory else status.st_size):
             return "it is empty"
-        found = _crc_of_directory(path) if is_directory else _crc(descriptor)
+        found = _crc_of_directory(path, advance) if is_directory else _crc(descriptor, advance)
     except OSError as error:
         return error.strerror or str(error)
     finally:
@@ -307,7 +311,7 @@ def _synced_crc(path: str, sync: Callable[[str], None]) -> int:
     return found[0]
 
 
-def _crc_of_directory(path: str) -> int:
+def _crc_of_directory(path: str, advance: Callable[[int], object] | None) -> int:
     """CRC-32 of what is in the directory: so that files can be read side by side."""
     names = sorted(
         os.path.relpath(os.path.join(directory, name), path) for directory, _, found in os.walk(path) for name in found
@@ -316,17 +320,19 @@ def _crc_of_directory(path: str) -> int:
 
     def entry(name: str) -> str:
         file = os.path.join(path, name)
-        return f"{name}\0{os.path.getsize(file)}\0{crc_of_file(file):08x}\n"
+        return f"{name}\0{os.path.getsize(file)}\0{crc_of_file(file, advance):08x}\n"
 
     with ThreadPoolExecutor(_READERS) as pool:
         return zlib.crc32(os.fsencode("".join(pool.map(entry, names))))
 
 
-def _crc(descriptor: int) -> int:
+def _crc(descriptor: int, advance: Callable[[int], object] | None) -> int:
     crc = 0
     buffer = memoryview(bytearray(_READ_BYTES))
     while read := os.readv(descriptor, [buffer]):
         crc = zlib.crc32(buffer[:read], crc)
+        if advance is not None:
+            advance(read)
     return crc
 
 

@@ -112,29 +112,39 @@ def _user_info(url: str, rest: str, protocol: str) -> tuple[str, dict[str, Any]]
     return rest, options
 
 
-def _platform_options(url: str, protocol: str) -> dict[str, Any]:
-    """The driver's arguments for `url` from what Polyaxon 0.x hands a run."""
+def access_keys() -> dict[str, str | None]:
+    """The stores for which Polyaxon 0.x hands a run credentials, and the variables in which these are.
+
+    Raises:
+        TrackingError: ``POLYSTORES_RUN_STORES_ACCESS_KEYS`` is malformed.
+    """
     text = os.environ.get(ACCESS_KEYS, "").strip()
     if text in ("", "null"):
         return {}
     expected = '{"s3://bucket": {"store": "s3", "secret_key": "NAME_OF_A_VARIABLE"}}'
     stores = _object(text, ACCESS_KEYS, expected)
-    found: tuple[str, str] | None = None
     for path, entry in stores.items():
         if not isinstance(entry, dict) or not isinstance(entry.get("secret_key"), str | None):
             raise _malformed(ACCESS_KEYS, f"the value of {shown(path)} is no such object", expected)
+    return {path: entry.get("secret_key") for path, entry in stores.items()}
+
+
+def _platform_options(url: str, protocol: str) -> dict[str, Any]:
+    """The driver's arguments for `url` from what Polyaxon 0.x hands a run."""
+    found: tuple[str, str] | None = None
+    for path, variable in access_keys().items():
         root = path.rstrip("/")
         if "://" in root:
             scheme, _, rest = root.partition("://")
             root = f"{_PROTOCOLS.get(scheme, scheme)}://{rest.replace('.blob.core.', '.dfs.core.', 1)}"
-        if entry.get("secret_key") and f"{url}/".startswith(f"{root}/"):
-            found = max(found or ("", ""), (root, entry["secret_key"]), key=lambda known: len(known[0]))
+        if variable and f"{url}/".startswith(f"{root}/"):
+            found = max(found or ("", ""), (root, variable), key=lambda known: len(known[0]))
     if found is None:
         return {}
     name = found[1]
     if not os.environ.get(name, "").strip():
         raise TrackingError(
-            f"{ACCESS_KEYS} says that the credentials for {shown(found[0])} are in {_variable(name)}, which is "
+            f"{ACCESS_KEYS} says that the credentials for {shown(found[0])} are in {variable_shown(name)}, which is "
             f"not set. Expected them there, as JSON. Have the secret of the store passed to the run, or unset "
             f"{ACCESS_KEYS} to use the driver's own credentials."
         )
@@ -170,11 +180,12 @@ def _object(text: str, name: str, expected: str) -> dict[str, Any]:
 
 def _malformed(name: str, problem: str, expected: str) -> TrackingError:
     return TrackingError(
-        f"Received malformed credentials of a store in {_variable(name)}: {problem}. Expected {expected}. Correct it, "
-        f"or unset {ACCESS_KEYS} to use the driver's own credentials."
+        f"Received malformed credentials of a store in {variable_shown(name)}: {problem}. Expected {expected}. "
+        f"Correct it, or unset {ACCESS_KEYS} to use the driver's own credentials."
     )
 
 
-def _variable(name: str) -> str:
+def variable_shown(name: str) -> str:
     """`name` for a message, unless it may be a secret that was put in the place of a name."""
-    return f"the variable {name}" if re.fullmatch(r"[\w.-]{1,63}", name) else "the variable that it names"
+    is_name = re.fullmatch(r"[\w.-]{1,63}", name) and not re.fullmatch(r"[A-Za-z0-9]{20,}", name)
+    return f"the variable {name}" if is_name else "the variable that it names"

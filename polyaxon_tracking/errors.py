@@ -43,6 +43,20 @@ def mask_secrets(text: str) -> str:
     """
     import re  # here and not above: 5 ms that only an error message needs
 
+    text = mask_urls(text)
+    word = re.search(_WORDS, text)
+    return text if word is None else f"{text[: word.end()]}***"
+
+
+def mask_urls(text: str) -> str:
+    """Replace the user info and the query of every URL in `text`, and nothing else: for what is known to be a path.
+
+    Examples:
+        >>> mask_urls("s3://key:secret@bucket/tokens")
+        's3://***@bucket/tokens'
+    """
+    import re  # as in `mask_secrets`
+
     def user_info(match: re.Match[str]) -> str:
         scheme, slashes, user = match.groups()
         if scheme in _AZURE_SCHEMES and ":" not in user:
@@ -50,9 +64,7 @@ def mask_secrets(text: str) -> str:
         return f"{scheme}{slashes}***@"
 
     text = re.sub(_USER_INFO, user_info, text)
-    text = re.sub(_QUERY, r"\1***", text)
-    word = re.search(_WORDS, text)
-    return text if word is None else f"{text[: word.end()]}***"
+    return re.sub(_QUERY, r"\1***", text)
 
 
 def shown(value: str) -> str:

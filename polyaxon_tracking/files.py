@@ -297,7 +297,7 @@ def explained(path: str, staged: str | None = None) -> Iterator[None]:
     except (OSError, RuntimeError) as error:
         if isinstance(error, OSError) and is_url(str(error.filename)):  # of a store, which says it all
             raise
-        written, free = _size(staged), _free_bytes(os.path.dirname(staged or path))
+        written, free = _size(staged), free_bytes(os.path.dirname(staged or path))
         cause = error if isinstance(error, OSError) else None
         if cause is None or not cause.errno:
             # torch and HDF5 tell of a write that failed without the reason. Another write to the file finds it.
@@ -329,7 +329,7 @@ def _refusal(path: str | None) -> OSError | None:
     return None
 
 
-def _free_bytes(directory: str) -> int:
+def free_bytes(directory: str) -> int:
     """Bytes that this user may still write on the file system of `directory`."""
     while not os.path.isdir(directory):
         directory = os.path.dirname(directory)
@@ -347,11 +347,11 @@ def _size(path: str | None) -> int:
 def _create_staging(directory: str) -> tuple[str, int]:
     while True:
         staged = os.path.join(directory, _STAGING + secrets.token_hex(8))
+        os.mkdir(staged, 0o700)
         try:
-            os.mkdir(staged, 0o700)
             lock = os.open(os.path.join(staged, _LOCK), os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        except (FileExistsError, FileNotFoundError):
-            continue  # the name was taken, or another process swept the directory before it was locked
+        except FileNotFoundError:
+            continue  # another process swept the directory before it was locked
         with contextlib.suppress(BlockingIOError):  # another process holds the lock, so it is sweeping the directory
             lock_file(lock)
             if os.fstat(lock).st_nlink:

@@ -34,9 +34,25 @@ IS_OFFLINE = "POLYAXON_IS_OFFLINE"
 CONTEXT_ROOT = "POLYAXON_CONTEXT_ROOT"
 OFFLINE_ROOT = "POLYAXON_OFFLINE_ROOT"
 
+DEFAULT_CONTEXT_ROOT = "/plx-context"
+DEFAULT_OFFLINE_ROOT = "/tmp/plx/offline"  # noqa: S108  # the platform's
+
+# All that the getters read.
+VARIABLES = (
+    OUTPUTS_PATH,
+    REFS_OUTPUTS_PATHS,
+    DATA_PATHS,
+    LOG_LEVEL,
+    NO_OP,
+    RUN_INSTANCE,
+    IS_OFFLINE,
+    CONTEXT_ROOT,
+    OFFLINE_ROOT,
+)
+
 LOG_LEVELS = ("DEBUG", "INFO", "WARN", "WARNING", "ERROR", "FATAL", "CRITICAL")
 
-_REFS_KEYS = ("jobs", "experiments")
+REFS_KEYS = ("jobs", "experiments")
 
 
 def get_outputs_path(*parts: str) -> str | None:
@@ -60,9 +76,9 @@ def get_outputs_path(*parts: str) -> str | None:
         >>> get_outputs_path("checkpoints", "best.pt")
         's3://bucket/user/project/experiments/7/checkpoints/best.pt'
     """
-    if _is_true(NO_OP):
+    if is_true(NO_OP):
         return None
-    root = _value(OUTPUTS_PATH) or _outputs_path_of_instance()
+    root = value_of(OUTPUTS_PATH) or _outputs_path_of_instance()
     if root is None or not parts:
         return root
     return join_below(root, *parts)
@@ -88,9 +104,9 @@ def get_outputs_refs_paths() -> dict[str, list[str]] | None:
     if refs is None:
         return None
     for kind in refs:
-        if kind not in _REFS_KEYS:
+        if kind not in REFS_KEYS:
             raise _malformed(
-                REFS_OUTPUTS_PATHS, expected, f"it has the key {shown(kind)}, which is none of {_REFS_KEYS}"
+                REFS_OUTPUTS_PATHS, expected, f"it has the key {shown(kind)}, which is none of {REFS_KEYS}"
             )
     paths: dict[str, list[str]] = {}
     for kind, listed in refs.items():
@@ -152,7 +168,7 @@ def get_data_path(name: str, default: _T | None = None) -> str | _T:
 def unknown_dataset(name: str, paths: dict[str, str] | None) -> str:
     """The message that the run has no dataset `name`, and which it has."""
     if paths is None:
-        why = f"{NO_OP} is true" if _is_true(NO_OP) else f"{DATA_PATHS} is not set"
+        why = f"{NO_OP} is true" if is_true(NO_OP) else f"{DATA_PATHS} is not set"
         return (
             f"Received the dataset name {shown(name)}, but {why}, so this run has no datasets. "
             f"In a cluster, ask for it in the polyaxonfile; elsewhere, give the path on this machine "
@@ -184,18 +200,27 @@ def get_log_level() -> str | None:
         >>> get_log_level()
         'INFO'
     """
-    if _is_true(NO_OP):
+    if is_true(NO_OP):
         return None
-    level = _value(LOG_LEVEL)
+    level = value_of(LOG_LEVEL)
     if level is None:
         return None
+    advice = "Correct `logging: level:` in the polyaxonfile, or unset the variable."
+    return checked_log_level(level, LOG_LEVEL, advice)
+
+
+def checked_log_level(level: str, whence: str, advice: str) -> str:
+    """`level`, which came from `whence`, in capitals.
+
+    Raises:
+        TrackingError: it is neither the name of a level nor a number.
+    """
     name = level.strip().upper()
     if name in LOG_LEVELS or (name.isascii() and name.isdecimal() and len(name) <= len("1000")):
         return name
     raise TrackingError(
-        f"{LOG_LEVEL} was received as {shown(level)}. Expected one of {', '.join(LOG_LEVELS)} (any case) or a number, "
-        f"such as 20.{closest(name, list(LOG_LEVELS))} Correct `logging: level:` in the polyaxonfile, or unset the "
-        f"variable."
+        f"{whence} was received as {shown(level)}. Expected one of {', '.join(LOG_LEVELS)} (any case) or a number, "
+        f"such as 20.{closest(name, list(LOG_LEVELS))} {advice}"
     )
 
 
@@ -222,7 +247,7 @@ def local_path(path: str) -> str:
 
 
 def _outputs_path_of_instance() -> str | None:
-    instance = _value(RUN_INSTANCE)
+    instance = value_of(RUN_INSTANCE)
     if instance is None:
         return None
     try:
@@ -235,9 +260,9 @@ def _outputs_path_of_instance() -> str | None:
             f"dots, as Polyaxon 1.x and 2.x set it. Set {OUTPUTS_PATH} to say directly where the outputs go, or unset "
             f"{RUN_INSTANCE} off the cluster."
         )
-    if _is_true(IS_OFFLINE):
-        return join_below(_value(OFFLINE_ROOT) or "/tmp/plx/offline", "runs", uuid, "outputs")  # noqa: S108
-    return join_below(_value(CONTEXT_ROOT) or "/plx-context", "artifacts", uuid, "outputs")
+    if is_true(IS_OFFLINE):
+        return join_below(value_of(OFFLINE_ROOT) or DEFAULT_OFFLINE_ROOT, "runs", uuid, "outputs")
+    return join_below(value_of(CONTEXT_ROOT) or DEFAULT_CONTEXT_ROOT, "artifacts", uuid, "outputs")
 
 
 def _is_uuid(text: str) -> bool:
@@ -245,7 +270,7 @@ def _is_uuid(text: str) -> bool:
     return text.isascii() and text.replace("-", "").replace("_", "").isalnum()
 
 
-def _value(variable: str) -> str | None:
+def value_of(variable: str) -> str | None:
     """The variable's value; blank and JSON's ``null`` (how the platform writes its ``None``) are unset."""
     value = os.environ.get(variable)
     if value is None or not (stripped := value.strip()) or stripped == "null":
@@ -253,15 +278,16 @@ def _value(variable: str) -> str | None:
     return value
 
 
-def _is_true(variable: str) -> bool:
+def is_true(variable: str) -> bool:
+    """Whether the variable is set to one of the words that mean yes."""
     value = os.environ.get(variable)
     return value is not None and value.strip().lower() in {"1", "true", "t", "yes", "y", "on"}
 
 
 def _json_object(variable: str, expected: str) -> dict[str, object] | None:
-    if _is_true(NO_OP):
+    if is_true(NO_OP):
         return None
-    text = _value(variable)
+    text = value_of(variable)
     if text is None:
         return None
     import json  # here and not above: half of what importing this package would cost

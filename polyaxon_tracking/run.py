@@ -26,7 +26,7 @@ __all__ = ["Run"]
 
 _logger = logging.getLogger("polyaxon_tracking")
 
-_LOCAL_OUTPUTS = "outputs"
+LOCAL_OUTPUTS = "outputs"
 
 # What this process has trained to its end: the directory of the resume checkpoints, and the limit (epochs, or steps
 # where there is no limit of epochs) that ended it. See `Run.training`.
@@ -75,7 +75,7 @@ class Run:
         """Whether the platform says where outputs go."""
         self.resumes: bool = self.on_cluster if resume is None else resume
         """Whether training goes on from the newest checkpoint."""
-        self.outputs_path: str = _checked_outputs(_LOCAL_OUTPUTS if outputs is None else outputs)
+        self.outputs_path: str = checked_outputs(LOCAL_OUTPUTS if outputs is None else outputs)
         """Where outputs go: an absolute local path, or a URL without secrets, as fsspec takes it."""
         self._data_paths = _checked_datasets(datasets)
         if not self.on_cluster:
@@ -235,12 +235,16 @@ def _is_below(outputs: str, path: str) -> bool:
     return os.path.commonpath([outputs, os.path.realpath(local_path(path))]) == outputs
 
 
-def _checked_outputs(path: str) -> str:
-    """The outputs path, absolute or without secrets, after a file was written there and removed."""
+def checked_outputs(path: str, whence: str = OUTPUTS_PATH) -> str:
+    """The outputs path, absolute or without secrets, after a file was written there and removed.
+
+    Raises:
+        TrackingError: that did not work; the message names `whence`, where the path came from.
+    """
     if is_url(path):
         from polyaxon_tracking.stores import check_writable  # here and not above: it is for URLs alone
 
-        return check_writable(path, OUTPUTS_PATH)
+        return check_writable(path, whence)
     path = os.path.abspath(local_path(path))
     try:
         with staging(path):
@@ -248,8 +252,7 @@ def _checked_outputs(path: str) -> str:
     except OSError as error:
         raise TrackingError(
             f"Received the outputs path {shown(path)}, which cannot be written to: {error.strerror}. Expected a "
-            f"directory that this user may write to. Mount the volume for writing, or set {OUTPUTS_PATH} to another "
-            f"path."
+            f"directory that this user may write to. Mount the volume for writing, or set {whence} to another path."
         ) from error
     return path
 

@@ -19,6 +19,7 @@ from polyaxon_tracking.credentials import ACCESS_KEYS, Location, locate
 from polyaxon_tracking.errors import TrackingError, mask_secrets, shown
 
 if TYPE_CHECKING:
+    import datetime as dt
     from collections.abc import Callable, Iterator
 
     from polyaxon_tracking.progress import Progress
@@ -50,6 +51,15 @@ _TALKATIVE = {"botocore": logging.INFO, "azure.core.pipeline.policies.http_loggi
 
 def list_files(url: str) -> dict[str, int]:
     """Sizes in bytes of the objects right below `url`, by their names; none where there is nothing."""
+    return {name: entry["size"] for name, entry in _entries(url).items() if entry["type"] == "file"}
+
+
+def list_directories(url: str) -> list[str]:
+    """Names of the directories right below `url`: what objects further below begin with."""
+    return [name for name, entry in _entries(url).items() if entry["type"] == "directory"]
+
+
+def _entries(url: str) -> dict[str, dict[str, Any]]:
     location, fs, path = _opened(url)
 
     def call() -> list[dict[str, Any]]:
@@ -61,11 +71,8 @@ def list_files(url: str) -> dict[str, int]:
         entries = _patiently("Not listed", location, call)
     except FileNotFoundError:
         return {}
-    return {
-        entry["name"].rpartition("/")[2]: entry["size"]
-        for entry in entries
-        if entry["type"] == "file" and entry["name"].rpartition("/")[0] == path
-    }
+    found = {entry["name"].rstrip("/") if entry["type"] == "directory" else entry["name"]: entry for entry in entries}
+    return {name.rpartition("/")[2]: entry for name, entry in found.items() if name.rpartition("/")[0] == path}
 
 
 def information(url: str) -> dict[str, Any]:
@@ -77,6 +84,17 @@ def information(url: str) -> dict[str, Any]:
     location, fs, path = _opened(url)
     found: dict[str, Any] = _patiently("Not found", location, lambda: fs.info(path))
     return found
+
+
+def modified(url: str) -> dt.datetime:
+    """When the object `url` was written, by the clock of the store.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    location, fs, path = _opened(url)
+    when: dt.datetime = _patiently("Not found", location, lambda: fs.modified(path))
+    return when
 
 
 def upload(file: str, url: str) -> None:
@@ -120,24 +138,47 @@ def check_writable(url: str, whence: str) -> str:
     """
     location, fs, path = _opened(url)
     probe = f"{path}/.polyaxon-tracking-{secrets.token_hex(8)}"
-
-    try:
+    with _explained(location, whence, "takes this run's files", "write to", "write and delete"):
         _patiently("Not written to", location, lambda: fs.pipe_file(probe, _PROBE), at_start=True)
         _patiently("Not removed", location, lambda: fs.rm_file(probe), at_start=True)
+    return location.url
+
+
+def exists(url: str, whence: str) -> bool:
+    """Whether there is an object, or one whose name begins so, at `url`.
+
+    Raises:
+        TrackingError: the store does not say; the message names `whence`, where the URL came from.
+        ModuleNotFoundError: the driver is not installed.
+    """
+    location, fs, path = _opened(url)
+    with _explained(location, whence, "can be read", "read", "read"):
+        try:
+            _patiently("Not found", location, lambda: fs.info(path), at_start=True)
+        except FileNotFoundError:
+            return False
+    return True
+
+
+@contextlib.contextmanager
+def _explained(location: Location, whence: str, expected: str, use: str, rights: str) -> Iterator[None]:
+    """Raise for what goes wrong at the start of a run a message that says what to do."""
+    try:
+        yield
     except FileNotFoundError:
         problem, advice = "which does not exist", "Create it, or correct the URL"
     except PermissionError as error:
-        problem = f"which this process may not write to ({error.strerror})"
-        advice = f"Give {_credentials(location)} that may write and delete there"
+        problem = f"which this process may not {use} ({error.strerror})"
+        advice = f"Give {credentials_for(location)} that may {rights} there"
     except OSError as error:
         problem = f"which could not be used ({error.strerror})"
-        advice = f"See that the store can be reached from here, and that {_credentials(location)} are right"
+        advice = f"See that the store can be reached from here, and that {credentials_for(location)} are right"
     else:
-        return location.url
+        return
     bucket = location.url.split("/", 3)[2]
     raise TrackingError(
         f"Received the URL {shown(location.url)} from {whence}, in the bucket {shown(bucket)}, {problem}. Expected a "
-        f"bucket that takes this run's files. {advice}."
+        f"bucket that {expected}. {advice}."
     )
 
 
@@ -154,7 +195,8 @@ def configure_driver(url: str) -> None:
         fsspec.config.conf.setdefault(location.protocol, {}).update(location.options)
 
 
-def _credentials(location: Location) -> str:
+def credentials_for(location: Location) -> str:
+    """Where the credentials for `location` come from."""
     if location.whence is not None:
         return f"credentials in {location.whence}"
     if location.options:
@@ -193,7 +235,7 @@ def _file_system(bucket: str, options: tuple[tuple[str, str], ...], process: int
     except ValueError as error:  # no such protocol, or no credentials at all
         raise TrackingError(
             f"Received the URL {shown(location.url)}, which cannot be opened: {_reason(error)}. Expected a URL that "
-            f"fsspec knows, and {_credentials(location)} for it."
+            f"fsspec knows, and {credentials_for(location)} for it."
         ) from None
 
 

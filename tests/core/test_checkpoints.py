@@ -623,6 +623,11 @@ def test_an_atomic_write_that_fails_leaves_the_file_as_it_was(tmp_path: Path) ->
     assert os.listdir(tmp_path) == ["model.bin"]
 
 
+def test_an_atomic_write_where_no_directory_can_be_made() -> None:
+    with pytest.raises(FileNotFoundError, match="was not saved"), atomic_write("/proc/self/model.pt"):
+        pass
+
+
 def test_an_atomic_write_where_a_directory_is_in_the_way(tmp_path: Path) -> None:
     (tmp_path / "model.bin").mkdir()
     with (

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[2]
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+SESSION = re.compile(r"^```console\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+# What differs from one time to the next: ages, free space, times.
+VARYING = re.compile(r"\d+(?:\.\d+)?(?= (?:s|GB|TB)\b)|(?<=\"age_seconds\": )\d+|\d{4}-\d\d-\d\dT[\d:+]+")
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
@@ -30,6 +35,30 @@ def test_the_code_of_a_page_runs(page: Path) -> None:
         timeout=300,
     )
     assert process.returncode == 0, process.stderr
+
+
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if SESSION.search(page.read_text())], ids=lambda page: page.name
+)
+def test_the_commands_of_a_page_print_what_it_shows(page: Path, tmp_path: Path) -> None:
+    """In one directory, with the page's script in it. A "…" stands for anything, alone on a line for any lines."""
+    (tmp_path / "train.py").write_text(blocks(page))
+    environment = os.environ | {"PATH": f"{sysconfig.get_path('scripts')}:{os.environ['PATH']}", "TMPDIR": "/tmp"}
+    for session in SESSION.findall(page.read_text()):
+        commands = [line.removeprefix("$ ") for line in session.splitlines() if line.startswith("$ ")]
+        script = "\n".join(f"echo {shlex.quote(f'$ {command}')}\n{command}" for command in commands)
+        printed = subprocess.run(
+            ["bash", "-c", script.replace("/home/ann/digits", str(tmp_path))],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+            timeout=120,
+        ).stdout.replace(str(tmp_path), "/home/ann/digits")
+        expected = re.escape(VARYING.sub("#", session))
+        expected = re.sub(r"^(?:\\ )*…\\?\n", r"(?:.*\\n)*?", expected, flags=re.MULTILINE).replace("…", ".*")
+        assert re.fullmatch(expected, VARYING.sub("#", re.sub(r" +\n", "\n", printed))), printed
 
 
 def test_there_is_code_on_the_first_screen_of_the_readme() -> None:

@@ -236,6 +236,7 @@ def test_a_missing_driver_names_the_extra(store: Store) -> None:
         ('{"s3://bucket": {"secret_key": "KEY"}}', "", "the credentials for 's3://bucket' are in the variable KEY, which is not set"),
         ('{"s3://bucket": {"secret_key": "KEY"}}', "s3cr3t", "Received malformed credentials of a store in the variable KEY: it is not JSON"),
         ('{"s3://bucket": {"secret_key": "s3cr3t/+"}}', "", "are in the variable that it names, which is not set"),
+        ('{"s3://bucket": {"secret_key": "s3cr3ts3cr3ts3cr3ts3cr3ts3cr3t0123456789"}}', "", "are in the variable that it names, which is not set"),
         ('{"s3://bucket": {"secret_key": "KEY"}}', '{"a": "s3cr3t"}', "it has none of these"),
     ],
 )  # fmt: skip

@@ -1,0 +1,192 @@
+"""The commands and their options."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from polyaxon_tracking.errors import TrackingError, mask_secrets, mask_urls
+
+if TYPE_CHECKING:
+    from typing import NoReturn, TextIO
+
+__all__ = ["app"]
+
+# Something is wrong with what was looked at; or it could not be looked at, or started. Typer exits with the latter too.
+_WRONG, _UNUSABLE = 1, 2
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,  # they show the values of variables, secrets included
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+_Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version  # here and not above: `run` is to start fast
+
+        print(version("polyaxon-tracking"))
+        raise typer.Exit
+
+
+@app.callback()
+def _command(
+    *,
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Look at the run that polyaxon-tracking sees, start one, and list its checkpoints."""
+
+
+@app.command()
+def doctor(*, as_json: _Json = False) -> None:
+    """Say what a training would find here, and what is wrong.
+
+    Versions, variables, paths and stores. What is written to try a path is removed again. No secret is shown, so the
+    report can go into a bug report. Exits with 1 where something is wrong.
+    """
+    from polyaxon_tracking.cli.doctor import examine, print_rows, summary  # as above
+
+    _log_to_stderr()
+    rows = examine()
+    result = summary(rows)
+    if as_json:
+        _print_json(result | {"checks": [row._asdict() for row in rows]})
+    else:
+        print_rows(_console(), rows)
+    raise typer.Exit(0 if result["ok"] else _WRONG)
+
+
+@app.command(context_settings={"allow_interspersed_args": False})
+def run(
+    command: Annotated[list[str], typer.Argument(help="What to run, and its arguments, after --.")],
+    *,
+    outputs: Annotated[
+        str, typer.Option(metavar="DIR", help="Where the outputs go: a directory, or a URL.")
+    ] = "outputs",
+    data: Annotated[
+        list[str], typer.Option(metavar="NAME=PATH", help="A dataset: its name in the cluster, and where it is here.")
+    ] = [],  # noqa: B006  # Typer copies it
+    ref: Annotated[
+        list[str], typer.Option(metavar="KIND=PATH", help="Another run's outputs: experiments=PATH or jobs=PATH.")
+    ] = [],  # noqa: B006
+    log_level: Annotated[str | None, typer.Option(metavar="LEVEL", help="How loud to log, such as INFO.")] = None,
+    as_json: Annotated[
+        bool,
+        typer.Option(
+            "--json", help="Print on standard error, as lines of JSON, what is set and how the command ended."
+        ),
+    ] = False,
+) -> None:
+    """Run a command with the environment of a cluster.
+
+    polyaxon-tracking run --data digits=data/digits -- python train.py
+
+    Only the command writes to standard output. It gets the signals that end a training, and its exit code is that of
+    this command: 128 plus the number of the signal where one ended it.
+    """
+    from polyaxon_tracking.cli.child import environment, supervise
+
+    json_to = sys.stderr if as_json else None
+    try:
+        variables = environment(outputs, data, ref, log_level)
+    except TrackingError as error:
+        _fail(str(error), json_to=json_to)
+    if as_json:
+        told = {name: mask_urls(value) for name, value in variables.items()}
+        print(json.dumps({"environment": told}), file=sys.stderr, flush=True)
+    try:
+        code = supervise(command, variables)
+    except OSError as error:
+        code = 127 if isinstance(error, FileNotFoundError) else 126  # as shells do
+        _fail(
+            f"Received the command {command[0]!a}, which cannot be started: {error.strerror}. Expected a program, such "
+            f"as: polyaxon-tracking run -- python train.py",
+            code,
+            json_to=json_to,
+        )
+    if as_json:
+        print(json.dumps({"exit_code": code}), file=sys.stderr)
+    raise typer.Exit(code)
+
+
+@app.command()
+def checkpoints(
+    path: Annotated[
+        str | None,
+        typer.Argument(
+            help="An outputs path, its checkpoints, or one of the directories resume, resume-2 ... in there; may be a "
+            "URL. By default the outputs path of the run, or ./outputs.",
+            show_default=False,
+        ),
+    ] = None,
+    *,
+    verify: Annotated[bool, typer.Option("--verify", help="Read every file, and say which are intact.")] = False,
+    as_json: _Json = False,
+) -> None:
+    """List the checkpoints to resume from, the newest first.
+
+    Exits with 1 where --verify finds one damaged.
+    """
+    from polyaxon_tracking.cli.listing import as_dict, find, print_found
+    from polyaxon_tracking.cli.rows import displayed
+
+    _log_to_stderr()
+    json_to = sys.stdout if as_json else None
+    try:
+        root, found = find(path, _console(stderr=True), verify=verify)
+    except OSError as error:
+        where = f"{displayed(str(error.filename))} cannot be read: " if error.filename else ""
+        _fail(f"{where}{error.strerror or error}. See that this user may read it, from here.", json_to=json_to)
+    except (TrackingError, ImportError) as error:
+        _fail(str(error), json_to=json_to)
+    if as_json:
+        _print_json({"path": root, "checkpoints": [as_dict(one) for one in found]})
+    else:
+        print_found(_console(), root, found)
+    raise typer.Exit(_WRONG if any(one.damage for one in found) else 0)
+
+
+class _WithoutSecrets(logging.Formatter):
+    """One line, masked: drivers write down what they sent, and tracebacks of what the report tells anyway."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return mask_secrets(f"{record.name}: {record.getMessage()}")
+
+
+def _log_to_stderr() -> None:
+    # Of this package also how far a long download is.
+    for name, level in (("", logging.WARNING), ("polyaxon_tracking", logging.INFO)):
+        handler = logging.StreamHandler()
+        handler.setFormatter(_WithoutSecrets())
+        handler.setLevel(level)
+        logging.getLogger(name).addHandler(handler)
+    logging.getLogger("polyaxon_tracking").setLevel(logging.INFO)
+    logging.getLogger("polyaxon_tracking").propagate = False
+
+
+def _console(*, stderr: bool = False) -> Console:
+    return Console(stderr=stderr, highlight=False, markup=False, emoji=False)
+
+
+def _print_json(value: object) -> None:
+    print(json.dumps(value, indent=2))
+
+
+def _fail(message: str, code: int = _UNUSABLE, *, json_to: TextIO | None) -> NoReturn:
+    if json_to is not None:
+        print(json.dumps({"error": message}), file=json_to)
+    if json_to is not sys.stderr:
+        print(f"Error: {message}", file=sys.stderr)
+    raise typer.Exit(code)

@@ -1,0 +1,158 @@
+"""A command with the environment of a run: it gets every signal once, and this process exits as it does."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import subprocess
+
+from polyaxon_tracking.credentials import locate
+from polyaxon_tracking.errors import TrackingError, closest, shown
+from polyaxon_tracking.paths import (
+    DATA_PATHS,
+    LOG_LEVEL,
+    OUTPUTS_PATH,
+    REFS_KEYS,
+    REFS_OUTPUTS_PATHS,
+    VARIABLES,
+    checked_log_level,
+    is_url,
+    local_path,
+)
+from polyaxon_tracking.run import checked_outputs
+
+__all__ = ["environment", "supervise"]
+
+_HANDED_ON = {
+    signal.SIGHUP,
+    signal.SIGINT,
+    signal.SIGQUIT,
+    signal.SIGTERM,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+}
+_FROM_KERNEL = 0x80  # SI_KERNEL of sigaction(2), which Python does not name
+_PR_SET_PDEATHSIG = 1  # of prctl(2)
+
+
+def environment(outputs: str, data: list[str], references: list[str], log_level: str | None) -> dict[str, str]:
+    """The variables that the platform sets for such a run.
+
+    Args:
+        outputs: where outputs go, a directory or a URL.
+        data: datasets as ``NAME=PATH``.
+        references: other runs' outputs as ``experiments=PATH`` or ``jobs=PATH``.
+        log_level: how loud to log.
+
+    Raises:
+        TrackingError: one of them cannot be used.
+    """
+    paths: dict[str, str] = {}
+    for given in data:
+        name, path = _pair("--data", given, "NAME=PATH, such as digits=data/digits")
+        if name in paths:
+            raise TrackingError(
+                f"Received --data {shown(name)} twice. Expected every name once: leave one of them out."
+            )
+        paths[name] = path
+    refs: dict[str, list[str]] = {}
+    for given in references:
+        kind, path = _pair("--ref", given, "KIND=PATH, such as experiments=outputs/1")
+        if kind not in REFS_KEYS:
+            raise TrackingError(
+                f"Received --ref {shown(given)}. Expected one of {', '.join(REFS_KEYS)} before the '=', such as "
+                f"experiments=outputs/1.{closest(kind, list(REFS_KEYS))}"
+            )
+        refs.setdefault(kind, []).append(path)
+    variables: dict[str, str] = {}
+    if paths:
+        variables[DATA_PATHS] = json.dumps(paths)
+    if refs:
+        variables[REFS_OUTPUTS_PATHS] = json.dumps(refs)
+    if log_level is not None:
+        variables[LOG_LEVEL] = checked_log_level(log_level, "--log-level", "Correct it, or leave it out.")
+    if not outputs.strip():
+        raise TrackingError("Received an empty --outputs. Expected a directory, or a URL such as s3://bucket/run.")
+    # Last, since it makes the directory. A store is tried by the command itself, which may run in another environment.
+    return {OUTPUTS_PATH: _url(outputs) if is_url(outputs) else checked_outputs(outputs, "--outputs")} | variables
+
+
+def supervise(command: list[str], variables: dict[str, str]) -> int:
+    """Run `command` with `variables` in its environment, and return its exit code, as a shell gives it.
+
+    What else of the run's variables this process has is not passed on.
+
+    Raises:
+        OSError: it cannot be started.
+    """
+    inherited = {name: value for name, value in os.environ.items() if name not in VARIABLES}
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # where it is ignored, nobody learns how the child ended
+    waited_for = _HANDED_ON | {signal.SIGCHLD}
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, waited_for)
+    # On a terminal the child shares this process group: it may read, and Ctrl-C and Ctrl-Z reach it by themselves.
+    # Elsewhere it has its own, so that a signal to the whole group does not reach it twice.
+    shared = _is_in_foreground()
+    prctl, this_process = ctypes.CDLL(None).prctl, os.getpid()
+
+    def prepare() -> None:
+        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # SIGKILL is handed on, too
+        if os.getppid() != this_process:
+            os._exit(128 + signal.SIGKILL)
+        if not shared:
+            os.setpgid(0, 0)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+    try:
+        process = subprocess.Popen(  # noqa: S603  # the user's
+            command,
+            env=inherited | variables,
+            close_fds=False,  # a shell's <(...) is one that the command is to have; Python's own are not inherited
+            preexec_fn=prepare,  # noqa: PLW1509  # there are no threads
+        )
+    except OSError:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        raise
+    while process.poll() is None:
+        received = signal.sigwaitinfo(waited_for)
+        # A key on the terminal has sent it to the child as well.
+        if received.si_signo != signal.SIGCHLD and not (shared and received.si_code == _FROM_KERNEL):
+            process.send_signal(received.si_signo)
+    code = process.returncode
+    return code if code >= 0 else 128 - code
+
+
+def _is_in_foreground() -> bool:
+    """Whether this process may read from a terminal, and gets its Ctrl-C."""
+    try:
+        terminal = os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        return os.tcgetpgrp(terminal) == os.getpgrp()
+    except OSError:
+        return False
+    finally:
+        os.close(terminal)
+
+
+def _pair(option: str, given: str, expected: str) -> tuple[str, str]:
+    name, separator, path = given.partition("=")
+    if not (separator and name.strip() and path.strip()):
+        raise TrackingError(f"Received {option} {shown(given)}. Expected {expected}.")
+    if is_url(path):
+        return name, _url(path)
+    local = os.path.abspath(local_path(path))
+    if not os.path.exists(local):
+        raise TrackingError(
+            f"Received {option} {shown(given)}, and there is nothing at {shown(local)}. Expected {expected}: correct "
+            f"the path, or put there what it names."
+        )
+    return name, local
+
+
+def _url(url: str) -> str:
+    """`url` itself, when it is well-formed: with its user info, which the command needs."""
+    locate(url)
+    return url

@@ -1,0 +1,53 @@
+"""What one pastes into a bug report."""
+
+from __future__ import annotations
+
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
+
+from rich.text import Text
+
+from polyaxon_tracking.cli.rows import ERROR, INFO, OK, WARNING, Row, text_of
+from polyaxon_tracking.cli.storage import paths
+from polyaxon_tracking.cli.variables import variables
+from polyaxon_tracking.cli.versions import integrations, versions
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+__all__ = ["examine", "print_rows", "summary"]
+
+_STYLES = {OK: "green", INFO: "dim", WARNING: "yellow", ERROR: "bold red"}
+
+
+def examine() -> list[Row]:
+    """Look at everything."""
+    return [*versions(), *integrations(), *variables(), *paths()]
+
+
+def summary(rows: list[Row]) -> dict[str, Any]:
+    """Whether all is well, and how much is not."""
+    statuses = [row.status for row in rows]
+    return {"ok": ERROR not in statuses, "errors": statuses.count(ERROR), "warnings": statuses.count(WARNING)}
+
+
+def print_rows(console: Console, rows: list[Row]) -> None:
+    """Print them for people. Lines are not broken: they are to be copied."""
+    for group, found in groupby(rows, lambda row: row.group):
+        console.print(Text(group, style="bold"))
+        together = list(found)
+        width = max(len(row.name) for row in together)
+        for row in together:
+            line = Text("  ").append(f"{row.status:<7}", style=_STYLES[row.status])
+            line.append(f"  {row.name:<{width}}  {text_of(row.value)}")
+            if row.source:
+                line.append(f"  ({row.source})", style="dim")
+            console.print(line, soft_wrap=True)
+            if row.advice:
+                console.print(Text(f"           {row.advice}"), soft_wrap=True)
+    counts = summary(rows)
+    console.print(Text(f"{_counted(counts['errors'], 'error')}, {_counted(counts['warnings'], 'warning')}"))
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"

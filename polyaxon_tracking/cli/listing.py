@@ -1,0 +1,197 @@
+"""The checkpoints below a path: what each records of itself, and whether it is intact."""
+
+from __future__ import annotations
+
+import datetime as dt
+import os
+import re
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from polyaxon_tracking.checkpoints import Checkpoint, CheckpointManager
+from polyaxon_tracking.cli.rows import displayed, readable_size
+from polyaxon_tracking.errors import TrackingError
+from polyaxon_tracking.files import open_directory
+from polyaxon_tracking.paths import get_outputs_path, is_url, local_path
+from polyaxon_tracking.run import LOCAL_OUTPUTS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from rich.console import Console
+
+__all__ = ["Found", "as_dict", "find", "print_found"]
+
+_RESUME = re.compile(r"resume(?:-(\d+))?")
+
+
+class Found(NamedTuple):
+    """A checkpoint, and what its disk or store says of it."""
+
+    checkpoint: Checkpoint
+    size: int
+    """In bytes."""
+    modified: dt.datetime
+    """When it was written, or copied, by the clock of its disk or store."""
+    intact: bool | None
+    """``None`` where it was not verified."""
+    damage: str | None
+    """Why it is not intact."""
+
+    @property
+    def directory(self) -> str:
+        """Where it is."""
+        return self.checkpoint.source.rpartition("/")[0]
+
+
+def find(path: str | None, console: Console, *, verify: bool) -> tuple[str, list[Found]]:
+    """The checkpoints below `path`, or below the run's outputs path, and that path without secrets.
+
+    Args:
+        path: an outputs path, the directory ``checkpoints`` in it, or ``resume``, ``resume-2`` and so on in that.
+        console: where a bar shows how far verifying is.
+        verify: whether to read every file.
+
+    Raises:
+        TrackingError: there is no such directory, or its store does not answer.
+        OSError: it could not be read.
+        ModuleNotFoundError: the driver of the store is not installed.
+    """
+    if path is None:
+        path = get_outputs_path() or LOCAL_OUTPUTS
+    elif not _is_directory(path):
+        raise TrackingError(
+            f"Received {displayed(path)}, which is not a directory. Expected an outputs path, the checkpoints in it, "
+            f"or a URL of one: correct it, or leave it out for the run's own outputs."
+        )
+    root = open_directory(path).path
+    directories = _directories(root)
+    found = [one for directory in directories for one in _listed(directory)]
+    return root, list(_verified(found, console)) if verify else found
+
+
+def as_dict(found: Found) -> dict[str, Any]:
+    """`found` for JSON."""
+    return {
+        "path": found.checkpoint.source,
+        "step": found.checkpoint.step,
+        "epoch": found.checkpoint.epoch,
+        "start": found.checkpoint.start,
+        "size": found.size,
+        "modified": found.modified.isoformat(timespec="seconds"),
+        "age_seconds": int(_age(found)),
+        "intact": found.intact,
+        "damage": found.damage,
+    }
+
+
+def print_found(console: Console, root: str, found: list[Found]) -> None:
+    """Print them for people: a table for each directory."""
+    if not found:
+        console.print(Text(f"No checkpoints in {displayed(root)}"), soft_wrap=True)
+    for directory in dict.fromkeys(one.directory for one in found):
+        console.print(Text(displayed(directory), style="bold"), soft_wrap=True)
+        table = Table(box=None, pad_edge=False, header_style="dim")
+        for name in ("  start", "step", "epoch", "size", "age"):
+            table.add_column(name, justify="right", no_wrap=True)
+        table.add_column("state", no_wrap=True)
+        here = [one for one in found if one.directory == directory]
+        for one in here:
+            checkpoint = one.checkpoint
+            numbers = (checkpoint.start, checkpoint.step, checkpoint.epoch)
+            table.add_row(*map(str, numbers), readable_size(one.size), _ago(_age(one)), _state(one))
+        console.print(table)
+        for one in here:
+            if one.damage:
+                console.print(Text(f"  damaged: {displayed(one.checkpoint.name)}: {one.damage}"), soft_wrap=True)
+
+
+def _is_directory(path: str) -> bool:
+    if is_url(path):
+        from polyaxon_tracking.stores import exists  # as everywhere: for URLs alone
+
+        return exists(path, "PATH")
+    return os.path.isdir(local_path(path))
+
+
+def _directories(root: str) -> list[str]:
+    """Where checkpoints may be: `root` itself, the trainings' directories in it, and the same of ``checkpoints``."""
+    below = _names_of_directories(root)
+    trainings = sorted(
+        (name for name in below if _RESUME.fullmatch(name)), key=lambda name: int(name.partition("-")[2] or 1)
+    )
+    found = [root, *(f"{root}/{name}" for name in trainings)]
+    return found + _directories(f"{root}/checkpoints") if "checkpoints" in below else found
+
+
+def _names_of_directories(path: str) -> list[str]:
+    if is_url(path):
+        from polyaxon_tracking.stores import list_directories
+
+        return list_directories(path)
+    try:
+        with os.scandir(path) as entries:
+            return [entry.name for entry in entries if entry.is_dir()]
+    except FileNotFoundError:
+        return []
+
+
+def _listed(directory: str) -> Iterator[Found]:
+    for checkpoint in CheckpointManager(directory).checkpoints():
+        try:
+            if is_url(directory):
+                from polyaxon_tracking.stores import information, modified
+
+                size, when = information(checkpoint.path)["size"], modified(checkpoint.path)
+            else:
+                status = os.lstat(checkpoint.path)
+                size, when = _size(checkpoint.path), dt.datetime.fromtimestamp(status.st_mtime, dt.timezone.utc)
+        except FileNotFoundError:
+            continue  # pruned by a training that goes on, since the listing
+        yield Found(checkpoint, size, when, None, None)
+
+
+def _size(path: str) -> int:
+    """Bytes of the file, or of all files in the directory."""
+    if not os.path.isdir(path) or os.path.islink(path):
+        return os.lstat(path).st_size
+    return sum(
+        os.lstat(os.path.join(directory, name)).st_size for directory, _, names in os.walk(path) for name in names
+    )
+
+
+def _verified(found: list[Found], console: Console) -> Iterator[Found]:
+    columns = (TextColumn("Verifying"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    # Downloads have a bar of their own.
+    hidden = not console.is_terminal or any(is_url(one.checkpoint.path) for one in found)
+    with Progress(*columns, console=console, transient=True, disable=hidden) as progress:
+        task = progress.add_task("", total=sum(one.size for one in found))
+        for one in found:
+            damage = one.checkpoint.damage(lambda read: progress.advance(task, read))
+            if damage is not None and not _is_there(one.checkpoint):
+                continue
+            yield one._replace(intact=damage is None, damage=damage)
+
+
+def _is_there(checkpoint: Checkpoint) -> bool:
+    if is_url(checkpoint.path):
+        return checkpoint.name in open_directory(checkpoint.path.rpartition("/")[0]).names()
+    return os.path.lexists(checkpoint.path)
+
+
+def _state(found: Found) -> str:
+    return {None: "not verified", True: "intact", False: "damaged"}[found.intact]
+
+
+def _age(found: Found) -> float:
+    return (dt.datetime.now(dt.timezone.utc) - found.modified).total_seconds()
+
+
+def _ago(seconds: float) -> str:
+    for unit, length in (("d", 86_400), ("h", 3_600), ("min", 60)):
+        if seconds >= length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{max(0, seconds):.0f} s"

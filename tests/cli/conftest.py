@@ -1,0 +1,43 @@
+"""The command as users start it: a process of its own."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+COMMAND = [sys.executable, "-m", "polyaxon_tracking"]
+
+
+PR_CAPBSET_DROP, CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH = 24, 1, 2
+
+
+@pytest.fixture
+def obey_modes() -> Callable[[], None]:
+    """To call before a program is started: root may read and write whatever the mode says, without these it may not."""
+
+    def drop() -> None:
+        for capability in (CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH):
+            ctypes.CDLL(None).prctl(PR_CAPBSET_DROP, capability, 0, 0, 0)
+
+    return drop
+
+
+@pytest.fixture
+def command() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Start ``polyaxon-tracking`` with arguments, and wait for its end."""
+
+    def start(*arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
+        environment = os.environ | options.pop("env", {})  # type: ignore[operator]
+        return subprocess.run(  # type: ignore[call-overload,no-any-return]
+            [*COMMAND, *arguments], capture_output=True, text=True, check=False, timeout=120, env=environment, **options
+        )
+
+    return start

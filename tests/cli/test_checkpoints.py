@@ -1,0 +1,285 @@
+"""`polyaxon-tracking checkpoints`: what is there, and whether it is intact."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from polyaxon_tracking import CheckpointManager
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from servers import Store
+
+    Command = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def fill(outputs: str, *directories: str) -> None:
+    """Two checkpoints in each of the directories."""
+    for directory in directories:
+        manager = CheckpointManager(f"{outputs}/{directory}")
+        for step in (10, 20):
+            with manager.save(step, step // 10) as path:
+                Path(path).write_text(f"step {step}")
+
+
+def listed(process: subprocess.CompletedProcess[str]) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads(process.stdout)["checkpoints"]
+    return found
+
+
+def places(process: subprocess.CompletedProcess[str], root: object) -> list[tuple[str, int]]:
+    """Directory below `root`, and step."""
+    return [(os.path.relpath(os.path.dirname(found["path"]), str(root)), found["step"]) for found in listed(process)]
+
+
+def damage(path: str) -> None:
+    content = bytearray(Path(path).read_bytes())
+    content[0] ^= 1
+    Path(path).write_bytes(content)
+
+
+def test_all_trainings_are_found_in_their_order(command: Command, outputs: Path) -> None:
+    fill(str(outputs), "checkpoints/resume-10", "checkpoints/resume", "checkpoints/resume-2", "checkpoints/other")
+    (outputs / "checkpoints" / "best.ckpt").write_text("the user's")
+    process = command("checkpoints", "--json")
+    assert process.returncode == 0, process.stderr
+    assert json.loads(process.stdout)["path"] == str(outputs)
+    assert places(process, outputs / "checkpoints") == [
+        *(("resume", 20), ("resume", 10)),
+        *(("resume-2", 20), ("resume-2", 10)),
+        *(("resume-10", 20), ("resume-10", 10)),
+    ]
+
+
+@pytest.mark.parametrize("given", ["run", "run/checkpoints", "run/checkpoints/resume/", "file://{}/run", "~/run"])
+def test_the_path_may_be_any_of_the_three(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    fill("run", "checkpoints/resume")
+    process = command("checkpoints", given.format(tmp_path), "--json")
+    assert places(process, tmp_path) == [("run/checkpoints/resume", 20), ("run/checkpoints/resume", 10)]
+
+
+def test_a_loop_of_ones_own(command: Command, tmp_path: Path) -> None:
+    fill("mine", "")
+    fill("outputs", "checkpoints")
+    assert places(command("checkpoints", "mine", "--json"), tmp_path) == [("mine", 20), ("mine", 10)]
+    off_the_cluster = places(command("checkpoints", "--json"), tmp_path)
+    assert off_the_cluster == [("outputs/checkpoints", 20), ("outputs/checkpoints", 10)]
+
+
+def test_what_is_told_of_each(command: Command, tmp_path: Path) -> None:
+    fill("run", "")
+    path = CheckpointManager("run").checkpoints()[0].path
+    os.utime(path, (0, 1_700_000_000))
+    found = listed(command("checkpoints", "run", "--json"))[0]
+    assert found.pop("age_seconds") > 0
+    assert found == {
+        "path": path,
+        "step": 20,
+        "epoch": 2,
+        "start": 1,
+        "size": 7,
+        "modified": "2023-11-14T22:13:20+00:00",
+        "intact": None,
+        "damage": None,
+    }
+
+
+def test_the_table(command: Command, tmp_path: Path) -> None:
+    fill("run", "checkpoints/resume")
+    newest, older = CheckpointManager("run/checkpoints/resume").checkpoints()
+    damage(newest.path)
+    for path, age in ((newest.path, 30), (older.path, 2 * 3600 + 60)):
+        os.utime(path, (0, time.time() - age))
+    process = command("checkpoints", "run")
+    assert process.returncode == 0
+    seconds = re.search(r"(\d+) s", process.stdout)
+    assert seconds
+    assert [line.split() for line in process.stdout.splitlines()] == [
+        [f"{tmp_path}/run/checkpoints/resume"],
+        ["start", "step", "epoch", "size", "age", "state"],
+        ["1", "20", "2", "7", "bytes", seconds[1], "s", "not", "verified"],
+        ["1", "10", "1", "7", "bytes", "2", "h", "not", "verified"],
+    ]
+    process = command("checkpoints", "run", "--verify")
+    assert (process.returncode, process.stderr) == (1, "")
+    assert [line.split()[-1] for line in process.stdout.splitlines()[1:4]] == ["state", "damaged", "intact"]
+    assert process.stdout.splitlines()[4].startswith(f"  damaged: {newest.name}: its bytes have the CRC-32 ")
+
+
+def test_damage_is_found(command: Command, tmp_path: Path) -> None:
+    fill("run", "checkpoints/resume")
+    assert [found["intact"] for found in listed(command("checkpoints", "run", "--verify", "--json"))] == [True, True]
+    newest, older = CheckpointManager("run/checkpoints/resume").checkpoints()
+    Path(newest.path).write_text("")
+    os.unlink(older.path)
+    os.symlink("/nowhere", older.path)
+    process = command("checkpoints", "run", "--verify", "--json")
+    assert process.returncode == 1
+    found = [(found["intact"], found["damage"]) for found in listed(process)]
+    assert found == [(False, "it is empty"), (False, "it is a symbolic link")]
+
+
+def test_there_are_none(command: Command, tmp_path: Path) -> None:
+    process = command("checkpoints")
+    assert (process.returncode, process.stdout) == (0, f"No checkpoints in {tmp_path}/outputs\n")
+    process = command("checkpoints", "--json", "--verify")
+    assert (process.returncode, listed(process)) == (0, [])
+
+
+def test_a_path_that_is_no_directory(command: Command, tmp_path: Path) -> None:
+    told = "Received nowhere, which is not a directory. Expected an outputs path, the checkpoints in it, or a URL of one: correct it, or leave it out for the run's own outputs."
+    process = command("checkpoints", "nowhere")
+    assert (process.returncode, process.stdout, process.stderr) == (2, "", f"Error: {told}\n")
+    process = command("checkpoints", "nowhere", "--json")
+    assert (process.returncode, json.loads(process.stdout)) == (2, {"error": told})
+
+
+def test_a_directory_that_may_not_be_read(command: Command, obey_modes: Callable[[], None], tmp_path: Path) -> None:
+    fill("run", "checkpoints/resume")
+    Path("run/checkpoints/resume").chmod(0o300)
+    told = f"{tmp_path}/run/checkpoints/resume cannot be read: Permission denied. See that this user may read it, from here."
+    process = command("checkpoints", "run", "--json", preexec_fn=obey_modes)
+    assert (process.returncode, json.loads(process.stdout), process.stderr) == (2, {"error": told}, f"Error: {told}\n")
+
+
+def test_a_variable_that_is_malformed(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POLYAXON_RUN_INSTANCE", "owner.project")
+    process = command("checkpoints")
+    assert process.returncode == 2
+    assert process.stderr.startswith("Error: POLYAXON_RUN_INSTANCE was received as 'owner.project'. Expected ")
+
+
+def test_what_another_process_prunes_meanwhile_is_left_out(command: Command, tmp_path: Path) -> None:
+    manager = CheckpointManager("run", max_to_keep=3)
+    for step in (10, 20, 30):
+        with manager.save(step) as path:
+            Path(path).write_text("state")
+    *waiting, oldest = (checkpoint.path for checkpoint in manager.checkpoints())
+    for path in waiting:  # a reader waits for a writer
+        os.unlink(path)
+        os.mkfifo(path)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "polyaxon_tracking", "checkpoints", "run", "--verify", "--json"],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with open(waiting[0], "wb"):  # it has listed them all
+        os.unlink(oldest)
+    with open(waiting[1], "wb"):
+        told = json.loads(process.communicate(timeout=60)[0])["checkpoints"]
+    assert [(found["step"], found["damage"]) for found in told] == [(30, "it is not a file"), (20, "it is not a file")]
+
+
+def test_ctrl_c_ends_it_without_a_traceback(tmp_path: Path) -> None:
+    fill("run", "")
+    paths = [checkpoint.path for checkpoint in CheckpointManager("run").checkpoints()]
+    for path in paths:  # a reader waits for a writer
+        os.unlink(path)
+        os.mkfifo(path)
+    arguments = ["checkpoints", "run", "--verify", "--json"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "polyaxon_tracking", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # Of a test that runs in the background of a shell, where it is ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # noqa: PLW1509  # no threads
+    )
+    with open(paths[0], "wb"):  # it verifies, and the second one keeps it from ending
+        process.send_signal(signal.SIGINT)
+    printed, told = process.communicate(timeout=60)
+    assert (process.returncode, printed) == (130, "")
+    assert "Traceback" not in told
+
+
+def test_a_bar_shows_how_far_verifying_is_on_a_terminal(command: Command, tmp_path: Path) -> None:
+    fill("run", "")
+    assert command("checkpoints", "run", "--verify").stderr == ""
+    master, slave = pty.openpty()
+    process = subprocess.run(
+        [sys.executable, "-m", "polyaxon_tracking", "checkpoints", "run", "--verify", "--json"],
+        stdout=subprocess.PIPE,
+        stderr=slave,
+        check=True,
+        env=os.environ | {"TERM": "xterm-256color"},
+    )
+    os.close(slave)
+    assert len(json.loads(process.stdout)["checkpoints"]) == 2
+    assert b"Verifying" in os.read(master, 65536)
+    os.close(master)
+
+
+# In stores
+
+
+def test_a_bucket(command: Command, store: Store) -> None:
+    fill(store.url, "checkpoints/resume", "checkpoints/resume-2")
+    for given in ("", "/checkpoints", "/checkpoints/resume"):
+        process = command("checkpoints", f"{store.url}{given}", "--json", "--verify")
+        assert process.returncode == 0, process.stderr
+        assert len(listed(process)) == (2 if given.endswith("resume") else 4)
+    name = store.names("checkpoints/resume-2")[-1]
+    store.fs.pipe_file(store.path(f"checkpoints/resume-2/{name}"), b"stap 20")
+    process = command("checkpoints", "--verify", "--json", env={"POLYAXON_RUN_OUTPUTS_PATH": store.url})
+    assert process.returncode == 1, process.stderr
+    assert [(found["step"], found["size"], found["intact"]) for found in listed(process)] == [
+        *((20, 7, True), (10, 7, True), (20, 7, False), (10, 7, True)),
+    ]
+    assert listed(process)[0]["path"].endswith(f"/checkpoints/resume/{store.names('checkpoints/resume')[-1]}")
+    assert all(found["age_seconds"] < 3600 for found in listed(process))
+    assert not [path for path in Path(os.environ["TMPDIR"]).rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize("store", ["s3"], indirect=True)
+def test_nothing_at_a_url(command: Command, store: Store) -> None:
+    process = command("checkpoints", f"{store.url}/nothing")
+    assert (process.returncode, process.stdout) == (2, "")
+    assert "/nothing, which is not a directory" in process.stderr
+    process = command("checkpoints", env={"POLYAXON_RUN_OUTPUTS_PATH": store.url})
+    assert process.returncode == 0
+    assert process.stdout.startswith("No checkpoints in s3://")
+
+
+def test_a_driver_that_is_missing(tmp_path: Path) -> None:
+    code = "import sys; sys.modules['s3fs'] = None; from polyaxon_tracking.cli import main; main()"
+    url = "s3://key:wJalrXUtnFEMI@bucket/run"
+    process = subprocess.run(
+        [sys.executable, "-c", code, "checkpoints", url], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert (process.returncode, process.stdout) == (2, "")
+    assert process.stderr.endswith('Install it with: pip install "polyaxon-tracking[s3]"\n')
+    assert "wJalr" not in process.stderr
+
+
+def test_nothing_is_changed(command: Command, tmp_path: Path) -> None:
+    fill("run", "checkpoints/resume")
+    before = sorted(path.name for path in tmp_path.rglob("*"))
+    assert command("checkpoints", "run", "--verify").returncode == 0
+    assert sorted(path.name for path in tmp_path.rglob("*")) == before
+
+
+def test_a_directory_is_a_checkpoint_too(command: Command, outputs: Path) -> None:
+    with CheckpointManager(outputs / "checkpoints" / "resume").save(10, 1) as path:
+        os.makedirs(os.path.join(path, "parts"))
+        Path(path, ".metadata").write_bytes(b"x" * 1000)
+        Path(path, "parts", "0").write_bytes(b"x" * 4000)
+    [found] = listed(command("checkpoints", "--verify", "--json"))
+    assert (found["size"], found["intact"]) == (5000, True)
+    damage(f"{found['path']}/parts/0")
+    [found] = listed(command("checkpoints", "--verify", "--json"))
+    assert found["intact"] is False

@@ -1,0 +1,94 @@
+"""The command itself: what it needs, what it prints where."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import subprocess
+import sys
+import sysconfig
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    Command = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def on_a_terminal(*arguments: str, **environment: str) -> str:
+    """What `polyaxon-tracking` prints on a terminal."""
+    master, slave = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "polyaxon_tracking", *arguments],
+        env=os.environ | {"TERM": "xterm-256color"} | environment,
+        stdin=slave,
+        stdout=slave,
+        stderr=slave,
+    )
+    os.close(slave)
+    printed = b""
+    try:
+        while read := os.read(master, 65536):
+            printed += read
+    except OSError:  # the end, as Linux tells it
+        pass
+    os.close(master)
+    process.wait(timeout=60)
+    return printed.decode()
+
+
+def test_the_command_is_installed() -> None:
+    script = os.path.join(sysconfig.get_path("scripts"), "polyaxon-tracking")
+    told = subprocess.run([script, "--help"], capture_output=True, text=True, check=True).stdout
+    for name in ("doctor", "run", "checkpoints"):
+        assert f"\n  {name} " in told
+
+
+@pytest.mark.parametrize("package", ["typer", "rich"])
+@pytest.mark.parametrize("arguments", [["doctor"], ["run", "--", "true"], ["checkpoints"]], ids=lambda given: given[0])
+def test_without_the_extra_it_says_which_to_install(package: str, arguments: list[str]) -> None:
+    code = f"import sys; sys.modules[{package!r}] = None; from polyaxon_tracking.cli import main; main()"
+    process = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert process.returncode == 3
+    assert process.stdout == ""
+    assert process.stderr.startswith("The command polyaxon-tracking needs packages that are not installed: ")
+    assert process.stderr.endswith('Install them with: pip install "polyaxon-tracking[cli]"\n')
+
+
+def test_an_error_of_our_own_is_not_taken_for_a_missing_extra() -> None:
+    code = "import sys; sys.modules['polyaxon_tracking.errors'] = None; from polyaxon_tracking.cli import main; main()"
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert process.returncode == 1
+    assert "ModuleNotFoundError" in process.stderr
+
+
+def test_asking_for_the_entry_point_imports_the_standard_library_alone() -> None:
+    code = "import json, sys; import polyaxon_tracking.cli; print(json.dumps(sorted(sys.modules)))"
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert not {"typer", "rich", "logging"} & set(json.loads(output))
+
+
+@pytest.mark.parametrize("arguments", [["doctor"], ["checkpoints"], ["--help"], ["run", "--nonsense"]], ids=" ".join)
+def test_there_is_no_colour_where_there_is_no_terminal(command: Command, arguments: list[str]) -> None:
+    process = command(*arguments, env={"TERM": "xterm-256color"})
+    assert "\x1b" not in process.stdout + process.stderr
+
+
+def test_there_is_colour_on_a_terminal_unless_it_is_not_wanted() -> None:
+    assert "\x1b[32mok" in on_a_terminal("doctor")
+    assert "\x1b[32mok" not in on_a_terminal("doctor", NO_COLOR="1")
+    assert "\x1b[" not in on_a_terminal("doctor", TERM="dumb")
+
+
+@pytest.mark.parametrize("arguments", [[], ["nonsense"], ["doctor", "--nonsense"], ["run"]], ids=" ".join)
+def test_arguments_that_cannot_be_used_exit_with_2(command: Command, arguments: list[str]) -> None:
+    assert command(*arguments).returncode == 2
+
+
+def test_the_version(command: Command) -> None:
+    assert command("--version").stdout == "0.1.0\n"

@@ -1,0 +1,412 @@
+"""`polyaxon-tracking doctor`: what it finds, what it advises, and what it keeps to itself."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import resource
+import subprocess
+import sys
+from typing import TYPE_CHECKING, NamedTuple
+
+import pytest
+from servers import Azure
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from servers import Proxy, Store
+
+    Command = Callable[..., subprocess.CompletedProcess[str]]
+
+OUTPUTS = "POLYAXON_RUN_OUTPUTS_PATH"
+REFS = "POLYAXON_REFS_OUTPUTS_PATHS"
+DATA = "POLYAXON_RUN_DATA_PATHS"
+LEVEL = "POLYAXON_LOG_LEVEL"
+INSTANCE = "POLYAXON_RUN_INSTANCE"
+ACCESS_KEYS = "POLYSTORES_RUN_STORES_ACCESS_KEYS"
+SECRET = "wJalrXUtnFEMI"
+
+
+class Report(NamedTuple):
+    code: int
+    rows: dict[str, dict[str, str]]
+
+    def told(self, name: str) -> tuple[str, object]:
+        return self.rows[name]["status"], self.rows[name]["value"]
+
+    def advice(self, name: str) -> str:
+        return self.rows[name]["advice"]
+
+    def with_status(self, status: str) -> list[str]:
+        return [name for name, row in self.rows.items() if row["status"] == status]
+
+
+@pytest.fixture
+def doctor(command: Command) -> Callable[..., Report]:
+    def start(**options: object) -> Report:
+        """The rows by name, after what holds for every report was looked at."""
+        process = command("doctor", "--json", **options)
+        assert process.stderr == ""
+        report = json.loads(process.stdout)
+        rows = report["checks"]
+        assert report["errors"] == sum(row["status"] == "error" for row in rows)
+        assert report["warnings"] == sum(row["status"] == "warning" for row in rows)
+        assert report["ok"] == (report["errors"] == 0)
+        assert process.returncode == (0 if report["ok"] else 1)
+        for row in rows:
+            assert bool(row["advice"]) == (row["status"] in ("warning", "error")), row
+        return Report(process.returncode, {row["name"]: row for row in rows})
+
+    return start
+
+
+def distribution(directory: Path, name: str, version: str, *, requires: str = "", entry_points: str = "") -> None:
+    """Have a package seem to be installed in `directory`."""
+    information = directory / f"{name}-{version}.dist-info"
+    information.mkdir(parents=True)
+    (information / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n{requires}")
+    (information / "entry_points.txt").write_text(entry_points)
+
+
+def before(directory: Path) -> dict[str, str]:
+    return {"PYTHONPATH": os.pathsep.join([str(directory), os.environ.get("PYTHONPATH", "")])}
+
+
+# Off the cluster, and in it
+
+
+def test_off_the_cluster_all_is_well_and_nothing_is_left_behind(doctor: Callable[..., Report], tmp_path: Path) -> None:
+    report = doctor()
+    assert report.code == 0
+    assert report.told(OUTPUTS) == ("info", "not set")
+    assert report.told("outputs") == ("ok", f"{tmp_path}/outputs")
+    assert report.rows["outputs"]["source"] == "the default off the cluster"
+    assert report.told("outputs: exists") == ("info", f"no: made with the first save, below {tmp_path}")
+    for tried in ("writable", "fsync", "atomic rename"):
+        assert report.told(f"outputs: {tried}") == ("ok", "yes")
+    assert report.told("outputs: free space")[0] in ("ok", "warning")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run(doctor: Callable[..., Report], tmp_path: Path) -> None:
+    for name in ("outputs", "digits", "1"):
+        (tmp_path / name).mkdir()
+    report = doctor(
+        env={
+            OUTPUTS: f"{tmp_path}/outputs",
+            DATA: json.dumps({"digits": f"{tmp_path}/digits"}),
+            REFS: json.dumps({"experiments": [f"{tmp_path}/1"]}),
+            LEVEL: "info",
+        }
+    )
+    assert report.code == 0
+    assert report.told(OUTPUTS) == ("ok", f"{tmp_path}/outputs")
+    assert report.told(DATA) == ("ok", {"digits": f"{tmp_path}/digits"})
+    assert report.told(REFS) == ("ok", {"experiments": [f"{tmp_path}/1"]})
+    assert report.told(LEVEL) == ("ok", "INFO")
+    assert report.rows["outputs"]["source"] == OUTPUTS
+    assert report.told("outputs: exists") == ("ok", "yes")
+    for name, path in (("data digits", "digits"), ("experiments 1", "1")):
+        status, value = report.told(name)
+        assert status == "ok"
+        assert str(value).startswith(f"{tmp_path}/{path}: can be read, writable, ")
+
+
+def test_the_newer_platform(doctor: Callable[..., Report], tmp_path: Path) -> None:
+    report = doctor(env={INSTANCE: "owner.project.runs.0f0e", "POLYAXON_CONTEXT_ROOT": str(tmp_path)})
+    assert report.told("outputs") == ("ok", f"{tmp_path}/artifacts/0f0e/outputs")
+    assert report.rows["outputs"]["source"] == f"{INSTANCE}, POLYAXON_CONTEXT_ROOT"
+    offline = {"POLYAXON_IS_OFFLINE": "true", "POLYAXON_OFFLINE_ROOT": str(tmp_path)}
+    report = doctor(env={INSTANCE: "owner.project.runs.0f0e"} | offline)
+    assert report.told("outputs") == ("ok", f"{tmp_path}/runs/0f0e/outputs")
+    assert report.rows["outputs"]["source"] == f"{INSTANCE}, POLYAXON_OFFLINE_ROOT"
+
+
+def test_the_older_variable_wins(doctor: Callable[..., Report], tmp_path: Path) -> None:
+    report = doctor(env={INSTANCE: "malformed", OUTPUTS: str(tmp_path)})
+    assert report.code == 0
+    assert report.told("outputs") == ("ok", str(tmp_path))
+    assert report.rows[INSTANCE]["source"] == f"not read, since {OUTPUTS} is set"
+
+
+def test_no_op(doctor: Callable[..., Report], tmp_path: Path) -> None:
+    report = doctor(env={"POLYAXON_NO_OP": "true", OUTPUTS: "/elsewhere", DATA: "{malformed"})
+    assert report.code == 0
+    assert report.with_status("warning") == ["POLYAXON_NO_OP"]
+    assert report.rows[DATA]["source"] == "not read, since POLYAXON_NO_OP is true"
+    assert report.told("outputs") == ("ok", f"{tmp_path}/outputs")
+
+
+def test_a_misspelt_variable_is_told_of(doctor: Callable[..., Report]) -> None:
+    report = doctor(env={"POLYAXON_RUN_OUTPUT_PATH": "/outputs", "POLYAXON_IS_MANAGED": "true"})
+    assert report.told("others of Polyaxon") == ("info", "POLYAXON_IS_MANAGED, POLYAXON_RUN_OUTPUT_PATH")
+    assert report.rows["others of Polyaxon"]["source"] == "not read"
+
+
+@pytest.mark.parametrize("value", ["", " ", "null"])
+def test_blank_counts_as_not_set(doctor: Callable[..., Report], value: str) -> None:
+    report = doctor(env=dict.fromkeys((OUTPUTS, REFS, DATA, LEVEL, INSTANCE, ACCESS_KEYS), value))
+    assert report.code == 0
+    assert report.told(DATA) == ("info", f"{value!r}, which counts as not set")
+
+
+# What is wrong
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "advice"),
+    [
+        (DATA, "{", "POLYAXON_RUN_DATA_PATHS was received as '{': it is not JSON"),
+        (DATA, "[]", "POLYAXON_RUN_DATA_PATHS was received as '[]': it is not an object."),
+        (REFS, '{"runs": []}', "POLYAXON_REFS_OUTPUTS_PATHS was received as '{\"runs\": []}': it has the key 'runs'"),
+        (LEVEL, "loud", "POLYAXON_LOG_LEVEL was received as 'loud'. Expected one of "),
+        (INSTANCE, "owner.project", "POLYAXON_RUN_INSTANCE was received as 'owner.project'. Expected "),
+        (ACCESS_KEYS, "{", "Received malformed credentials of a store in the variable POLYSTORES_"),
+        (ACCESS_KEYS, '{"s3://bucket": {"secret_key": "GONE"}}', "POLYSTORES_RUN_STORES_ACCESS_KEYS says that the "),
+    ],
+)
+def test_a_malformed_variable(doctor: Callable[..., Report], variable: str, value: str, advice: str) -> None:
+    report = doctor(env={variable: value})
+    assert report.code == 1
+    assert report.with_status("error") == [variable]
+    assert report.advice(variable).startswith(advice)
+
+
+def test_an_outputs_path_that_is_read_only(
+    doctor: Callable[..., Report], obey_modes: Callable[[], None], tmp_path: Path
+) -> None:
+    (tmp_path / "outputs").mkdir(mode=0o555)
+    report = doctor(env={OUTPUTS: f"{tmp_path}/outputs/7"}, preexec_fn=obey_modes)
+    assert report.code == 1
+    assert report.told("outputs: writable") == ("error", "no: Permission denied")
+    assert report.advice("outputs: writable") == (
+        "Mount the volume for writing, or set POLYAXON_RUN_OUTPUTS_PATH to another path."
+    )
+
+
+def test_an_outputs_path_that_is_a_file(doctor: Callable[..., Report], tmp_path: Path) -> None:
+    (tmp_path / "outputs").write_text("")
+    report = doctor(env={OUTPUTS: f"{tmp_path}/outputs"})
+    assert report.with_status("error") == ["outputs: exists"]
+    report = doctor(env={OUTPUTS: f"{tmp_path}/outputs/7"})
+    assert report.told("outputs: exists") == ("error", f"{tmp_path}/outputs: Not a directory")
+
+
+def test_disks_that_take_no_bytes(doctor: Callable[..., Report], tmp_path: Path) -> None:
+    """As where the disk of a container is read-only; a limit stands in for that."""
+    report = doctor(preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0)))
+    assert report.told("outputs: writable") == ("error", "no: File too large")
+    assert report.with_status("warning") == ["TMPDIR"]
+    assert report.advice("TMPDIR") == "Set TMPDIR to a directory that this user may write to."
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_mount_whose_file_system_takes_no_directories(doctor: Callable[..., Report], tmp_path: Path) -> None:
+    report = doctor(env={OUTPUTS: "/proc/self"})
+    assert report.code == 1
+    assert report.rows["outputs: file system"]["value"] == "proc at /proc"
+    assert report.with_status("error") == ["outputs: writable"]
+
+
+def test_a_file_system_that_goes_with_the_power(doctor: Callable[..., Report]) -> None:
+    report = doctor(env={OUTPUTS: "/dev/shm/polyaxon-tracking-test"})
+    assert report.told("outputs: file system") == ("warning", "tmpfs at /dev/shm")
+    assert report.code == 0
+
+
+def test_data_that_is_missing_is_wrong_and_a_reference_may_be(doctor: Callable[..., Report], tmp_path: Path) -> None:
+    report = doctor(env={DATA: '{"digits": "/nowhere"}', REFS: '{"jobs": ["/nowhere/12"]}'})
+    assert report.with_status("error") == ["data digits"]
+    assert report.told("data digits") == ("error", "/nowhere: there is nothing")
+    assert report.told("jobs 1") == ("warning", "/nowhere/12: there is nothing")
+
+
+def test_data_that_may_not_be_read(
+    doctor: Callable[..., Report], obey_modes: Callable[[], None], tmp_path: Path
+) -> None:
+    (tmp_path / "digits").mkdir(mode=0o300)
+    (tmp_path / "file").touch(mode=0o444)
+    paths = {"digits": "digits", "file": "file"}
+    report = doctor(env={DATA: json.dumps(paths)}, preexec_fn=obey_modes)
+    assert report.told("data digits") == ("error", "digits: Permission denied")
+    status, value = report.told("data file")
+    assert (status, str(value).startswith("file: can be read, ")) == ("ok", True)
+
+
+# What is installed
+
+
+def test_no_framework_is_imported(tmp_path: Path) -> None:
+    code = "import json, sys; from polyaxon_tracking.cli.doctor import examine; examine(); print(json.dumps(list(sys.modules)))"
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    frameworks = {"torch", "lightning", "pytorch_lightning", "keras", "tensorflow", "jax", "numpy", "fsspec"}
+    assert not frameworks & set(json.loads(output))
+
+
+def test_versions_with_holes(doctor: Callable[..., Report], tmp_path: Path) -> None:
+    distribution(tmp_path, "torch", "2.9.1+cpu")
+    distribution(tmp_path, "keras", "3.13.1")
+    report = doctor(env=before(tmp_path))
+    assert report.code == 0
+    assert report.with_status("warning")[:2] == ["torch", "keras"]
+    assert report.told("torch") == ("warning", "2.9.1+cpu")
+    assert "Versions before 3.13.2 have known holes in loading files." in report.advice("keras")
+
+
+@pytest.mark.parametrize("version", ["2.10.0", "2.13.0+cpu", "3.0"])
+def test_versions_without(doctor: Callable[..., Report], tmp_path: Path, version: str) -> None:
+    distribution(tmp_path, "torch", version)
+    assert doctor(env=before(tmp_path)).told("torch") == ("ok", version)
+
+
+def test_a_release_with_malicious_code(doctor: Callable[..., Report], tmp_path: Path) -> None:
+    distribution(tmp_path, "lightning", "2.6.2")
+    report = doctor(env=before(tmp_path))
+    assert (report.code, report.with_status("error")) == (1, ["lightning"])
+    assert "GHSA-w37p-236h-pfx3" in report.advice("lightning")
+
+
+def test_integrations_are_found_with_what_they_need(doctor: Callable[..., Report], tmp_path: Path) -> None:
+    distribution(
+        tmp_path,
+        "polyaxon-other",
+        "1.0",
+        requires="Provides-Extra: mine\nRequires-Dist: no-such-framework>=1; extra == 'mine'\n",
+        entry_points="[polyaxon_tracking.integrations]\nmine = polyaxon_other:Callback\n",
+    )
+    report = doctor(env=before(tmp_path))
+    assert report.told("polyaxon_other") == ("info", "Callback: no-such-framework is not installed")
+    assert report.told("polyaxon_keras") == ("ok", "PolyaxonCallback")
+    assert report.told("polyaxon_lightning") == ("ok", "PolyaxonCallback")
+
+
+# Secrets
+
+
+def test_no_secret_is_shown(command: Command) -> None:
+    environment = {
+        OUTPUTS: "/outputs",
+        DATA: "{'faces': 's3://AKIA:" + SECRET + "@bucket/faces'}",
+        REFS: '{"jobs": ["/1"], "token": "' + SECRET + '"}',
+        LEVEL: f"https://host/level?sig={SECRET}",
+        ACCESS_KEYS: '{"s3://bucket": {"store": "s3", "secret_key": "AKIA' + SECRET + '/+"}}',
+        "AWS_SECRET_ACCESS_KEY": SECRET,
+        "AWS_ENDPOINT_URL": f"http://user:{SECRET}@127.0.0.1",
+        "AZURE_STORAGE_CONNECTION_STRING": f"AccountKey={SECRET}",
+    }
+    for arguments in (["doctor"], ["doctor", "--json"]):
+        process = command(*arguments, env=environment)
+        assert process.returncode == 1
+        assert SECRET not in process.stdout + process.stderr
+        assert "AWS_ENDPOINT_URL, AWS_SECRET_ACCESS_KEY, AZURE_STORAGE_CONNECTION_STRING" in process.stdout
+
+
+def test_what_moves_the_cursor_is_escaped(command: Command) -> None:
+    process = command("doctor", env={OUTPUTS: "/outputs\x1b[2J", DATA: '{"a\\u001b[2J": "/a\\u001b[2J"}'})
+    assert "\x1b" not in process.stdout
+    assert "/outputs\\x1b[2J" in process.stdout
+
+
+# The text
+
+
+def test_the_text_says_the_same(command: Command, doctor: Callable[..., Report]) -> None:
+    environment = {DATA: '{"digits": "/nowhere"}', LEVEL: "loud"}
+    process = command("doctor", env=environment)
+    assert (process.returncode, process.stderr) == (1, "")
+    lines = process.stdout.splitlines()
+    assert lines[-1] == "2 errors, 0 warnings"
+    for name, row in doctor(env=environment).rows.items():
+        assert [line for line in lines if re.match(rf"  {row['status']} +{re.escape(name)}  ", line)], name
+        if row["advice"]:
+            assert f"           {row['advice']}" in lines
+
+
+# In stores
+
+
+def test_a_bucket(doctor: Callable[..., Report], store: Store) -> None:
+    store.fs.pipe_file(store.path("digits/1.png"), b"image")
+    bucket = store.server.url(store.bucket)
+    report = doctor(
+        env={
+            OUTPUTS: store.url,
+            DATA: json.dumps({"digits": f"{store.url}/digits", "file": f"{store.url}/digits/1.png", "bucket": bucket}),
+            REFS: json.dumps({"jobs": [f"{store.url}/nothing"]}),
+        }
+    )
+    assert report.code == 0, report
+    assert report.told("outputs: writable") == ("ok", "yes, and what was written was removed")
+    assert report.told("outputs: driver") == (
+        "ok",
+        {"s3": "s3fs", "gs": "gcsfs", "abfs": "adlfs"}[store.server.protocol],
+    )
+    for name in ("digits", "file", "bucket"):
+        assert report.told(f"data {name}")[0] == "ok"
+    assert report.told("jobs 1") == ("warning", f"{store.url}/nothing: there is nothing")
+    assert report.told("TMPDIR: writable") == ("ok", "yes")
+    assert store.names() == ["digits/1.png"]
+
+
+def test_a_bucket_that_does_not_exist(doctor: Callable[..., Report], store: Store) -> None:
+    url = store.server.url("no-such-bucket")
+    report = doctor(env={OUTPUTS: f"{url}/run", DATA: json.dumps({"digits": f"{url}/digits"})})
+    assert report.with_status("error") == ["outputs: writable", "data digits"]
+    assert "which does not exist. Expected a bucket that takes this run's files." in report.advice("outputs: writable")
+
+
+def test_credentials_that_are_refused(command: Command, store: Store, proxy: Proxy) -> None:
+    environment = {OUTPUTS: store.url, DATA: json.dumps({"digits": f"{store.url}/digits"})}
+    if isinstance(store.server, Azure):
+        key = f"AAAA{SECRET}A=="
+        environment["AZURE_STORAGE_CONNECTION_STRING"] = store.server.connection_string(proxy.port, key=key)
+    else:
+        proxy.answer = lambda _: 403
+    process = command("doctor", env=environment)
+    assert process.returncode == 1
+    assert "which this process may not write to" in process.stdout
+    assert "which this process may not read" in process.stdout
+    assert "Give credentials (" in process.stdout
+    assert "Traceback" not in process.stderr
+    assert SECRET not in process.stdout + process.stderr
+
+
+@pytest.mark.parametrize("store", ["s3"], indirect=True)
+def test_a_driver_that_fails_in_its_own_way(command: Command, store: Store) -> None:
+    process = command("doctor", env={OUTPUTS: store.url, "AWS_ENDPOINT_URL": f"http://user:{SECRET}@host:port/"})
+    assert process.returncode == 1
+    assert "`http://***@host:port/` was not a valid URI" in process.stdout
+    assert "2 errors" not in process.stdout
+    assert SECRET not in process.stdout + process.stderr
+
+
+@pytest.mark.parametrize("store", ["s3"], indirect=True)
+def test_credentials_of_the_platform_and_in_the_url(doctor: Callable[..., Report], store: Store) -> None:
+    keys = {"AWS_ACCESS_KEY_ID": "AKIA", "AWS_SECRET_ACCESS_KEY": SECRET} | {
+        name: value for name, value in store.environment.items() if name == "AWS_ENDPOINT_URL"
+    }
+    platform = {ACCESS_KEYS: json.dumps({f"s3://{store.bucket}": {"store": "s3", "secret_key": "MINE"}})}
+    report = doctor(env={OUTPUTS: store.url, "MINE": json.dumps(keys)} | platform)
+    assert report.told(ACCESS_KEYS) == ("ok", f"s3://{store.bucket}: in the variable MINE")
+    assert report.told("outputs: access") == ("ok", f"credentials in {ACCESS_KEYS}")
+    report = doctor(env={OUTPUTS: store.url.replace("s3://", f"s3://AKIA:{SECRET}@")})
+    assert report.told("outputs") == ("ok", store.url.replace("s3://", "s3://***@"))
+    assert report.told("outputs: access") == ("ok", "credentials in the URL")
+    assert SECRET not in str(report)
+
+
+def test_a_driver_that_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(OUTPUTS, f"s3://key:{SECRET}@bucket/run")
+    monkeypatch.setenv(DATA, '{"other": "nonsense://bucket"}')
+    code = "import sys; sys.modules['s3fs'] = None; from polyaxon_tracking.cli import main; main()"
+    process = subprocess.run(
+        [sys.executable, "-c", code, "doctor", "--json"], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert process.returncode == 1
+    advice = {row["name"]: row["advice"] for row in json.loads(process.stdout)["checks"] if row["status"] == "error"}
+    assert advice["outputs: writable"].endswith('Install it with: pip install "polyaxon-tracking[s3]"')
+    assert advice["data other"].startswith("Received the URL 'nonsense://bucket', which cannot be opened: ")
+    assert SECRET not in process.stdout + process.stderr
