@@ -64,7 +64,12 @@ def train(outputs: Path, launcher: str, *, counts: bool, plain: bool) -> None:
     model = Model(outputs, counts=counts)
     ours = [] if plain else [PolyaxonCallback(every_n_train_steps=None if counts else 5)]
     strategy = "ddp" if launcher == "torchrun" else launcher
-    settings: Any = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}
+    settings: Any = {
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "logger": False,
+        "default_root_dir": outputs,
+    }
     trainer = Trainer(
         accelerator="cpu", devices=2, strategy=strategy, max_epochs=1 if counts else -1, callbacks=ours, **settings
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pty
@@ -48,6 +49,21 @@ def damage(path: str) -> None:
     content = bytearray(Path(path).read_bytes())
     content[0] ^= 1
     Path(path).write_bytes(content)
+
+
+def stall(path: str) -> None:
+    """Make a checkpoint one whose reading does not end by itself for long."""
+    os.truncate(path, 1 << 40)
+
+
+def wait_until_read(path: str, process: subprocess.Popen[str]) -> None:
+    while True:
+        assert process.poll() is None
+        for descriptor in Path(f"/proc/{process.pid}/fd").iterdir():
+            with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+                if os.readlink(descriptor) == os.path.abspath(path):
+                    return
+        time.sleep(0.01)
 
 
 def test_all_trainings_are_found_in_their_order(command: Command, outputs: Path) -> None:
@@ -169,28 +185,24 @@ def test_what_another_process_prunes_meanwhile_is_left_out(command: Command, tmp
     for step in (10, 20, 30):
         with manager.save(step) as path:
             Path(path).write_text("state")
-    *waiting, oldest = (checkpoint.path for checkpoint in manager.checkpoints())
-    for path in waiting:  # a reader waits for a writer
-        os.unlink(path)
-        os.mkfifo(path)
+    newest, _, oldest = (checkpoint.path for checkpoint in manager.checkpoints())
+    stall(newest)
     process = subprocess.Popen(
         [sys.executable, "-m", "polyaxon_tracking", "checkpoints", "run", "--verify", "--json"],
         stdout=subprocess.PIPE,
         text=True,
     )
-    with open(waiting[0], "wb"):  # it has listed them all
-        os.unlink(oldest)
-    with open(waiting[1], "wb"):
-        told = json.loads(process.communicate(timeout=60)[0])["checkpoints"]
-    assert [(found["step"], found["damage"]) for found in told] == [(30, "it is not a file"), (20, "it is not a file")]
+    wait_until_read(newest, process)  # it has listed them all
+    os.unlink(oldest)
+    os.truncate(newest, 0)
+    told = json.loads(process.communicate(timeout=60)[0])["checkpoints"]
+    assert [(found["step"], found["intact"]) for found in told] == [(30, False), (20, True)]
 
 
 def test_ctrl_c_ends_it_without_a_traceback(tmp_path: Path) -> None:
     fill("run", "")
-    paths = [checkpoint.path for checkpoint in CheckpointManager("run").checkpoints()]
-    for path in paths:  # a reader waits for a writer
-        os.unlink(path)
-        os.mkfifo(path)
+    newest = CheckpointManager("run").checkpoints()[0].path
+    stall(newest)
     arguments = ["checkpoints", "run", "--verify", "--json"]
     process = subprocess.Popen(
         [sys.executable, "-m", "polyaxon_tracking", *arguments],
@@ -200,8 +212,8 @@ def test_ctrl_c_ends_it_without_a_traceback(tmp_path: Path) -> None:
         # Of a test that runs in the background of a shell, where it is ignored.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # noqa: PLW1509  # no threads
     )
-    with open(paths[0], "wb"):  # it verifies, and the second one keeps it from ending
-        process.send_signal(signal.SIGINT)
+    wait_until_read(newest, process)
+    process.send_signal(signal.SIGINT)
     printed, told = process.communicate(timeout=60)
     assert (process.returncode, printed) == (130, "")
     assert "Traceback" not in told
