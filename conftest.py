@@ -37,8 +37,10 @@ _NOT_OURS = {
     "HDF5_PLUGIN_PATH",
     "PYTORCH_NVML_BASED_CUDA_CHECK",
     "TF2_BEHAVIOR",
+    "TF_CPP_MIN_LOG_LEVEL",
     "TPU_ML_PLATFORM",
     "TPU_ML_PLATFORM_VERSION",
+    "TPU_SKIP_MDS_QUERY",
 }
 
 # They change what the command line prints.

@@ -55,7 +55,7 @@ class Classifier(LightningModule):
 
 
 def main() -> None:
-    seed_everything(0, verbose=False)
+    seed_everything(0)
     polyaxon = PolyaxonCallback(datasets={"digits": LOCAL})
     trainer = Trainer(
         max_epochs=20,
@@ -67,7 +67,7 @@ def main() -> None:
     )
     data = Digits(polyaxon.data_path("digits"))
     trainer.fit(Classifier(), data)
-    [metrics] = trainer.test(ckpt_path="best", datamodule=data, verbose=False)
+    [metrics] = trainer.test(ckpt_path="best", datamodule=data)
     print(f"test accuracy {metrics['test_accuracy']:.3f}, best model {trainer.checkpoint_callback.best_model_path}")
 
 

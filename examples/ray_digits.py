@@ -21,7 +21,7 @@ from polyaxon_lightning import PolyaxonCallback
 
 def train() -> None:
     """What each worker runs."""
-    seed_everything(0, workers=True, verbose=False)
+    seed_everything(0, workers=True)
     polyaxon = PolyaxonCallback(datasets={"digits": LOCAL})
     trainer = prepare_trainer(
         Trainer(
@@ -38,7 +38,7 @@ def train() -> None:
     data = Digits(polyaxon.data_path("digits"))
     model = Classifier()
     trainer.fit(model, data)
-    [metrics] = trainer.test(model, data, verbose=False)
+    [metrics] = trainer.test(model, data)
     if trainer.is_global_zero:
         print(f"test accuracy {metrics['test_accuracy']:.3f}", flush=True)
 
