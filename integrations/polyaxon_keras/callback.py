@@ -8,20 +8,23 @@ import sys
 import time
 import traceback
 from datetime import timedelta
+from signal import Signals
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from polyaxon_keras import state
 from polyaxon_keras.framework import keras
-from polyaxon_keras.staging import Background
+from polyaxon_keras.processes import Processes, Wishes
+from polyaxon_keras.staging import Background, values, variables_of
 from polyaxon_tracking import BackgroundWriter, Interruption, Run, TrackingError, atomic_write
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
     from types import FrameType, TracebackType
+    from typing import NoReturn
 
-    from polyaxon_tracking import CheckpointManager
+    from polyaxon_tracking import Checkpoint, CheckpointManager
 
 __all__ = ["PolyaxonCallback"]
 
@@ -130,6 +133,7 @@ class PolyaxonCallback(keras.callbacks.ModelCheckpoint):
         self._write_timeout = write_timeout
         self._saves_in_background = background
         self._background: Background | None = None
+        self._processes = Processes()
         self._reserves = True
         self._unchanged = False
         self._finished: CheckpointManager | None = None
@@ -167,7 +171,8 @@ class PolyaxonCallback(keras.callbacks.ModelCheckpoint):
             TrackingError: no checkpoint is intact, or the model is not the one that was saved.
         """
         super().on_train_begin(logs)
-        if self._saves_in_background and self._background is None:
+        self._processes = Processes()
+        if self._saves_in_background and self._background is None and self._processes.rank == 0:
             self._background = Background(self._write_timeout)
         self._checkpoints = self._run.training(
             max_epochs=self.params["epochs"], max_to_keep=self._max_to_keep, after=self._finished
@@ -182,7 +187,7 @@ class PolyaxonCallback(keras.callbacks.ModelCheckpoint):
             self._excepthook, sys.excepthook = sys.excepthook, self._save_after_exception
         self._watch_optimizer()
         self._iterations_before = self._iterations()
-        newest = self._checkpoints.latest() if self._run.resumes else None
+        newest = self._newest_on_all() if self._run.resumes else None
         if newest is None:
             _logger.info("Starting fresh: %s", self._run.why_fresh(self._checkpoints))
             return
@@ -191,7 +196,7 @@ class PolyaxonCallback(keras.callbacks.ModelCheckpoint):
                 f"Received {newest.source}, which Keras did not save. Expected an outputs path with checkpoints of "
                 f"Keras alone: use another outputs path for this training."
             )
-        training = state.load(self.model, newest.path, newest.source)
+        training = state.load(self.model, newest.path, newest.source, self._processes.rank)
         self._checkpoints.release()
         self.best = training["best"]
         self._states = training["callbacks"]
@@ -226,23 +231,18 @@ class PolyaxonCallback(keras.callbacks.ModelCheckpoint):
         self._batch = batch
         if self._reserves:
             self._reserve()
-        if self._interruption.requested:
-            self._save_training(self._epochs_done)
-            self._wait()
-            self._interruption.end()
-        every, interval = self._every_n_train_steps, self._interval
-        if (every is not None and self._step // every > self._saved_step // every) or (
-            interval is not None and time.monotonic() - self._saved_at >= interval
-        ):
+        wishes = self._agree()
+        if wishes.signal:
+            self._end(self._epochs_done, wishes.signal)
+        every = self._every_n_train_steps
+        if wishes.save or (every is not None and self._step // every > self._saved_step // every):
             self._save_training(self._epoch)
 
     def on_test_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Save and end where a signal asked for it: in the validation within ``fit`` the epoch's batches are done."""
-        if self._interruption.requested:
+        if number := self._agree().signal:
             self._unchanged = False
-            self._save_training(self._epoch + 1)
-            self._wait()
-            self._interruption.end()
+            self._end(self._epoch + 1, number)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Save the model as ``ModelCheckpoint`` does, then the training state."""
@@ -273,6 +273,41 @@ class PolyaxonCallback(keras.callbacks.ModelCheckpoint):
         self._finished = self._checkpoints
         self._run.finish(self._checkpoints, max_epochs=epochs)
 
+    def _newest_on_all(self) -> Checkpoint | None:
+        """The newest intact checkpoint that the first process sees; the others must see it too."""
+        with self._processes.together():
+            newest = self._checkpoints.latest()
+        seen = self._processes.gather((newest and newest.name, self._checkpoints.directory))
+        for rank, (name, directory) in enumerate(seen):
+            if name != seen[0][0]:
+                raise TrackingError(
+                    f"Received different checkpoints in the processes of one training: process 0 would go on from "
+                    f"{seen[0][0]} in {seen[0][1]}, process {rank} from {name} in {directory}. Expected the same in "
+                    f"all. Have every process use the same outputs path, on a volume or in a store that all machines "
+                    f"share."
+                )
+        return newest
+
+    def _agree(self) -> Wishes:
+        """What this process wants, or what all do: with several, one batch later."""
+        due = self._interval is not None and time.monotonic() - self._saved_at >= self._interval
+        number = self._interruption.requested or 0
+        if not self._processes.several:
+            return Wishes(number, due)
+        failed = self._background is not None and self._background.failed
+        first = self._processes.rank == 0  # whose clock counts
+        wishes = self._processes.ask(Wishes(number, first and due, failed))
+        if wishes.failed:
+            self._wait()
+        return wishes
+
+    def _end(self, epoch: int, number: int) -> NoReturn:
+        """Save and leave training, as the signal `number` to one of the processes asks."""
+        self._interruption.requested = Signals(number)
+        self._save_training(epoch)
+        self._wait()
+        self._interruption.end()
+
     @property
     def _epochs_done(self) -> int:
         """Epochs whose batches are all done; with data of unknown length, known only when the epoch has ended."""
@@ -302,7 +337,7 @@ class PolyaxonCallback(keras.callbacks.ModelCheckpoint):
         """
         self._excepthook(kind, error, trace)
         frames = [frame for frame, _ in traceback.walk_tb(trace)]
-        if not any(map(self._is_fit, frames)) or self._stepping:
+        if not any(map(self._is_fit, frames)) or self._stepping or self._processes.several:  # others may have none
             return
         self._unchanged = False
         if self._iterations() - self._iterations_before == self._step + 1:  # raised before this callback's turn came
@@ -338,7 +373,8 @@ class PolyaxonCallback(keras.callbacks.ModelCheckpoint):
         optimizer.apply = watched
 
     def _iterations(self) -> int:
-        return 0 if self.model.optimizer is None else int(self.model.optimizer.iterations)
+        optimizer = self.model.optimizer
+        return 0 if optimizer is None else int(keras.ops.convert_to_numpy(optimizer.iterations))
 
     def _save_due(self) -> None:
         if self._due is not None:
@@ -356,7 +392,7 @@ class PolyaxonCallback(keras.callbacks.ModelCheckpoint):
         model, checkpoints, step = self.model, self._checkpoints, self._step
         best = None if self.best is None else float(self.best)
         training = {"best": best, "callbacks": [_plain_values(callback) for callback in self._restored]}
-        record = state.record(model, training)
+        record = state.record(model, training, self._processes.gather(state.random_state()))
 
         def write() -> None:
             with checkpoints.save(step, epoch, suffix=".weights.h5") as path:
@@ -366,8 +402,18 @@ class PolyaxonCallback(keras.callbacks.ModelCheckpoint):
         self._saved_step, self._saved_at = step, time.monotonic()
 
     def _write(self, what: str, write: Callable[[], None]) -> None:
+        variables = variables_of(self.model)
+        whole = self._processes.collect(variables) if self._processes.splits(variables) else []
+        with self._processes.first() as writes:
+            if writes:
+                self._write_first(what, write, whole)
+
+    def _write_first(self, what: str, write: Callable[[], None], whole: list[tuple[Any, Any]]) -> None:
         try:
-            if self._background is None:
+            if whole:
+                with values(whole):
+                    write()
+            elif self._background is None:
                 write()
             else:
                 self._background.save(what, self.model, write, unchanged=self._unchanged)
@@ -378,13 +424,14 @@ class PolyaxonCallback(keras.callbacks.ModelCheckpoint):
 
     def _wait(self) -> None:
         """Return when all is written."""
-        if self._background is not None:
-            self._background.wait()
+        with self._processes.together():
+            if self._background is not None:
+                self._background.wait()
 
     def _reserve(self) -> None:
         """Take the memory for copies of the state: since the first batch all of it is there."""
         self._reserves = False
-        if self._background is not None:
+        if self._background is not None and not self._processes.splits(variables_of(self.model)):
             self._background.reserve(self.model)
 
     def _save_model(self, epoch: int, batch: int | None, logs: dict[str, Any] | None) -> None:

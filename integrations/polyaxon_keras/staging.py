@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from datetime import timedelta
 
-__all__ = ["Background"]
+__all__ = ["Background", "values", "variables_of"]
 
 _logger = logging.getLogger("polyaxon_tracking")
 
@@ -42,6 +42,11 @@ class Background:
         self._filled = False
         self._told = False
 
+    @property
+    def failed(self) -> bool:
+        """Whether a write failed whose error was not raised yet."""
+        return self._writer.failed
+
     def save(self, what: str, model: keras.Model, write: Callable[[], None], *, unchanged: bool = False) -> None:
         """Have `write` called in the thread, in which all variables of `model` have the values that they have now.
 
@@ -60,14 +65,14 @@ class Background:
             self._copy()
 
         def write_copy() -> None:
-            with _values(zip(self._variables, self._arrays, strict=True)):
+            with values(zip(self._variables, self._arrays, strict=True)):
                 write()
 
         self._writer.submit(what, write_copy)
 
     def reserve(self, model: keras.Model) -> bool:
         """Take the memory for a copy of the variables of `model`, if it is there."""
-        variables = _variables(model)
+        variables = variables_of(model)
         if list(map(id, variables)) == list(map(id, self._variables)):
             return True
         self.wait()
@@ -107,7 +112,7 @@ class Background:
             np.copyto(array, value)
 
 
-def _variables(model: keras.Model) -> list[Any]:
+def variables_of(model: keras.Model) -> list[Any]:
     """All variables of `model`, each once: the weights, those of the optimizer, the metrics and the generators."""
     found = [*model.variables, *model.metrics_variables]
     if model.optimizer is not None:
@@ -132,14 +137,14 @@ def _host(variable: Any) -> np.ndarray[Any, Any]:
 
 
 @contextlib.contextmanager
-def _values(values: Iterable[tuple[Any, np.ndarray[Any, Any]]]) -> Iterator[None]:
+def values(held: Iterable[tuple[Any, np.ndarray[Any, Any]]]) -> Iterator[None]:
     """Have variables appear with other values, in this thread alone."""
     # To learn which attributes of an optimizer it need not save, Keras makes one, and so a variable, which the scope
     # does not allow. What it learns it would keep for the thread, but looks for it under another name (3.15).
     skipped = saving_lib.get_attr_skipset("Optimizer")
     global_state.set_global_attribute("saving_attr_skiplist_Optimizer", skipped)
     with _Scope() as scope:
-        for update in values:
+        for update in held:
             scope.add_update(update)
         yield
 

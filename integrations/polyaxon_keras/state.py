@@ -18,20 +18,20 @@ import numpy as np
 from polyaxon_keras.framework import keras
 from polyaxon_tracking import TrackingError
 
-__all__ = ["load", "record", "save"]
+__all__ = ["load", "random_state", "record", "save"]
 
 _GROUP = "polyaxon_tracking"
 
 
-def record(model: keras.Model, training: dict[str, Any]) -> dict[str, Any]:
-    """What `save` writes beside the variables: `training`, and what of `model` and this process it needs."""
+def record(model: keras.Model, training: dict[str, Any], random_states: list[dict[str, Any]]) -> dict[str, Any]:
+    """What `save` writes beside the variables: `training`, what of `model` it needs, and each process's generators."""
     return {
         "training": training,
         "shapes": [list(weight.shape) for weight in model.weights],
         "optimizer": _optimizer(model),
         "build": model.get_build_config(),
         "generators": [keras.ops.convert_to_numpy(variable) for variable in _generators(model)],
-        "random": _random_state(),
+        "random": random_states,
     }
 
 
@@ -52,13 +52,14 @@ def save(model: keras.Model, path: str, record: dict[str, Any]) -> None:
             group[str(index)] = array
 
 
-def load(model: keras.Model, path: str, source: str) -> dict[str, Any]:
+def load(model: keras.Model, path: str, source: str, rank: int) -> dict[str, Any]:
     """Bring `model` to the state in the file `path`, building it first where it is not; return its `training`.
 
     Args:
         model: a compiled model.
         path: a file that `save` wrote.
         source: where the file came from, for messages.
+        rank: the index of this process; a new one leaves the generators of random numbers as they are.
 
     Raises:
         TrackingError: the model or its optimizer is not the one that was saved.
@@ -82,7 +83,8 @@ def load(model: keras.Model, path: str, source: str) -> dict[str, Any]:
     model.load_weights(path)
     for variable, value in zip(_generators(model), record["generators"], strict=True):
         variable.assign(value)
-    _set_random_state(record["random"])
+    if rank < len(record["random"]):
+        _set_random_state(record["random"][rank])
     training: dict[str, Any] = record["training"]
     return training
 
@@ -117,7 +119,7 @@ def _generators(model: keras.Model) -> list[Any]:
     return [variable for variable in model.variables if id(variable) not in known]
 
 
-def _random_state() -> dict[str, Any]:
+def random_state() -> dict[str, Any]:
     """The state of the global generators, from which Keras shuffles, and on the torch backend drops out."""
     name, keys, *counters = np.random.get_state(legacy=True)
     state = {"python": random.getstate(), "numpy": [name, keys, *counters]}

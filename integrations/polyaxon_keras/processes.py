@@ -1,0 +1,158 @@
+"""What the processes of one training on JAX agree on, so that none is left behind in a collective."""
+
+from __future__ import annotations
+
+import contextlib
+import pickle
+import sys
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+import numpy as np
+
+from polyaxon_keras.framework import keras
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["Processes", "Wishes"]
+
+_T = TypeVar("_T")
+
+
+class Wishes(NamedTuple):
+    """What a process wants of all, or all of each: the greatest of each number counts."""
+
+    signal: int = 0
+    """The number of a signal that asked for the end of training."""
+    save: bool = False
+    """Whether a save is due by the clock."""
+    failed: bool = False
+    """Whether a write in the background failed."""
+
+
+class Processes:
+    """The processes of ``jax.distributed`` that train one model, and how they tell each other what concerns them all.
+
+    Where there is one process, every method returns at once. Keras has several on JAX alone, and only with a
+    distribution: without one, each trains a model of its own.
+    """
+
+    def __init__(self) -> None:
+        self.several = (
+            keras.backend.backend() == "jax"
+            and keras.distribution.distribution() is not None
+            and _jax().process_count() > 1
+        )
+        """Whether there are others."""
+        self.rank: int = _jax().process_index() if self.several else 0
+        self._asked: Any = None
+        if self.several:
+            self._rows, self._maximum = _reduction()
+
+    def gather(self, value: _T) -> list[_T]:
+        """The `value` of each process, in their order, when all have called it."""
+        if not self.several:
+            return [value]
+        content = np.frombuffer(pickle.dumps(value), np.uint8)
+        sizes = _allgather(np.asarray(content.size))
+        padded = np.zeros(sizes.max(), np.uint8)
+        padded[: content.size] = content
+        rows = zip(_allgather(padded), sizes, strict=True)
+        return [pickle.loads(row[:size].tobytes()) for row, size in rows]  # noqa: S301  # of this training itself
+
+    def ask(self, wishes: Wishes) -> Wishes:
+        """Tell `wishes` to all, and return what all told each other the time before.
+
+        Every process calls it at the end of the same batch, and goes on while the numbers are under way: so all know
+        the same at the same batch, one later.
+        """
+        before, self._asked = self._asked, None
+        told = (
+            Wishes() if before is None else Wishes(*np.asarray(before.addressable_data(0)).tolist())
+        )  # 1 is as good as True
+        rows = _jax().make_array_from_process_local_data(self._rows, np.array([wishes], np.int32))
+        self._asked = self._maximum(rows)
+        return told
+
+    def raise_error(self, error: BaseException | None) -> None:
+        """Raise `error` in this process, and one that tells of it in the others; return where none has any.
+
+        Raises:
+            RuntimeError: another process has one.
+        """
+        told = self.gather(None if error is None else f"{type(error).__name__}: {error}")
+        if error is not None:
+            raise error
+        for rank, text in enumerate(told):
+            if text is not None:
+                raise RuntimeError(f"Process {rank} failed, and this one ends with it: {text}")
+
+    @contextlib.contextmanager
+    def first(self) -> Iterator[bool]:
+        """Whether this is the process that writes; within the block the variables that it makes are its own.
+
+        To save an optimizer, Keras makes one, whose variables would be spread over all processes: a collective. The
+        threads that write in the background have no distribution.
+
+        Raises:
+            RuntimeError: another process failed in the block.
+        """
+        with self.together():
+            distribution = keras.distribution.distribution()
+            if self.several:
+                keras.distribution.set_distribution(None)
+            try:
+                yield self.rank == 0
+            finally:
+                if self.several:
+                    keras.distribution.set_distribution(distribution)
+
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        """Get all processes through the block, or none: the others would wait for one that failed for ever.
+
+        Raises:
+            RuntimeError: another process failed.
+        """
+        if not self.several:
+            yield
+            return
+        error = None
+        try:
+            yield
+        except Exception as caught:  # noqa: BLE001  # raised on all
+            error = caught
+        self.raise_error(error)
+
+    def splits(self, variables: list[Any]) -> bool:
+        """Whether one of `variables` has parts in several processes."""
+        return self.several and not all(variable.value.is_fully_replicated for variable in variables)
+
+    def collect(self, variables: list[Any]) -> list[tuple[Any, np.ndarray[Any, Any]]]:
+        """Each of `variables` with its whole value, in the first process; the others keep none."""
+        whole = ((variable, _allgather(variable.value, tiled=True)) for variable in variables)
+        return [one for one in whole if self.rank == 0]
+
+
+def _jax() -> Any:
+    return sys.modules["jax"]
+
+
+def _allgather(value: Any, *, tiled: bool = False) -> np.ndarray[Any, Any]:
+    from jax.experimental import multihost_utils
+
+    gathered: np.ndarray[Any, Any] = multihost_utils.process_allgather(value, tiled=tiled)
+    return gathered
+
+
+def _reduction() -> tuple[Any, Any]:
+    """The sharding of an array with a row of each process, and the greatest of each column, which all get."""
+    jax = _jax()
+    devices = np.array(jax.devices()).reshape(jax.process_count(), -1)
+    mesh = jax.sharding.Mesh(devices, ("processes", "devices"))
+    rows, same = (jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes)) for axes in (["processes"], []))
+    return rows, jax.jit(_greatest, out_shardings=same)
+
+
+def _greatest(rows: Any) -> Any:
+    return rows.max(0)

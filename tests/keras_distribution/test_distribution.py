@@ -1,0 +1,133 @@
+"""The Keras callback with several devices, and with several processes of JAX."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import keras
+import pytest
+
+from polyaxon_tracking import CheckpointManager
+
+SCRIPT = str(Path(__file__).with_name("distribution_script.py"))
+BATCHES = 4  # in an epoch
+KINDS = [
+    ("MirroredStrategy", 1),
+    ("DataParallel", 1),
+    ("ModelParallel", 1),
+    ("DataParallel", 2),
+    ("ModelParallel", 2),
+]
+
+
+class Ended(NamedTuple):
+    status: int
+    stdout: str
+    stderr: str
+
+
+def train(outputs: Path, how: str = "DataParallel", processes: int = 2, **environment: str) -> list[Ended]:
+    """How each process ended; where one hangs, an error."""
+    settings = {
+        "KERAS_BACKEND": "tensorflow" if how == "MirroredStrategy" else "jax",
+        "DISTRIBUTION": how,
+    }
+    if processes > 1:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            settings["COORDINATOR"] = f"127.0.0.1:{server.getsockname()[1]}"
+    started = [
+        subprocess.Popen(
+            [sys.executable, SCRIPT],
+            env=os.environ
+            | settings
+            | {"RANK": str(rank), "POLYAXON_RUN_OUTPUTS_PATH": str(outputs).replace("$RANK", str(rank))}
+            | environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(processes)
+    ]
+    try:
+        printed = [process.communicate(timeout=180) for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    return [Ended(process.wait(), *texts) for process, texts in zip(started, printed, strict=True)]
+
+
+def newest_step(outputs: Path) -> int:
+    newest = CheckpointManager(outputs / "checkpoints" / "resume").latest()
+    assert newest is not None
+    return newest.step
+
+
+@pytest.mark.parametrize(("how", "processes"), KINDS)
+def test_a_killed_and_resumed_training_has_the_weights_of_an_uninterrupted_one(
+    how: str, processes: int, tmp_path: Path
+) -> None:
+    whole = train(tmp_path / "whole", how, processes)
+    assert [one.status for one in whole] == [0] * processes, whole
+    killed = train(tmp_path / "killed", how, processes, DIE_AFTER="13", FOREGROUND="1")
+    assert -signal.SIGKILL in [one.status for one in killed], killed
+    names = {path.name for path in (tmp_path / "killed").glob("**/*.*")}
+    assert {"best.keras", "resume"} > {name for name in names if not name.startswith("step=")}
+    assert len(names) == 3, names  # of one writer
+    resumed = train(tmp_path / "killed", how, processes)
+    for one, other in zip(resumed, whole, strict=True):
+        assert ": epoch 3, step 12\n" in one.stderr, one.stderr
+        assert one.stdout == other.stdout
+    keras.saving.load_model(tmp_path / "killed" / "checkpoints" / "best.keras")
+
+
+def test_a_state_of_several_processes_may_be_resumed_by_one(tmp_path: Path) -> None:
+    killed = train(tmp_path, "ModelParallel", 2, DIE_AFTER="13")
+    assert -signal.SIGKILL in [one.status for one in killed], killed
+    [alone] = train(tmp_path, "DataParallel", 1)
+    assert alone.status == 0, alone.stderr
+    assert "Resuming from " in alone.stderr
+
+
+@pytest.mark.parametrize(("name", "status"), [("SIGTERM", 143), ("SIGINT", -signal.SIGINT)])
+def test_a_signal_to_one_process_saves_once_and_ends_all(name: str, status: int, tmp_path: Path) -> None:
+    ended = train(tmp_path, DIE_AFTER="5", SIGNAL=name, ON_RANK="1")
+    assert [one.status for one in ended] == [status, status], ended
+    assert newest_step(tmp_path) == 7  # all know of it one batch later
+    resumed = train(tmp_path)
+    assert [": epoch 1, step 7\n" in one.stderr for one in resumed] == [True, True], resumed
+
+
+def test_a_killed_process_ends_the_other_and_the_next_start_resumes(tmp_path: Path) -> None:
+    ended = train(tmp_path, DIE_AFTER="9", ON_RANK="1", FOREGROUND="1")
+    assert ended[1].status == -signal.SIGKILL
+    assert ended[0].status != 0
+    resumed = train(tmp_path)
+    assert [": epoch 2, step 8\n" in one.stderr for one in resumed] == [True, True], resumed
+
+
+@pytest.mark.parametrize("mode", ["FOREGROUND", "BACKGROUND"])
+def test_a_write_that_fails_in_the_first_process_ends_all(mode: str, tmp_path: Path) -> None:
+    first, second = train(tmp_path, NO_ROOM_AFTER="5", ON_RANK="0", **{mode: "1"})
+    assert "File too large" in first.stderr
+    assert "RuntimeError: Process 0 failed, and this one ends with it: OSError: " in second.stderr
+    assert (first.status, second.status) == (1, 1)
+    assert newest_step(tmp_path) == BATCHES
+
+
+def test_processes_that_see_different_checkpoints_are_told_so(tmp_path: Path) -> None:
+    [alone] = train(tmp_path / "0", processes=1)
+    assert alone.status == 0, alone.stderr
+    (tmp_path / "1").mkdir()
+    ended = train(tmp_path / "$RANK")
+    for one in ended:
+        assert one.status == 1
+        assert (
+            f" in {tmp_path}/0/checkpoints/resume, process 1 from None in {tmp_path}/1/checkpoints/resume. Expected "
+            in one.stderr
+        )
