@@ -15,6 +15,7 @@ import numpy as np
 
 from polyaxon_keras import state
 from polyaxon_keras.framework import keras
+from polyaxon_keras.neighbours import neighbours, refuse_second_restorer, training_weights, warn_of_files_outside
 from polyaxon_keras.processes import Processes, Wishes
 from polyaxon_keras.staging import Background, values, variables_of
 from polyaxon_tracking import BackgroundWriter, Interruption, Run, TrackingError, atomic_write
@@ -134,6 +135,8 @@ class PolyaxonCallback(keras.callbacks.ModelCheckpoint):
         self._saves_in_background = background
         self._background: Background | None = None
         self._processes = Processes()
+        self._neighbours: list[keras.callbacks.Callback] = []
+        self._resume = resume
         self._reserves = True
         self._unchanged = False
         self._finished: CheckpointManager | None = None
@@ -171,7 +174,12 @@ class PolyaxonCallback(keras.callbacks.ModelCheckpoint):
             TrackingError: no checkpoint is intact, or the model is not the one that was saved.
         """
         super().on_train_begin(logs)
+        self._neighbours = neighbours()
+        if self._resume is not False:
+            refuse_second_restorer(self._neighbours)
         self._processes = Processes()
+        if self._run.on_cluster and self._processes.rank == 0:
+            warn_of_files_outside(self._neighbours, self._run)
         if self._saves_in_background and self._background is None and self._processes.rank == 0:
             self._background = Background(self._write_timeout)
         self._checkpoints = self._run.training(
@@ -389,6 +397,14 @@ class PolyaxonCallback(keras.callbacks.ModelCheckpoint):
             self._states = []
 
     def _save_training(self, epoch: int) -> None:
+        with training_weights(self._neighbours) as swapped:
+            if swapped:
+                self._unchanged = False
+            self._save_state(epoch)
+        if swapped:
+            self._unchanged = False
+
+    def _save_state(self, epoch: int) -> None:
         model, checkpoints, step = self.model, self._checkpoints, self._step
         best = None if self.best is None else float(self.best)
         training = {"best": best, "callbacks": [_plain_values(callback) for callback in self._restored]}
