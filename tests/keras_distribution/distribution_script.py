@@ -8,7 +8,6 @@ import os
 import resource
 import signal
 import sys
-import time
 from typing import Any
 
 import keras
@@ -57,14 +56,22 @@ class AtBatch(keras.callbacks.Callback):
         super().__init__()
         self.batches = 0
 
+    def asked_for(self, what: str) -> bool:
+        return os.environ.get("ON_RANK", str(RANK)) == str(RANK) and os.environ.get(what) == str(self.batches)
+
+    def die(self) -> None:
+        os.kill(os.getpid(), signal.Signals[os.environ.get("SIGNAL", "SIGKILL")])
+
     def on_train_batch_begin(self, batch: int, logs: object = None) -> None:
-        time.sleep(float(os.environ.get("SECONDS_PER_BATCH", "0")))
-        if os.environ.get("ON_RANK", str(RANK)) == str(RANK):
-            if os.environ.get("DIE_AFTER") == str(self.batches):
-                os.kill(os.getpid(), signal.Signals[os.environ.get("SIGNAL", "SIGKILL")])
-            if os.environ.get("NO_ROOM_AFTER") == str(self.batches):
-                resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
+        if self.asked_for("DIE_AFTER"):
+            self.die()
+        if self.asked_for("NO_ROOM_AFTER"):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
         self.batches += 1
+
+    def on_test_batch_begin(self, batch: int, logs: object = None) -> None:
+        if batch == 0 and self.asked_for("DIE_IN_VALIDATION_AFTER"):
+            self.die()
 
 
 def digest(network: keras.Model) -> str:
@@ -96,7 +103,10 @@ def main() -> None:
         )
         network.compile(keras.optimizers.Adam(0.01), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
         polyaxon = PolyaxonCallback(monitor="loss", save_best_only=True, background="FOREGROUND" not in os.environ)
-    network.fit(x, y, batch_size=size, epochs=6, shuffle=False, verbose=0, callbacks=[polyaxon, AtBatch()])
+    options = {"batch_size": size, "epochs": 6, "shuffle": False, "verbose": 0}
+    if "DIE_IN_VALIDATION_AFTER" in os.environ:
+        options |= {"validation_data": (x, y), "validation_batch_size": size}
+    network.fit(x, y, callbacks=[polyaxon, AtBatch()], **options)
     print("trained", digest(network))
 
 

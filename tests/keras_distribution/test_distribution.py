@@ -103,6 +103,14 @@ def test_a_signal_to_one_process_saves_once_and_ends_all(name: str, status: int,
     assert [": epoch 1, step 7\n" in one.stderr for one in resumed] == [True, True], resumed
 
 
+def test_a_signal_in_the_validation_ends_all(tmp_path: Path) -> None:
+    ended = train(tmp_path, DIE_IN_VALIDATION_AFTER="8", SIGNAL="SIGTERM", ON_RANK="1")
+    assert [one.status for one in ended] == [143, 143], ended
+    newest = CheckpointManager(tmp_path / "checkpoints" / "resume").latest()
+    assert newest is not None
+    assert (newest.step, newest.epoch) == (8, 2)
+
+
 def test_a_killed_process_ends_the_other_and_the_next_start_resumes(tmp_path: Path) -> None:
     ended = train(tmp_path, DIE_AFTER="9", ON_RANK="1", FOREGROUND="1")
     assert ended[1].status == -signal.SIGKILL
