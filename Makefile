@@ -5,6 +5,8 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 # Keras binds its backend at import, so its tests run once for each.
 BACKENDS := torch tensorflow jax
+# Two at a time: many tests wait for processes of their own.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 
 .PHONY: demo test bench lint types docs clean
 
@@ -13,9 +15,9 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed
 	$(BIN)/python -m coverage erase
-	KERAS_BACKEND=torch $(BIN)/python -m pytest --cov --cov-append --cov-report=
+	KERAS_BACKEND=torch $(PYTEST) --cov --cov-append --cov-report=
 	for backend in $(filter-out torch,$(BACKENDS)); do \
-		KERAS_BACKEND=$$backend $(BIN)/python -m pytest tests/keras_callback --cov --cov-append --cov-report= || exit 1; \
+		KERAS_BACKEND=$$backend $(PYTEST) tests/keras_callback --cov --cov-append --cov-report= || exit 1; \
 	done
 	$(BIN)/python -m coverage report
 

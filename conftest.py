@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 collect_ignore = ["tests/typing"]  # only for type checkers
 if Version(metadata.version("lightning")) < Version("2.4"):  # has no ModelParallelStrategy
     collect_ignore += ["tests/lightning_callback/sharded_script.py", "tests/lightning_callback/test_sharded.py"]
+if "model_checkpoint_test.py" not in {file.name for file in metadata.files("keras") or ()}:  # Keras shipped no tests
+    collect_ignore += ["tests/keras_callback/test_in_place_of_model_checkpoint.py"]
 
 # Set by pytest, and by torch, Lightning, TensorFlow, JAX and h5py when they are imported or first used.
 _NOT_OURS = {

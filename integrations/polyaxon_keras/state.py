@@ -52,7 +52,7 @@ def save(model: keras.Model, path: str, record: dict[str, Any]) -> None:
             group[str(index)] = array
 
 
-def load(model: keras.Model, path: str, source: str, rank: int) -> dict[str, Any]:
+def load(model: keras.Model, path: str, source: str, rank: int = 0) -> dict[str, Any]:
     """Bring `model` to the state in the file `path`, building it first where it is not; return its `training`.
 
     Args:

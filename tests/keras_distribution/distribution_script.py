@@ -12,6 +12,7 @@ from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from polyaxon_keras import PolyaxonCallback
 
@@ -21,8 +22,6 @@ ROWS = 64
 
 def of_tensorflow() -> Any:
     """A scope in which variables are on two logical devices."""
-    import tensorflow as tf
-
     [cpu] = tf.config.list_physical_devices("CPU")
     tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
     return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope()
@@ -103,10 +102,9 @@ def main() -> None:
         )
         network.compile(keras.optimizers.Adam(0.01), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
         polyaxon = PolyaxonCallback(monitor="loss", save_best_only=True, background="FOREGROUND" not in os.environ)
-    options = {"batch_size": size, "epochs": 6, "shuffle": False, "verbose": 0}
-    if "DIE_IN_VALIDATION_AFTER" in os.environ:
-        options |= {"validation_data": (x, y), "validation_batch_size": size}
-    network.fit(x, y, callbacks=[polyaxon, AtBatch()], **options)
+    data = tf.data.Dataset.from_tensor_slices((x, y)).batch(size)  # of several processes, Keras 3.10 takes nothing else
+    validation = data if "DIE_IN_VALIDATION_AFTER" in os.environ else None
+    network.fit(data, epochs=6, verbose=0, validation_data=validation, callbacks=[polyaxon, AtBatch()])
     print("trained", digest(network))
 
 

@@ -16,7 +16,6 @@ import pytest
 from polyaxon_tracking import CheckpointManager
 
 SCRIPT = str(Path(__file__).with_name("distribution_script.py"))
-BATCHES = 4  # in an epoch
 KINDS = [
     ("MirroredStrategy", 1),
     ("DataParallel", 1),
@@ -121,11 +120,12 @@ def test_a_killed_process_ends_the_other_and_the_next_start_resumes(tmp_path: Pa
 
 @pytest.mark.parametrize("mode", ["FOREGROUND", "BACKGROUND"])
 def test_a_write_that_fails_in_the_first_process_ends_all(mode: str, tmp_path: Path) -> None:
-    first, second = train(tmp_path, NO_ROOM_AFTER="5", ON_RANK="0", **{mode: "1"})
+    first, second = train(tmp_path, NO_ROOM_AFTER="9", ON_RANK="0", **{mode: "1"})
     assert "File too large" in first.stderr
     assert "RuntimeError: Process 0 failed, and this one ends with it: OSError: " in second.stderr
     assert (first.status, second.status) == (1, 1)
-    assert newest_step(tmp_path) == BATCHES
+    # In the background the state after eight batches may be what is being written.
+    assert newest_step(tmp_path) in {"FOREGROUND": [8], "BACKGROUND": [4, 8]}[mode]
 
 
 def test_processes_that_see_different_checkpoints_are_told_so(tmp_path: Path) -> None:
