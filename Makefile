@@ -36,10 +36,13 @@ types: $(VENV)/.installed
 docs: $(VENV)/.installed
 	$(BIN)/mkdocs build --strict
 
+# Polyaxon's own client wants an older Jinja than MkDocs: beside the environment, for the one test that uses it.
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
 	$(BIN)/npm install --silent --no-audit --no-fund --prefix $(VENV)/azurite azurite@3.37.0
+	$(PYTHON) -m venv $(VENV)/traceml
+	$(VENV)/traceml/bin/python -m pip install --quiet --disable-pip-version-check polyaxon traceml
 	touch $@
 
 .venv-bench/.installed: pyproject.toml

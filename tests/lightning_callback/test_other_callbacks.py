@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -17,7 +21,6 @@ from polyaxon_lightning import PolyaxonCallback
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
 
 class Manual(Classifier):
@@ -255,3 +258,56 @@ def test_the_callback_in_a_file_of_the_lightning_cli(
     assert "epoch 2, step 8\n" in caplog.text
     assert len(list((outputs / "checkpoints" / "resume").glob("step=*"))) == 1
     assert list((outputs / "checkpoints").glob("epoch=*.ckpt"))
+
+
+OF_TRACEML = """
+import os, signal
+import pytorch_lightning as pl
+from pytorch_lightning.demos.boring_classes import BoringModel
+from polyaxon_lightning import PolyaxonCallback
+from traceml.integrations.pytorch_lightning import Callback
+
+
+class Model(BoringModel):
+    def training_step(self, batch, batch_idx):
+        if os.environ.get("DIE_AT_STEP") == str(self.global_step):
+            os.kill(os.getpid(), signal.SIGKILL)
+        loss = super().training_step(batch, batch_idx)["loss"]
+        self.log("loss", loss)
+        return loss
+
+
+logger = Callback(is_offline=True, track_code=False, track_env=False, collect_resources=False)
+callbacks = [PolyaxonCallback(background=False)]
+trainer = pl.Trainer(
+    accelerator="cpu", max_epochs=3, limit_train_batches=4, limit_val_batches=1, logger=logger, callbacks=callbacks
+)
+trainer.fit(Model())
+print("trained", trainer.global_step)
+"""
+
+
+def test_beside_the_callback_of_traceml(tmp_path: Path) -> None:
+    """Polyaxon's own client logs metrics; it is a logger for Lightning."""
+    [traceml] = Path(sys.prefix).glob("traceml/lib/python3*/site-packages")
+    settings = {
+        # Last, so that all but Polyaxon's own packages are the tested ones.
+        "PYTHONPATH": os.pathsep.join([*filter(None, sys.path), str(traceml)]),
+        "POLYAXON_RUN_OUTPUTS_PATH": str(tmp_path / "outputs"),
+        "POLYAXON_OFFLINE_ROOT": str(tmp_path / "offline"),
+    }
+    killed, resumed = (
+        subprocess.run(
+            [sys.executable, "-c", OF_TRACEML],
+            env=os.environ | settings | more,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+        )
+        for more in ({"DIE_AT_STEP": "9"}, {})
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert "Resuming from " in resumed.stderr, resumed.stderr
+    assert ": epoch 2, step 8\n" in resumed.stderr
+    assert "trained 12\n" in resumed.stdout
