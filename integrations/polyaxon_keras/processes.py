@@ -24,9 +24,9 @@ class Wishes(NamedTuple):
 
     signal: int = 0
     """The number of a signal that asked for the end of training."""
-    save: bool = False
+    save: int = False
     """Whether a save is due by the clock."""
-    failed: bool = False
+    failed: int = False
     """Whether a write in the background failed."""
 
 
@@ -67,9 +67,7 @@ class Processes:
         the same at the same batch, one later.
         """
         before, self._asked = self._asked, None
-        told = (
-            Wishes() if before is None else Wishes(*np.asarray(before.addressable_data(0)).tolist())
-        )  # 1 is as good as True
+        told = Wishes(*([] if before is None else np.asarray(before.addressable_data(0)).tolist()))
         rows = _jax().make_array_from_process_local_data(self._rows, np.array([wishes], np.int32))
         self._asked = self._maximum(rows)
         return told
