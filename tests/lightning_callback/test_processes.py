@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import lightning
@@ -32,9 +33,9 @@ def train(outputs: Path, **environment: str) -> subprocess.CompletedProcess[str]
     return run(str(TRAIN), POLYAXON_RUN_OUTPUTS_PATH=str(outputs), **environment)
 
 
-def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def run(*arguments: str, python: str = sys.executable, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-W", "ignore", *arguments],
+        [python, "-W", "ignore", *arguments],
         env=os.environ | environment,
         capture_output=True,
         text=True,
@@ -135,6 +136,25 @@ def test_the_package_that_was_imported_first_is_the_one_in_use(
     assert process.returncode == 0, process.stderr
     assert process.stdout.splitlines() == ["steps 2", "steps 4"]
     assert "Resuming from" in process.stderr
+
+
+@pytest.mark.parametrize(
+    ("trainer", "absent"),
+    [("lightning.pytorch", {"pytorch_lightning", "lightning_fabric"}), ("pytorch_lightning", {"lightning"})],
+    ids=["lightning", "pytorch_lightning"],
+)
+def test_one_package_alone_suffices(tmp_path: Path, trainer: str, absent: set[str]) -> None:
+    environment = tmp_path / "venv"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(environment)], check=True)
+    [packages] = environment.glob("lib/python3*/site-packages")
+    for path in Path(sysconfig.get_path("purelib")).iterdir():
+        if path.name.partition("-")[0] not in absent:
+            (packages / path.name).symlink_to(path)
+    process = run(
+        "-c", PACKAGES, trainer, python=str(environment / "bin/python"), POLYAXON_RUN_OUTPUTS_PATH=str(tmp_path / "run")
+    )
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.splitlines() == ["steps 2", "steps 4"]
 
 
 @other_package
