@@ -17,7 +17,7 @@ from polyaxon_keras import state
 from polyaxon_keras.framework import keras
 from polyaxon_keras.neighbours import neighbours, refuse_second_restorer, training_weights, warn_of_files_outside
 from polyaxon_keras.processes import Processes, Wishes
-from polyaxon_keras.staging import Background, values, variables_of
+from polyaxon_keras.staging import Background, values
 from polyaxon_tracking import BackgroundWriter, Interruption, Run, TrackingError, atomic_write
 
 if TYPE_CHECKING:
@@ -397,14 +397,6 @@ class PolyaxonCallback(keras.callbacks.ModelCheckpoint):
             self._states = []
 
     def _save_training(self, epoch: int) -> None:
-        with training_weights(self._neighbours) as swapped:
-            if swapped:
-                self._unchanged = False
-            self._save_state(epoch)
-        if swapped:
-            self._unchanged = False
-
-    def _save_state(self, epoch: int) -> None:
         model, checkpoints, step = self.model, self._checkpoints, self._step
         best = None if self.best is None else float(self.best)
         training = {"best": best, "callbacks": [_plain_values(callback) for callback in self._restored]}
@@ -414,12 +406,13 @@ class PolyaxonCallback(keras.callbacks.ModelCheckpoint):
             with checkpoints.save(step, epoch, suffix=".weights.h5") as path:
                 state.save(model, path, record)
 
-        self._write(f"step {step} to {checkpoints.directory}", write)
+        with training_weights(self._neighbours) as swapped:
+            self._unchanged = self._unchanged and not swapped
+            self._write(f"step {step} to {checkpoints.directory}", write)
         self._saved_step, self._saved_at = step, time.monotonic()
 
     def _write(self, what: str, write: Callable[[], None]) -> None:
-        variables = variables_of(self.model)
-        whole = self._processes.collect(variables) if self._processes.splits(variables) else []
+        whole = self._processes.collect(self.model)
         with self._processes.first() as writes:
             if writes:
                 self._write_first(what, write, whole)
@@ -447,7 +440,7 @@ class PolyaxonCallback(keras.callbacks.ModelCheckpoint):
     def _reserve(self) -> None:
         """Take the memory for copies of the state: since the first batch all of it is there."""
         self._reserves = False
-        if self._background is not None and not self._processes.splits(variables_of(self.model)):
+        if self._background is not None and not self._processes.splits(self.model):
             self._background.reserve(self.model)
 
     def _save_model(self, epoch: int, batch: int | None, logs: dict[str, Any] | None) -> None:

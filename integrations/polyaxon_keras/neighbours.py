@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import traceback
 from typing import TYPE_CHECKING
 
 from polyaxon_keras.framework import keras
@@ -12,7 +13,6 @@ from polyaxon_tracking import Run, TrackingError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from types import FrameType
 
 __all__ = ["neighbours", "refuse_second_restorer", "training_weights", "warn_of_files_outside"]
 
@@ -22,12 +22,10 @@ _FILES = {"TensorBoard": "log_dir", "CSVLogger": "filename", "OrbaxCheckpoint": 
 
 def neighbours() -> list[keras.callbacks.Callback]:
     """The callbacks of the ``fit`` whose hook is running, which Keras tells none of them."""
-    frame: FrameType | None = sys._getframe()  # noqa: SLF001
-    while frame is not None:
+    for frame, _ in traceback.walk_stack(sys._getframe()):  # noqa: SLF001
         caller = frame.f_locals.get("self")
         if isinstance(caller, keras.callbacks.CallbackList):
             return list(caller.callbacks)
-        frame = frame.f_back
     return []
 
 

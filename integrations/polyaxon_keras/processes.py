@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import numpy as np
 
 from polyaxon_keras.framework import keras
+from polyaxon_keras.staging import variables_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,10 +25,10 @@ class Wishes(NamedTuple):
 
     signal: int = 0
     """The number of a signal that asked for the end of training."""
-    save: int = False
-    """Whether a save is due by the clock."""
-    failed: int = False
-    """Whether a write in the background failed."""
+    save: int = 0
+    """1 where a save is due by the clock."""
+    failed: int = 0
+    """1 where a write in the background failed."""
 
 
 class Processes:
@@ -122,13 +123,15 @@ class Processes:
             error = caught
         self.raise_error(error)
 
-    def splits(self, variables: list[Any]) -> bool:
-        """Whether one of `variables` has parts in several processes."""
-        return self.several and not all(variable.value.is_fully_replicated for variable in variables)
+    def splits(self, model: keras.Model) -> bool:
+        """Whether a variable of `model` has parts in several processes."""
+        return self.several and not all(variable.value.is_fully_replicated for variable in variables_of(model))
 
-    def collect(self, variables: list[Any]) -> list[tuple[Any, np.ndarray[Any, Any]]]:
-        """Each of `variables` with its whole value, in the first process; the others keep none."""
-        whole = ((variable, _allgather(variable.value, tiled=True)) for variable in variables)
+    def collect(self, model: keras.Model) -> list[tuple[Any, np.ndarray[Any, Any]]]:
+        """Where variables of `model` are split: each with its whole value, in the first process; else nothing."""
+        if not self.splits(model):
+            return []
+        whole = ((variable, _allgather(variable.value, tiled=True)) for variable in variables_of(model))
         return [one for one in whole if self.rank == 0]
 
 

@@ -7,6 +7,7 @@ import logging
 import os
 import pickle
 import sys
+import traceback
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,6 @@ from polyaxon_tracking import BackgroundWriter, Run, TrackingError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
-    from types import FrameType
 
     from lightning.pytorch.callbacks import Callback, ModelCheckpoint
     from lightning.pytorch.loggers import Logger
@@ -365,11 +365,9 @@ def _is_chosen_by_lightning(trainer: pl.Trainer) -> bool:
 
 def _asked_for(trainer: pl.Trainer) -> Any:
     """The `ckpt_path` that ``trainer.fit`` was given: an argument of the call that is under way, kept nowhere else."""
-    frame: FrameType | None = sys._getframe()  # noqa: SLF001
-    while frame is not None:
+    for frame, _ in traceback.walk_stack(sys._getframe()):  # noqa: SLF001
         if frame.f_code.co_name == "fit" and frame.f_locals.get("self") is trainer:
             return frame.f_locals.get("ckpt_path")
-        frame = frame.f_back
     return None
 
 
