@@ -32,6 +32,7 @@ lint: $(VENV)/.installed
 
 types: $(VENV)/.installed
 	$(BIN)/mypy
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 docs: $(VENV)/.installed
 	$(BIN)/mkdocs build --strict

@@ -84,7 +84,16 @@ def _names_in_examples(doctest_namespace: dict[str, object]) -> None:
 
 @pytest.fixture(autouse=True)
 def _log_levels_are_left_as_they_were() -> Iterator[None]:
-    names = ["polyaxon_tracking", "lightning", "lightning.pytorch", "lightning.fabric", "keras", "absl"]
+    names = [
+        "polyaxon_tracking",
+        "lightning",
+        "lightning.pytorch",
+        "lightning.fabric",
+        "keras",
+        "absl",
+        "transformers",
+        "accelerate",
+    ]
     levels = {name: logging.getLogger(name).level for name in names}
     yield
     for name, level in levels.items():

@@ -28,8 +28,15 @@ import trainings
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-OURS = ("lightning", "lightning_foreground", "keras", "keras_foreground")
-BACKGROUND = ("lightning", "keras", "lightning_async")
+OURS = (
+    "lightning",
+    "lightning_foreground",
+    "keras",
+    "keras_foreground",
+    "transformers",
+    "transformers_foreground",
+)
+BACKGROUND = ("lightning", "keras", "transformers", "lightning_async")
 NATIVES = (
     "lightning_native",
     "lightning_async",
@@ -37,6 +44,7 @@ NATIVES = (
     "keras_weights",
     "keras_backup",
     "keras_double_backup",
+    "transformers_native",
 )
 MOMENTS = ("saving", "first-save", "pruning", "resuming")
 OTHER_FILE_SYSTEM = "/dev/shm"  # a tmpfs on every Linux
@@ -94,14 +102,20 @@ class Training:
 
 
 def _die_before_a_checkpoint_goes() -> None:
-    unlink = os.unlink
+    unlink, rename = os.unlink, os.rename
 
     def die(path: Any, **options: Any) -> None:
         if "step=" in str(path):
             os.kill(os.getpid(), signal.SIGKILL)
         unlink(path, **options)
 
+    def die_of_a_folder(path: Any, other: Any) -> None:
+        if "step=" in os.path.basename(path):
+            os.kill(os.getpid(), signal.SIGKILL)
+        rename(path, other)
+
     os.unlink = os.remove = die
+    os.rename = die_of_a_folder
 
 
 def trials(subject: str, moment: str, kills: int, outputs: Path, chance: random.Random) -> Iterator[dict[str, Any]]:
@@ -169,12 +183,17 @@ def _run_until_killed(training: Training, moment: str, began: int, save: float, 
 
 
 def left_behind(outputs: Path) -> dict[str, int]:
-    """How many files under a final name are whole, and how many torn; only zips can be told at a glance."""
+    """How many files under a final name are whole, and how many torn, as far as a glance tells."""
     files = [
         path for suffix in ("ckpt", "keras") for path in outputs.rglob(f"*.{suffix}") if ".staging" not in str(path)
     ]
     whole = [path for path in files if zipfile.is_zipfile(path)]
-    return {"torn": len(files) - len(whole), "best": sum(path.name.startswith("best") for path in whole)}
+    folders = [path for path in outputs.rglob("checkpoint-*") if path.is_dir() and ".staging" not in str(path)]
+    # What the Trainer writes last.
+    whole_folders = [path for path in folders if (path / "trainer_state.json").exists()]
+    best = sum(path.name.startswith("best") for path in whole)
+    torn = len(files) - len(whole) + len(folders) - len(whole_folders)
+    return {"torn": torn, "best": best + len(whole_folders)}
 
 
 def summary(subject: str, place: str, found: list[dict[str, Any]]) -> str:
@@ -184,7 +203,7 @@ def summary(subject: str, place: str, found: list[dict[str, Any]]) -> str:
     mixed = sum(trial["began"] is not None and not trial["whole"] for trial in starts)
     torn = sum(bool(trial.get("torn")) for trial in starts)
     description = getattr(trainings, subject).__doc__.partition("\n")[0].rstrip(".")
-    framework = subject.partition("_")[0].capitalize()
+    framework = {"transformers": "Hugging Face"}.get(name := subject.partition("_")[0], name.capitalize())
     return f"| {framework}: {description} | {place} | {len(starts)} | {nothing} | {back} | {mixed} | {torn} |"
 
 

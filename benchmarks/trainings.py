@@ -130,6 +130,78 @@ def lightning_async(outputs: Path, report: Report) -> None:
     _lightning(outputs, report, [saves], plugins=[AsyncCheckpointIO()], ckpt_path=ckpt_path)
 
 
+# Hugging Face's Trainer
+
+
+def _transformers(
+    outputs: Path, report: Report, callbacks: list[Any], *, resume: bool | None = None, in_flight: int = 0
+) -> None:
+    import torch
+    from transformers import Trainer, TrainerCallback, TrainingArguments
+
+    class Model(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = torch.nn.Linear(1, 1)
+            self.register_buffer("ballast", torch.zeros(STATE_MEGABYTES << 18))
+
+        def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+            self.ballast += 1
+            return {"loss": self.layer(x).mean()}
+
+    class Reports(TrainerCallback):
+        def on_train_begin(self, args: Any, state: Any, control: Any, *, model: Any, **_: Any) -> None:
+            report.begin(state.global_step, {int(model.ballast.min()), int(model.ballast.max())})
+
+        def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            report.saved(max(0, state.global_step - in_flight))
+
+        def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            report.saving(state.global_step)
+
+    arguments = TrainingArguments(
+        str(outputs / "checkpoints" / "model"),
+        num_train_epochs=EPOCHS,
+        save_strategy="epoch",
+        save_total_limit=1,
+        logging_strategy="no",
+        report_to=[],
+        use_cpu=True,
+        disable_tqdm=True,
+        optim="sgd",
+        learning_rate=1e-6,
+    )
+    data = torch.utils.data.TensorDataset(torch.ones(1, 1))
+    trainer = Trainer(
+        Model(),
+        arguments,
+        train_dataset=data,
+        data_collator=lambda rows: {"x": rows[0][0]},
+        callbacks=[Reports(), *callbacks],
+    )
+    trainer.train(resume_from_checkpoint=resume)
+
+
+def transformers(outputs: Path, report: Report, *, background: bool = True) -> None:
+    """PolyaxonCallback, and save_strategy="epoch", save_total_limit=1 beside it."""
+    from polyaxon_transformers import PolyaxonCallback
+
+    os.environ["POLYAXON_RUN_OUTPUTS_PATH"] = str(outputs)
+    polyaxon = PolyaxonCallback(max_to_keep=1, background=background)
+    _transformers(outputs, report, [polyaxon], in_flight=int(background))
+
+
+def transformers_foreground(outputs: Path, report: Report) -> None:
+    """PolyaxonCallback(background=False), and save_strategy="epoch", save_total_limit=1 beside it."""
+    transformers(outputs, report, background=False)
+
+
+def transformers_native(outputs: Path, report: Report) -> None:
+    """save_strategy="epoch", save_total_limit=1, train(resume_from_checkpoint=True)."""
+    found = outputs.exists() and any(outputs.glob("checkpoints/model/checkpoint-*"))
+    _transformers(outputs, report, [], resume=found)
+
+
 # Keras
 
 

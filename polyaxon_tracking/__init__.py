@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from polyaxon_tracking.files import Directory, atomic_write, open_directory
     from polyaxon_tracking.interruption import Interruption
     from polyaxon_tracking.memory import available_memory
+    from polyaxon_tracking.processes import Processes, Wishes
     from polyaxon_tracking.run import Run
 
 __all__ = [
@@ -25,8 +26,10 @@ __all__ = [
     "CheckpointManager",
     "Directory",
     "Interruption",
+    "Processes",
     "Run",
     "TrackingError",
+    "Wishes",
     "atomic_write",
     "available_memory",
     "cached_path",
@@ -45,7 +48,9 @@ _LATER = {
     "CheckpointManager": "checkpoints",
     "Directory": "files",
     "Interruption": "interruption",
+    "Processes": "processes",
     "Run": "run",
+    "Wishes": "processes",
     "atomic_write": "files",
     "available_memory": "memory",
     "cached_path": "cache",

@@ -16,16 +16,16 @@ import numpy as np
 from polyaxon_keras import state
 from polyaxon_keras.framework import keras
 from polyaxon_keras.neighbours import neighbours, refuse_second_restorer, training_weights, warn_of_files_outside
-from polyaxon_keras.processes import Processes, Wishes
+from polyaxon_keras.processes import JaxProcesses
 from polyaxon_keras.staging import Background, values
-from polyaxon_tracking import BackgroundWriter, Interruption, Run, TrackingError, atomic_write
+from polyaxon_tracking import BackgroundWriter, Interruption, Run, TrackingError, Wishes, atomic_write
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
     from types import FrameType, TracebackType
     from typing import NoReturn
 
-    from polyaxon_tracking import Checkpoint, CheckpointManager
+    from polyaxon_tracking import CheckpointManager
 
 __all__ = ["PolyaxonCallback"]
 
@@ -134,7 +134,7 @@ class PolyaxonCallback(keras.callbacks.ModelCheckpoint):
         self._write_timeout = write_timeout
         self._saves_in_background = background
         self._background: Background | None = None
-        self._processes = Processes()
+        self._processes = JaxProcesses()
         self._neighbours: list[keras.callbacks.Callback] = []
         self._resume = resume
         self._reserves = True
@@ -177,7 +177,7 @@ class PolyaxonCallback(keras.callbacks.ModelCheckpoint):
         self._neighbours = neighbours()
         if self._resume is not False:
             refuse_second_restorer(self._neighbours)
-        self._processes = Processes()
+        self._processes = JaxProcesses()
         if self._run.on_cluster and self._processes.rank == 0:
             warn_of_files_outside(self._neighbours, self._run)
         if self._saves_in_background and self._background is None and self._processes.rank == 0:
@@ -195,7 +195,7 @@ class PolyaxonCallback(keras.callbacks.ModelCheckpoint):
             self._excepthook, sys.excepthook = sys.excepthook, self._save_after_exception
         self._watch_optimizer()
         self._iterations_before = self._iterations()
-        newest = self._newest_on_all() if self._run.resumes else None
+        newest = self._processes.latest(self._checkpoints) if self._run.resumes else None
         if newest is None:
             _logger.info("Starting fresh: %s", self._run.why_fresh(self._checkpoints))
             return
@@ -280,21 +280,6 @@ class PolyaxonCallback(keras.callbacks.ModelCheckpoint):
         _begin_at(self.model, None)
         self._finished = self._checkpoints
         self._run.finish(self._checkpoints, max_epochs=epochs)
-
-    def _newest_on_all(self) -> Checkpoint | None:
-        """The newest intact checkpoint that the first process sees; the others must see it too."""
-        with self._processes.together():
-            newest = self._checkpoints.latest()
-        seen = self._processes.gather((newest and newest.name, self._checkpoints.directory))
-        for rank, (name, directory) in enumerate(seen):
-            if name != seen[0][0]:
-                raise TrackingError(
-                    f"Received different checkpoints in the processes of one training: process 0 would go on from "
-                    f"{seen[0][0]} in {seen[0][1]}, process {rank} from {name} in {directory}. Expected the same in "
-                    f"all. Have every process use the same outputs path, on a volume or in a store that all machines "
-                    f"share."
-                )
-        return newest
 
     def _agree(self) -> Wishes:
         """What this process wants, or what all do: with several, one batch later."""

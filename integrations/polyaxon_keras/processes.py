@@ -5,33 +5,23 @@ from __future__ import annotations
 import contextlib
 import pickle
 import sys
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from polyaxon_keras.framework import keras
 from polyaxon_keras.staging import variables_of
+from polyaxon_tracking import Processes, Wishes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["Processes", "Wishes"]
+__all__ = ["JaxProcesses"]
 
 _T = TypeVar("_T")
 
 
-class Wishes(NamedTuple):
-    """What a process wants of all, or all of each: the greatest of each number counts."""
-
-    signal: int = 0
-    """The number of a signal that asked for the end of training."""
-    save: int = 0
-    """1 where a save is due by the clock."""
-    failed: int = 0
-    """1 where a write in the background failed."""
-
-
-class Processes:
+class JaxProcesses(Processes):
     """The processes of ``jax.distributed`` that train one model, and how they tell each other what concerns them all.
 
     Where there is one process, every method returns at once. Keras has several on JAX alone, and only with a
@@ -39,13 +29,13 @@ class Processes:
     """
 
     def __init__(self) -> None:
+        super().__init__()
         self.several = (
             keras.backend.backend() == "jax"
             and keras.distribution.distribution() is not None
             and _jax().process_count() > 1
         )
-        """Whether there are others."""
-        self.rank: int = _jax().process_index() if self.several else 0
+        self.rank = _jax().process_index() if self.several else 0
         self._asked: Any = None
         if self.several:
             self._rows, self._maximum = _reduction()
@@ -62,29 +52,14 @@ class Processes:
         return [pickle.loads(row[:size].tobytes()) for row, size in rows]  # noqa: S301  # of this training itself
 
     def ask(self, wishes: Wishes) -> Wishes:
-        """Tell `wishes` to all, and return what all told each other the time before.
-
-        Every process calls it at the end of the same batch, and goes on while the numbers are under way: so all know
-        the same at the same batch, one later.
-        """
+        """Tell `wishes` to all, and return what all told each other the time before."""
+        if not self.several:
+            return wishes
         before, self._asked = self._asked, None
         told = Wishes(*([] if before is None else np.asarray(before.addressable_data(0)).tolist()))
         rows = _jax().make_array_from_process_local_data(self._rows, np.array([wishes], np.int32))
         self._asked = self._maximum(rows)
         return told
-
-    def raise_error(self, error: BaseException | None) -> None:
-        """Raise `error` in this process, and one that tells of it in the others; return where none has any.
-
-        Raises:
-            RuntimeError: another process has one.
-        """
-        told = self.gather(None if error is None else f"{type(error).__name__}: {error}")
-        if error is not None:
-            raise error
-        for rank, text in enumerate(told):
-            if text is not None:
-                raise RuntimeError(f"Process {rank} failed, and this one ends with it: {text}")
 
     @contextlib.contextmanager
     def first(self) -> Iterator[bool]:
@@ -105,23 +80,6 @@ class Processes:
             finally:
                 if self.several:
                     keras.distribution.set_distribution(distribution)
-
-    @contextlib.contextmanager
-    def together(self) -> Iterator[None]:
-        """Get all processes through the block, or none: the others would wait for one that failed for ever.
-
-        Raises:
-            RuntimeError: another process failed.
-        """
-        if not self.several:
-            yield
-            return
-        error = None
-        try:
-            yield
-        except Exception as caught:  # noqa: BLE001  # raised on all
-            error = caught
-        self.raise_error(error)
 
     def splits(self, model: keras.Model) -> bool:
         """Whether a variable of `model` has parts in several processes."""

@@ -168,7 +168,7 @@ class PolyaxonCallback(Callback):
         asked_for_last = trainer.ckpt_path is None and _asked_for(trainer) == "last"
         resumes = self._run.resumes or asked_for_last
         assert self._stream is not None
-        self._resumed = _newest_on_all(self._stream.ranks, checkpoints) if resumes else None
+        self._resumed = self._stream.ranks.latest(checkpoints) if resumes else None
         if self._resumed is not None and not trainer.strategy.restore_checkpoint_after_setup:
             self._load(trainer, self._resumed)
 
@@ -281,25 +281,6 @@ class PolyaxonCallback(Callback):
                 f"PolyaxonCallback(weights_only=False)."
             ) from error
         _check_shapes(trainer.lightning_module, state, newest.source)
-
-
-def _newest_on_all(ranks: Ranks, checkpoints: CheckpointManager) -> Checkpoint | None:
-    """The newest intact checkpoint that the first rank sees; the others must see it too."""
-    newest, error = None, None
-    try:
-        newest = checkpoints.latest()
-    except (OSError, TrackingError) as caught:
-        error = caught
-    ranks.raise_error(error)
-    seen = ranks.gather((newest and newest.name, checkpoints.directory))
-    for rank, (name, directory) in enumerate(seen):
-        if name != seen[0][0]:
-            raise TrackingError(
-                f"Received different checkpoints on the ranks of one training: rank 0 would go on from {seen[0][0]} in "
-                f"{seen[0][1]}, rank {rank} from {name} in {directory}. Expected the same on all. Have every rank use "
-                f"the same outputs path, on a volume or in a store that all machines share."
-            )
-    return newest
 
 
 def _save_in_background(trainer: pl.Trainer, io: DurableCheckpointIO) -> None:

@@ -14,8 +14,7 @@ import torch
 
 from polyaxon_lightning.framework import pl
 from polyaxon_lightning.io import StreamCheckpointIO
-from polyaxon_lightning.ranks import Wishes
-from polyaxon_tracking import Interruption, TrackingError
+from polyaxon_tracking import Interruption, TrackingError, Wishes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -226,7 +225,7 @@ class ResumeStream(Checkpoint):
         """Stop listening for signals."""
         self._training = False
         self.interruption.uninstall()
-        self.ranks.part(trainer.strategy)
+        self.ranks.leave(trainer.strategy)
 
     def _restore_random(self, trainer: pl.Trainer) -> None:
         if self._restored is not None and len(self._restored["random"]) == trainer.world_size:
@@ -250,7 +249,7 @@ class ResumeStream(Checkpoint):
         # Launchers kill all when the first has ended, also the one that still writes.
         with contextlib.suppress(RuntimeError):  # another was killed
             self.ranks.gather(None)
-        self.ranks.part(trainer.strategy)
+        self.ranks.leave(trainer.strategy)
         self.interruption.requested = requested
         self.interruption.end()
 

@@ -25,6 +25,8 @@ _INSTALLED = [
     ("keras",),
     ("tensorflow", "tensorflow-cpu"),
     ("jax",),
+    ("transformers",),
+    ("accelerate",),
     ("fsspec",),
     ("tqdm",),
     ("s3fs",),

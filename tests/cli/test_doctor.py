@@ -290,6 +290,7 @@ def test_integrations_are_found_with_what_they_need(doctor: Callable[..., Report
     assert report.told("polyaxon_other") == ("info", "Callback: no-such-framework is not installed")
     assert report.told("polyaxon_keras") == ("ok", "PolyaxonCallback")
     assert report.told("polyaxon_lightning") == ("ok", "PolyaxonCallback")
+    assert report.told("polyaxon_transformers") == ("ok", "PolyaxonCallback")
 
 
 # Secrets

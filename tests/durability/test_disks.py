@@ -18,6 +18,7 @@ TROUBLE = Path(__file__).with_name("trouble.py")
 SCRIPTS = {
     "lightning": TESTS / "lightning_callback" / "lightning_script.py",
     "keras": TESTS / "keras_callback" / "keras_script.py",
+    "transformers": TESTS / "transformers_callback" / "transformers_script.py",
 }
 PR_CAPBSET_DROP, CAP_DAC_OVERRIDE = 24, 1
 
@@ -46,7 +47,7 @@ def train(outputs: Path, mode: str, *command: str) -> subprocess.CompletedProces
 
 
 @pytest.mark.parametrize("mode", ["BACKGROUND", "FOREGROUND"])
-@pytest.mark.parametrize("framework", ["lightning", "keras"])
+@pytest.mark.parametrize("framework", list(SCRIPTS))
 @pytest.mark.parametrize(("kind", "reason"), [("full", "File too large"), ("read-only", "Permission denied")])
 def test_the_checkpoint_before_stays_and_the_error_says_what_is_missing(
     tmp_path: Path, mode: str, framework: str, kind: str, reason: str

@@ -38,7 +38,9 @@ def killed(framework: str, outputs: Path, *, kills: int, moment: str = "saving",
     return starts
 
 
-@pytest.fixture(params=["lightning", "lightning_foreground", "keras", "keras_foreground"])
+@pytest.fixture(
+    params=["lightning", "lightning_foreground", "keras", "keras_foreground", "transformers", "transformers_foreground"]
+)
 def framework(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import shlex
@@ -59,6 +60,16 @@ def test_the_commands_of_a_page_print_what_it_shows(page: Path, tmp_path: Path) 
         expected = re.escape(VARYING.sub("#", session))
         expected = re.sub(r"^(?:\\ )*…\\?\n", r"(?:.*\\n)*?", expected, flags=re.MULTILINE).replace("…", ".*")
         assert re.fullmatch(expected, VARYING.sub("#", re.sub(r" +\n", "\n", printed))), printed
+
+
+def test_the_tests_that_the_promises_name_are_there() -> None:
+    named = re.findall(r"^\d+\. .*`(\S+)::(\w+)`$", (ROOT / "docs" / "promises.md").read_text(), re.MULTILINE)
+    assert len(named) > 50
+    for path, name in named:
+        functions = {
+            node.name for node in ast.walk(ast.parse((ROOT / path).read_text())) if isinstance(node, ast.FunctionDef)
+        }
+        assert name in functions, f"{path}::{name}"
 
 
 def test_there_is_code_on_the_first_screen_of_the_readme() -> None:

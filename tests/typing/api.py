@@ -1,21 +1,25 @@
-"""How users write it; checked by mypy in strict mode, never run."""
+"""How users write it; checked by mypy and by pyright, both strict, and never run."""
 
 from __future__ import annotations
 
 from datetime import timedelta
 from pathlib import Path
+from signal import Signals
 
-from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from typing_extensions import assert_type
 
-from polyaxon_lightning import PolyaxonCallback
 from polyaxon_tracking import (
+    BackgroundWriter,
     Checkpoint,
     CheckpointManager,
     Directory,
+    Interruption,
+    Processes,
     Run,
     TrackingError,
+    Wishes,
     atomic_write,
+    available_memory,
     cached_path,
     get_data_path,
     get_data_paths,
@@ -25,31 +29,51 @@ from polyaxon_tracking import (
     open_directory,
 )
 
-outputs: str | None = get_outputs_path("checkpoints", "best.pt")
-data: dict[str, str] | None = get_data_paths()
-digits: str = get_data_path("digits")
-digits = get_data_path("digits", default="data/digits")
-either: str | Path = get_data_path("digits", default=Path("data"))
-references: dict[str, list[str]] | None = get_outputs_refs_paths()
-level: str | None = get_log_level()
+# The getters.
+assert_type(get_outputs_path(), str | None)
+assert_type(get_outputs_path("checkpoints", "best.pt"), str | None)
+assert_type(get_data_paths(), dict[str, str] | None)
+assert_type(get_data_path("digits"), str)
+assert_type(get_data_path("digits", default="data/digits"), str)
+assert_type(get_data_path("digits", default=Path("data")), str | Path)
+assert_type(get_outputs_refs_paths(), dict[str, list[str]] | None)
+assert_type(get_log_level(), str | None)
 
-manager = CheckpointManager(Path("checkpoints"), max_to_keep=3)
-with manager.save(100, epoch=2, suffix=".pt") as path:
-    written: str = path
-latest: Checkpoint | None = manager.latest()
+# A loop of one's own.
+checkpoints = CheckpointManager(Path("checkpoints"), max_to_keep=3)
+with checkpoints.save(100, epoch=2, suffix=".pt") as path:
+    assert_type(path, str)
+latest = checkpoints.latest()
+assert_type(latest, Checkpoint | None)
 if latest is not None:
-    step: int = latest.step
-    damage: str | None = latest.damage()
+    assert_type((latest.path, latest.step, latest.epoch), tuple[str, int, int])
+    assert_type(latest.damage(lambda read: read + 1), str | None)
+assert_type(checkpoints.checkpoints(), list[Checkpoint])
+assert_type(next(checkpoints.intact()), Checkpoint)
 with atomic_write("model.txt") as staged:
     Path(staged).write_text("weights", encoding="utf-8")
+with Interruption() as interruption:
+    if interruption.requested is not None:
+        assert_type(interruption.requested, Signals)
+        interruption.end()
 
-local: str = cached_path("s3://bucket/model.keras")
-directory: Directory = open_directory("s3://bucket/outputs")
-names: list[str] = directory.names()
+# Stores.
+assert_type(cached_path("s3://bucket/model.keras"), str)
+directory = open_directory("s3://bucket/outputs")
+assert_type(directory, Directory)
+assert_type(directory.names(), list[str])
 
+# An integration of one's own.
 run = Run(datasets=["digits"], loggers=["mine"], resume=True)
-error: ValueError = TrackingError("message")
+assert_type(run.training(max_epochs=20), CheckpointManager)
+assert_type((run.outputs_path, run.on_cluster, run.resumes), tuple[str, bool, bool])
+writer = BackgroundWriter(timedelta(minutes=5))
+writer.submit("model.txt", lambda: Path("model.txt").write_text("weights", encoding="utf-8"))
+writer.wait()
+assert_type(available_memory(), int)
+processes = Processes()
+assert_type(processes.gather("value"), list[str])
+assert_type(processes.ask(Wishes(signal=15)), Wishes)
+assert_type(processes.latest(checkpoints), Checkpoint | None)
 
-polyaxon = PolyaxonCallback(datasets={"digits": Path("data")}, train_time_interval=timedelta(minutes=10))
-trainer = Trainer(callbacks=[polyaxon, ModelCheckpoint(monitor="val_loss")])
-where: str = polyaxon.data_path("digits")
+error: ValueError = TrackingError("message")

@@ -1,0 +1,296 @@
+"""The callback that a user adds to Hugging Face's Trainer."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import sys
+import traceback
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from transformers import Trainer, TrainerCallback
+
+from polyaxon_tracking import BackgroundWriter, Run, TrackingError
+from polyaxon_transformers.training import Training
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    from transformers import TrainerControl, TrainerState, TrainingArguments
+
+    from polyaxon_tracking import Checkpoint, CheckpointManager
+
+__all__ = ["PolyaxonCallback"]
+
+_logger = logging.getLogger("polyaxon_tracking")
+
+
+class PolyaxonCallback(TrainerCallback):
+    """Put a Trainer's checkpoints below the run's outputs path, and go on from the newest after the pod was killed.
+
+    A relative `output_dir` of the ``TrainingArguments`` is taken below ``<outputs>/checkpoints``; what `save_strategy`
+    asks for is saved there. Beside that, the whole training state is saved to ``<outputs>/checkpoints/resume`` at the
+    end of every epoch. In a run of the platform, ``trainer.train()`` goes on from the newest of these that is intact;
+    elsewhere outputs are in ``./outputs`` and `resume` decides. A `resume_from_checkpoint` given to ``train`` is what
+    is used.
+
+    Args:
+        datasets: names of the datasets that training needs; or a mapping from name to the path on this machine, which
+            is used where the environment names no data. Ask for each with `data_path`.
+        resume: whether to go on from the newest checkpoint: by default only in a run of the platform.
+        every_n_train_steps: save the training state every so many optimizer steps too.
+        train_time_interval: save the training state whenever so much time has passed, too.
+        max_to_keep: how many of the newest training states stay.
+        loggers: names of loggers whose level follows ``POLYAXON_LOG_LEVEL``, beside those of Transformers, Accelerate
+            and this package.
+        background: whether to sync, verify and upload what was written while training goes on; a checkpoint then
+            appears under its name a little after its step. All is written when ``train`` returns.
+        write_timeout: how long the end of training waits for what is still to be written, and a save for the one
+            before. Then it is an error.
+
+    Raises:
+        TrackingError: a dataset is unknown or missing, the outputs path cannot be written to, a variable is malformed,
+            or an argument is out of range.
+
+    Examples:
+        >>> polyaxon = PolyaxonCallback(datasets={"reviews": "."})
+        >>> polyaxon.data_path("reviews")
+        '.'
+        >>> os.path.relpath(polyaxon.outputs_path)
+        'outputs'
+    """
+
+    def __init__(
+        self,
+        *,
+        datasets: Iterable[str] | Mapping[str, str | os.PathLike[str]] = (),
+        resume: bool | None = None,
+        every_n_train_steps: int | None = None,
+        train_time_interval: timedelta | None = None,
+        max_to_keep: int = 2,
+        loggers: Iterable[str] = (),
+        background: bool = True,
+        write_timeout: timedelta = timedelta(minutes=30),
+    ) -> None:
+        if every_n_train_steps is not None and every_n_train_steps < 1:
+            raise TrackingError(f"Received every_n_train_steps={every_n_train_steps!r}. Expected 1 or more, or None.")
+        if train_time_interval is not None and not (
+            isinstance(train_time_interval, timedelta) and train_time_interval > timedelta(0)
+        ):
+            raise TrackingError(
+                f"Received train_time_interval={train_time_interval!r}. Expected a timedelta above zero, or None."
+            )
+        self._run = Run(datasets=datasets, loggers=["transformers", "accelerate", *loggers], resume=resume)
+        self._run.training(max_epochs=0, max_to_keep=max_to_keep)  # raises for a wrong `max_to_keep`
+        self._resume = resume
+        self._every_n_train_steps = every_n_train_steps
+        self._interval = None if train_time_interval is None else train_time_interval.total_seconds()
+        self._max_to_keep = max_to_keep
+        self._writer = BackgroundWriter(write_timeout)
+        self._background = background
+        self._users: str | None = None
+        self._attached = False
+        self._finished: CheckpointManager | None = None
+        self._training: Training | None = None
+        self._source: str | None = None
+
+    @property
+    def outputs_path(self) -> str:
+        """Where this run's outputs go."""
+        return self._run.outputs_path
+
+    def data_path(self, name: str) -> str:
+        """Where the dataset `name` is, one of those given as `datasets`.
+
+        Raises:
+            TrackingError: it was not given.
+        """
+        return self._run.data_path(name)
+
+    def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Point the Trainer that was made at the outputs path.
+
+        Raises:
+            TrackingError: it has another PolyaxonCallback too.
+        """
+        trainer = _constructed_now()
+        if sum(isinstance(callback, PolyaxonCallback) for callback in trainer.callback_handler.callbacks) > 1:
+            raise TrackingError("Received several PolyaxonCallbacks in one Trainer. Expected one: remove the others.")
+        self._redirect(args)
+        self._attached = True
+        # There are hooks, but none that says where to go on from, and none after all that belongs to a step.
+        _replace(trainer, "train", self._train)
+        _replace(trainer, "_save_checkpoint", self._save_checkpoint)
+        _replace(trainer, "_maybe_log_save_evaluate", self._maybe_log_save_evaluate)
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Say where training begins.
+
+        Raises:
+            TrackingError: the callback was added to a Trainer that had been made, or the optimizer is not the one that
+                was saved.
+        """
+        if not self._attached:
+            raise TrackingError(
+                "Received a PolyaxonCallback with `trainer.add_callback`. Expected it when the Trainer is made, since "
+                "a callback that comes later cannot resume: pass Trainer(callbacks=[PolyaxonCallback()])."
+            )
+        if self._training is not None:
+            self._training.begin(self._source)
+
+    def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Count from here."""
+        if self._training is not None:
+            self._training.begin_epoch()
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Note that a step is under way."""
+        if self._training is not None:
+            self._training.begin_optimizer_step()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Note whether a save is due, and end where a signal asked for it."""
+        if self._training is not None:
+            self._training.end_step()
+
+    def on_prediction_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """End where a signal asked for it, in the evaluation within training."""
+        if self._training is not None:
+            self._training.evaluate_step()
+
+    def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Note that a save is due."""
+        if self._training is not None:
+            self._training.end_epoch()
+
+    def _redirect(self, args: TrainingArguments) -> None:
+        given = str(args.output_dir)  # the Trainer has made it
+        self._users = self._run.checkpoint_path(given)
+        if self._run.is_remote:  # the Trainer writes to disks alone: what it has written is uploaded
+            self._users = None if os.path.isabs(given) else self._users
+            return
+        if self._users != given:
+            args.output_dir = self._users
+            if args.should_save:
+                os.makedirs(self._users, exist_ok=True)
+                _remove_if_empty(given)
+
+    def _train(
+        self,
+        trainer: Trainer,
+        train: Callable[..., Any],
+        resume_from_checkpoint: str | bool | None = None,
+        trial: Any = None,
+        *arguments: Any,
+        **options: Any,
+    ) -> Any:
+        """Stands in for ``Trainer.train``."""
+        if trial is not None:
+            _logger.info("A trial of a hyperparameter search: it is not resumed, and saves what save_strategy asks for")
+            return train(resume_from_checkpoint, trial, *arguments, **options)
+        args = trainer.args
+        limit = args.max_steps if args.max_steps > 0 else args.num_train_epochs
+        checkpoints = self._run.training(max_epochs=limit, max_to_keep=self._max_to_keep, after=self._finished)
+        training = Training(
+            trainer,
+            checkpoints,
+            self._users,
+            self._writer,
+            background=self._background,
+            every_n_train_steps=self._every_n_train_steps,
+            interval=self._interval,
+        )
+        kept = args.restore_callback_states_from_checkpoint, args.max_steps
+        try:
+            newest = self._newest(training, resume_from_checkpoint)
+            if newest is not None:
+                resume_from_checkpoint = training.resume_from(newest)
+                args.restore_callback_states_from_checkpoint = True
+                if training.stopped:
+                    args.max_steps = newest.step
+            self._source = newest and newest.source
+            if trainer.is_world_process_zero():
+                self._tell(trainer, training, newest, resume_from_checkpoint)
+            self._training = training
+            training.interruption.install()
+            result = train(resume_from_checkpoint, trial, *arguments, **options)
+            training.wait()
+        except BaseException as error:
+            training.after_exception(error)
+            raise
+        finally:
+            self._training = None
+            training.end()
+            args.restore_callback_states_from_checkpoint, args.max_steps = kept
+        self._finished = checkpoints
+        self._run.finish(checkpoints, max_epochs=limit)
+        return result
+
+    def _newest(self, training: Training, given: str | bool | None) -> Checkpoint | None:
+        """What to resume from, where the user did not say otherwise."""
+        asked = given is True or (given is None and self._run.resumes)
+        found = training.processes.latest(training.checkpoints) if asked or isinstance(given, str) else None
+        if isinstance(given, str):
+            if found is not None and self._run.resumes:
+                _logger.warning(
+                    "Going on from resume_from_checkpoint=%s as asked, though %s is there. Leave it out to resume from "
+                    "that",
+                    given,
+                    found.source,
+                )
+            return None
+        return found
+
+    def _tell(self, trainer: Trainer, training: Training, newest: Checkpoint | None, given: str | bool | None) -> None:
+        if newest is not None:
+            _logger.info("Resuming from %s: epoch %d, step %d", newest.source, newest.epoch, newest.step)
+            if training.stopped:
+                _logger.info("This training had been stopped early, at epoch %d: nothing is left", newest.epoch)
+            elif trainer.args.max_steps <= 0 and newest.epoch >= trainer.args.num_train_epochs:
+                _logger.info(
+                    "This training had come to its end (num_train_epochs=%g): nothing is left",
+                    trainer.args.num_train_epochs,
+                )
+        elif not given:
+            _logger.info("Starting fresh: %s", self._run.why_fresh(training.checkpoints))
+
+    def _save_checkpoint(self, trainer: Trainer, save: Callable[..., Any], *arguments: Any, **options: Any) -> None:
+        """Stands in for ``Trainer._save_checkpoint``."""
+        if self._training is None:
+            save(*arguments, **options)
+        else:
+            self._training.save_for_user(functools.partial(save, *arguments, **options))
+
+    def _maybe_log_save_evaluate(
+        self, trainer: Trainer, original: Callable[..., Any], *arguments: Any, **options: Any
+    ) -> None:
+        """Stands in for ``Trainer._maybe_log_save_evaluate``, after which a step is done, and an epoch."""
+        original(*arguments, **options)
+        if self._training is not None:
+            self._training.after_step()
+
+
+def _constructed_now() -> Trainer:
+    """The Trainer that is being made: hooks are not told of which one it is."""
+    for frame, _ in traceback.walk_stack(sys._getframe()):  # noqa: SLF001
+        if isinstance(found := frame.f_locals.get("self"), Trainer):
+            return found
+    raise TrackingError("Received a PolyaxonCallback in something other than a transformers.Trainer.")
+
+
+def _replace(trainer: Trainer, name: str, by: Callable[..., Any]) -> None:
+    original = getattr(trainer, name)
+    setattr(trainer, name, functools.wraps(original)(functools.partial(by, trainer, original)))
+
+
+def _remove_if_empty(directory: str) -> None:
+    try:
+        os.rmdir(directory)
+    except OSError:  # it holds something
+        _logger.debug("%s stays: it was there before", directory)

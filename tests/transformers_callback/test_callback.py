@@ -1,0 +1,292 @@
+"""The callback for Hugging Face's Trainer: what a user sees of it, in real trainings of a tiny model."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import signal
+import subprocess
+import sys
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from transformers import BertForSequenceClassification, Trainer, TrainerCallback
+from transformers_script import digest, tiny, trainer
+
+from polyaxon_tracking import CheckpointManager, TrackingError
+from polyaxon_transformers import PolyaxonCallback
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+SCRIPT = str(Path(__file__).with_name("transformers_script.py"))
+
+
+def run(outputs: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-W", "ignore", SCRIPT],
+        env=os.environ | {"POLYAXON_RUN_OUTPUTS_PATH": str(outputs)} | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+
+
+def trained(process: subprocess.CompletedProcess[str]) -> str:
+    assert process.returncode == 0, process.stderr
+    [line] = [line for line in process.stdout.splitlines() if line.startswith("trained")]
+    return line
+
+
+def resume_directory(outputs: Path) -> CheckpointManager:
+    return CheckpointManager(outputs / "checkpoints" / "resume")
+
+
+def newest_step(outputs: Path) -> int:
+    newest = resume_directory(outputs).latest()
+    assert newest is not None
+    return newest.step
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """What a training prints at its end that nothing interrupts."""
+    return trained(run(tmp_path_factory.mktemp("uninterrupted")))
+
+
+@pytest.mark.parametrize(
+    ("died", "status", "step"),
+    [
+        pytest.param({"DIE_AT_STEP": "10"}, -signal.SIGKILL, 8, id="killed"),
+        pytest.param({"DIE_AT_STEP": "11", "EVERY_N_TRAIN_STEPS": "3", "FOREGROUND": "1"}, -signal.SIGKILL, 9, id="killed-within-an-epoch"),
+        pytest.param({"DIE_AT_STEP": "10", "SIGNAL": "SIGTERM"}, 128 + signal.SIGTERM, 11, id="preempted"),
+        pytest.param({"DIE_IN_EVALUATION_AT_STEP": "12", "SIGNAL": "SIGTERM"}, 143, 12, id="preempted-in-an-evaluation"),
+        pytest.param({"DIE_AT_STEP": "10", "SIGNAL": "SIGINT"}, -signal.SIGINT, 11, id="interrupted"),
+        pytest.param({"RAISE_AT_STEP": "10"}, 1, 10, id="raised"),
+    ],
+)  # fmt: skip
+def test_a_training_that_ended_before_its_time_goes_on_to_the_same_end(
+    tmp_path: Path, uninterrupted: str, died: dict[str, str], status: int, step: int
+) -> None:
+    ended = run(tmp_path, **died)
+    assert ended.returncode == status, ended.stderr
+    assert newest_step(tmp_path) == step
+    resumed = run(tmp_path)
+    assert trained(resumed) == uninterrupted
+    assert (
+        len(
+            re.findall(
+                rf"Resuming from {tmp_path}\S+: epoch {(step - 1) // 4}|{step // 4}, step {step}\n", resumed.stderr
+            )
+        )
+        == 1
+    )
+    below = tmp_path / "checkpoints"
+    assert sorted(path.name for path in below.iterdir()) == ["bert", "resume"]
+    assert len(list((below / "bert").iterdir())) == len(list((below / "resume").iterdir())) == 2
+    assert not list(tmp_path.rglob(".staging-*"))
+    assert not (Path.cwd() / "bert").exists()
+
+
+def test_the_folders_load_as_the_trainers_own_do(outputs: Path) -> None:
+    training = trainer(PolyaxonCallback(), num_train_epochs=1)
+    training.train()
+    below = outputs / "checkpoints"
+    newest = resume_directory(outputs).latest()
+    assert newest is not None
+    assert training.args.output_dir == str(below / "bert")
+    for folder in (newest.path, below / "bert" / "checkpoint-4"):
+        assert digest(BertForSequenceClassification.from_pretrained(folder)) == digest(training.model)
+    best = json.loads((Path(newest.path) / "trainer_state.json").read_text())["best_model_checkpoint"]
+    assert best == training.state.best_model_checkpoint == str(below / "bert" / "checkpoint-4")
+    arguments = torch.load(below / "bert" / "checkpoint-4" / "training_args.bin", weights_only=False)
+    assert arguments.output_dir == training.args.output_dir
+    # Both are the same state, which was written once.
+    weights = [Path(folder) / "model.safetensors" for folder in (newest.path, below / "bert" / "checkpoint-4")]
+    assert weights[0].samefile(weights[1])
+
+
+def test_off_the_cluster_outputs_go_to_a_local_directory_and_training_starts_fresh(
+    caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    caplog.set_level(logging.INFO)
+    trainer(PolyaxonCallback(), num_train_epochs=1).train()
+    assert newest_step(tmp_path / "outputs") == 4
+    again = trainer(PolyaxonCallback(), num_train_epochs=2)
+    again.train()
+    assert caplog.text.count("Starting fresh: ") == 2
+    assert "holds step 4, and keeps it; resume=True would go on from it" in caplog.text
+    trainer(PolyaxonCallback(resume=True), num_train_epochs=3).train()
+    assert "step=0000000008-epoch=2-start=2" in caplog.text
+    assert ": epoch 2, step 8" in caplog.text
+
+
+@pytest.fixture
+def new_process(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """To call where a process would be started again: it does not know which trainings have come to their end."""
+    return lambda: monkeypatch.setattr("polyaxon_tracking.run._finished", {})
+
+
+def flip_a_bit(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+def test_the_newest_that_is_intact_is_used(
+    outputs: Path, caplog: pytest.LogCaptureFixture, new_process: Callable[[], None]
+) -> None:
+    trainer(PolyaxonCallback(), num_train_epochs=2).train()
+    newest, before = resume_directory(outputs).checkpoints()
+    flip_a_bit(Path(newest.path) / "optimizer.pt")
+    new_process()
+    steps: list[int] = []
+    trainer(PolyaxonCallback(), _Steps(steps), num_train_epochs=2).train()
+    assert steps == [5, 6, 7, 8]
+    assert f"Skipped damaged checkpoints, using {before.path} instead: {newest.path}" in caplog.text
+    for checkpoint in resume_directory(outputs).checkpoints():
+        flip_a_bit(Path(checkpoint.path) / "scheduler.pt")
+    new_process()
+    with pytest.raises(TrackingError, match="Received only damaged checkpoints"):
+        trainer(PolyaxonCallback(), num_train_epochs=2).train()
+
+
+def test_a_model_or_an_optimizer_that_is_not_the_one_saved_is_told_of(outputs: Path) -> None:
+    trainer(PolyaxonCallback(), num_train_epochs=1).train()
+    before = resume_directory(outputs).latest()
+    with pytest.raises(
+        TrackingError, match=r"bert.embeddings.word_embeddings.weight is \(50, 32\), saved as \(50, 16\)"
+    ):
+        trainer(PolyaxonCallback(), model=tiny(32)).train()
+    deeper = tiny()
+    deeper.classifier = torch.nn.Sequential(torch.nn.Linear(16, 2))
+    with pytest.raises(
+        TrackingError, match=r"classifier.0.weight was not saved; .*classifier.weight was saved and is no more"
+    ):
+        trainer(PolyaxonCallback(), model=deeper).train()
+    with pytest.raises(TrackingError, match="its optimizer is SGD, saved was AdamW"):
+        trainer(PolyaxonCallback(), optim="sgd").train()
+    assert resume_directory(outputs).latest() == before
+
+
+def test_checkpoints_of_another_framework_are_told_of(outputs: Path) -> None:
+    with resume_directory(outputs).save(3, suffix=".ckpt") as path:
+        Path(path).write_text("of Lightning")
+    with pytest.raises(TrackingError, match="which Hugging Face's Trainer did not save"):
+        trainer(PolyaxonCallback()).train()
+
+
+def test_what_resume_from_checkpoint_says_is_used(outputs: Path, caplog: pytest.LogCaptureFixture) -> None:
+    trainer(PolyaxonCallback(), num_train_epochs=2).train()
+    folder = str(outputs / "checkpoints" / "bert" / "checkpoint-4")
+    training = trainer(PolyaxonCallback(), num_train_epochs=3)
+    steps: list[int] = []
+    training.add_callback(_Steps(steps))
+    training.train(resume_from_checkpoint=folder)
+    assert steps == list(range(5, 13))
+    assert f"Going on from resume_from_checkpoint={folder} as asked" in caplog.text
+    fresh = trainer(PolyaxonCallback(), num_train_epochs=1)
+    steps.clear()
+    fresh.add_callback(_Steps(steps))
+    fresh.train(resume_from_checkpoint=False)
+    assert steps == [1, 2, 3, 4]
+
+
+def test_a_training_that_was_stopped_early_stays_so(
+    outputs: Path, caplog: pytest.LogCaptureFixture, new_process: Callable[[], None]
+) -> None:
+    class Stop(_Steps):
+        def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            control.should_training_stop = state.global_step == 8
+
+    caplog.set_level(logging.INFO)
+    first = trainer(PolyaxonCallback(), Stop([]))
+    first.train()
+    assert first.state.global_step == 8
+    new_process()
+    steps: list[int] = []
+    second = trainer(PolyaxonCallback(), Stop(steps))
+    second.train()
+    assert steps == []
+    assert digest(second.model) == digest(first.model)
+    assert "This training had been stopped early, at epoch 2: nothing is left" in caplog.text
+    assert second.args.max_steps == -1
+
+
+def test_a_second_training_of_a_trainer_has_checkpoints_of_its_own(outputs: Path) -> None:
+    training = trainer(PolyaxonCallback(), num_train_epochs=1)
+    training.train()
+    training.train()
+    assert sorted(path.name for path in (outputs / "checkpoints").iterdir()) == ["bert", "resume", "resume-2"]
+
+
+def test_a_time_interval_and_a_partial_epoch(outputs: Path) -> None:
+    polyaxon = PolyaxonCallback(train_time_interval=timedelta(microseconds=1), max_to_keep=9)
+    trainer(
+        polyaxon,
+        max_steps=6,
+        gradient_accumulation_steps=2,
+        save_strategy="no",
+        eval_strategy="no",
+        load_best_model_at_end=False,
+    ).train()
+    steps = sorted({checkpoint.step for checkpoint in resume_directory(outputs).checkpoints()})
+    assert steps == [1, 2, 3, 4, 5, 6]
+
+
+def test_save_only_model_is_for_the_users_folders_alone(outputs: Path) -> None:
+    training = trainer(PolyaxonCallback(), num_train_epochs=1, save_only_model=True)
+    training.train()
+    assert training.args.save_only_model
+    assert not (outputs / "checkpoints" / "bert" / "checkpoint-4" / "optimizer.pt").exists()
+    newest = resume_directory(outputs).latest()
+    assert newest is not None
+    assert (Path(newest.path) / "optimizer.pt").exists()
+
+
+def test_an_absolute_output_dir_is_left_alone(outputs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    trainer(PolyaxonCallback(), output_dir=str(elsewhere), num_train_epochs=1).train()
+    assert (elsewhere / "checkpoint-4").is_dir()
+    assert f"Checkpoints go to {elsewhere}, outside the outputs path {outputs}" in caplog.text
+
+
+def test_wrong_use_is_told_of_before_training(outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(TrackingError, match="several PolyaxonCallbacks"):
+        trainer(PolyaxonCallback(), PolyaxonCallback())
+    late = trainer()
+    late.add_callback(PolyaxonCallback())
+    with pytest.raises(TrackingError, match=r"Received a PolyaxonCallback with `trainer.add_callback`"):
+        late.train()
+    for options, expected in (
+        ({"every_n_train_steps": 0}, "Expected 1 or more, or None"),
+        ({"train_time_interval": 5}, "Expected a timedelta above zero, or None"),
+        ({"max_to_keep": 0}, "Expected a whole number, 1 or more"),
+        ({"datasets": ["reviews"]}, "reviews"),
+    ):
+        with pytest.raises(TrackingError, match=expected):
+            PolyaxonCallback(**options)
+    monkeypatch.setenv("POLYAXON_LOG_LEVEL", "ERROR")
+    PolyaxonCallback(loggers=["mine"])
+    assert {logging.getLogger(name).level for name in ("transformers", "accelerate", "mine")} == {logging.ERROR}
+
+
+def test_the_private_names_that_are_used_are_there() -> None:
+    for name in ("_save_checkpoint", "_maybe_log_save_evaluate", "_get_output_dir"):
+        assert callable(getattr(Trainer, name))
+
+
+class _Steps(TrainerCallback):
+    """Notes the steps that are done."""
+
+    def __init__(self, steps: list[int]) -> None:
+        self.steps = steps
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.steps.append(state.global_step)

@@ -1,0 +1,71 @@
+"""The callback for Hugging Face's Trainer with outputs in object stores, each step in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from transformers import BertForSequenceClassification
+from transformers_script import digest
+
+from polyaxon_tracking import cached_path
+
+if TYPE_CHECKING:
+    from servers import Store
+
+SCRIPT = str(Path(__file__).with_name("transformers_script.py"))
+
+
+def run(directory: Path, outputs: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """In a directory of its own, as in a pod that is made anew."""
+    directory.mkdir()
+    return subprocess.run(
+        [sys.executable, "-W", "ignore", SCRIPT],
+        cwd=directory,
+        env=os.environ | {"POLYAXON_RUN_OUTPUTS_PATH": outputs} | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+
+
+def names(found: list[str]) -> list[str]:
+    return sorted(re.sub(r"-crc=\w+", "", name) for name in found)
+
+
+def test_a_killed_training_goes_on_in_another_pod_to_the_same_end(store: Store, tmp_path: Path) -> None:
+    killed = run(tmp_path / "killed", store.url, DIE_AT_STEP="10", EVERY_N_TRAIN_STEPS="3")
+    assert killed.returncode == -9, killed.stderr
+    resumed = run(tmp_path / "resumed", store.url, EVERY_N_TRAIN_STEPS="3")
+    uninterrupted = run(tmp_path / "uninterrupted", str(tmp_path / "outputs"))
+    assert resumed.returncode == uninterrupted.returncode == 0, resumed.stderr
+    assert resumed.stdout == uninterrupted.stdout
+    assert re.search(r"Resuming from \w+://\S+\.tar: epoch [12], step [89]", resumed.stderr), resumed.stderr
+    assert names(store.names()) == [
+        "checkpoints/bert/checkpoint-20.tar",
+        "checkpoints/bert/checkpoint-24.tar",
+        "checkpoints/resume/step=0000000024-epoch=5-start=1.tar",
+        "checkpoints/resume/step=0000000024-epoch=6-start=1.tar",
+    ]
+    assert [path for path in Path(os.environ["TMPDIR"]).rglob("*") if path.is_file()] == []
+    with tarfile.open(cached_path(f"{store.url}/checkpoints/bert/checkpoint-24.tar")) as archive:
+        archive.extractall(tmp_path / "unpacked", filter="data")
+    model = BertForSequenceClassification.from_pretrained(tmp_path / "unpacked")
+    assert digest(model) == resumed.stdout.split()[-1]
+
+
+def test_the_best_model_of_a_pod_that_is_gone_is_loaded_at_the_end(store: Store, tmp_path: Path) -> None:
+    options = {"BEST_AT_STEP": "8"}
+    killed = run(tmp_path / "killed", store.url, DIE_AT_STEP="14", **options)
+    assert killed.returncode == -9, killed.stderr
+    resumed = run(tmp_path / "resumed", store.url, **options)
+    uninterrupted = run(tmp_path / "uninterrupted", str(tmp_path / "outputs"), **options)
+    assert resumed.returncode == uninterrupted.returncode == 0, resumed.stderr
+    assert resumed.stdout == uninterrupted.stdout
+    assert "checkpoints/bert/checkpoint-8.tar" in store.names()

@@ -1,0 +1,132 @@
+"""Train a tiny BERT with Hugging Face's Trainer; the environment says how and when it dies."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import resource
+import signal
+import sys
+import time
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import Dataset
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    EarlyStoppingCallback,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+    set_seed,
+)
+
+from polyaxon_transformers import PolyaxonCallback
+
+
+class Words(Dataset[dict[str, torch.Tensor]]):
+    """Sequences of eight of fifty words; whether the sum of their numbers is odd."""
+
+    def __init__(self, length: int = 32) -> None:
+        self.words = torch.randint(0, 50, (length, 8), generator=torch.Generator().manual_seed(0))
+
+    def __len__(self) -> int:
+        return len(self.words)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        return {"input_ids": self.words[index], "labels": self.words[index].sum() % 2}
+
+
+class Trouble(TrainerCallback):
+    """Dies, or has no room, where the environment says so."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        time.sleep(float(os.environ.get("SECONDS_PER_BATCH", "0")))
+        self._happen("AT_STEP", args, state)
+
+    def on_prediction_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._happen("IN_EVALUATION_AT_STEP", args, state)
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], **_: Any) -> None:
+        metrics["eval_best"] = float(os.environ.get("BEST_AT_STEP") == str(state.global_step))
+
+    def _happen(self, moment: str, args: Any, state: Any) -> None:
+        if args.process_index != int(os.environ.get("ON_RANK", "0")):
+            return
+        if os.environ.get(f"DIE_{moment}") == str(state.global_step):
+            os.kill(os.getpid(), signal.Signals[os.environ.get("SIGNAL", "SIGKILL")])
+        if os.environ.get(f"NO_ROOM_{moment}") == str(state.global_step):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
+        if os.environ.get(f"RAISE_{moment}") == str(state.global_step):
+            raise ArithmeticError("of the user's code")
+
+
+def tiny(width: int = 16) -> BertForSequenceClassification:
+    """With dropout, embeddings that share nothing, and two classes."""
+    return BertForSequenceClassification(
+        BertConfig(
+            vocab_size=50,
+            hidden_size=width,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            intermediate_size=16,
+            max_position_embeddings=8,
+        )
+    )
+
+
+def trainer(*callbacks: TrainerCallback, model: nn.Module | None = None, **options: Any) -> Trainer:
+    arguments: dict[str, Any] = {
+        "output_dir": "bert",
+        "num_train_epochs": 6,
+        "per_device_train_batch_size": 8,
+        "learning_rate": 0.01,
+        "eval_strategy": "epoch",
+        "save_strategy": "epoch",
+        "save_total_limit": 2,
+        "metric_for_best_model": "loss",
+        "load_best_model_at_end": True,
+        "report_to": [],
+        "use_cpu": True,
+        "disable_tqdm": True,
+    }
+    made = Trainer(
+        model=tiny() if model is None else model,
+        args=TrainingArguments(**arguments | options),
+        train_dataset=Words(),
+        eval_dataset=Words(16),
+        callbacks=list(callbacks),
+    )
+    made.remove_callback(PrinterCallback)
+    return made
+
+
+def digest(module: nn.Module) -> str:
+    """A fingerprint of all weights, equal only where every bit is."""
+    state = b"".join(tensor.numpy().tobytes() for tensor in module.state_dict().values())
+    return hashlib.sha256(state).hexdigest()[:16]
+
+
+def main() -> None:
+    if "OUTPUTS_OF_ITS_OWN" in os.environ:
+        os.environ["POLYAXON_RUN_OUTPUTS_PATH"] = os.environ["OUTPUTS_OF_ITS_OWN"] + os.environ.get("LOCAL_RANK", "0")
+    set_seed(0)
+    every = os.environ.get("EVERY_N_TRAIN_STEPS")
+    training = trainer(
+        PolyaxonCallback(every_n_train_steps=int(every) if every else None, background="FOREGROUND" not in os.environ),
+        EarlyStoppingCallback(early_stopping_patience=10),
+        Trouble(),
+        per_device_train_batch_size=8 // int(os.environ.get("WORLD_SIZE", "1")),
+        metric_for_best_model="best" if "BEST_AT_STEP" in os.environ else "loss",
+    )
+    training.train()
+    evaluations = [round(entry["eval_loss"], 6) for entry in training.state.log_history if "eval_loss" in entry]
+    # In one piece: others print to the same place.
+    sys.stdout.write(f"trained {training.state.global_step} {evaluations} {digest(training.model)}\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,48 @@
+"""How users write the callbacks; checked by mypy and by pyright, both strict, and never run."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from transformers import Trainer as HuggingFaceTrainer
+from typing_extensions import assert_type
+
+import polyaxon_keras
+import polyaxon_lightning
+import polyaxon_transformers
+
+lightning = polyaxon_lightning.PolyaxonCallback(
+    datasets={"digits": Path("data")},
+    resume=True,
+    every_n_train_steps=100,
+    train_time_interval=timedelta(minutes=10),
+    max_to_keep=3,
+    loggers=["mine"],
+    background=False,
+    write_timeout=timedelta(hours=1),
+    weights_only=False,
+)
+as_lightnings: Callback = lightning
+trainer = Trainer(callbacks=[lightning, ModelCheckpoint(monitor="val_loss")])
+assert_type(lightning.data_path("digits"), str)
+assert_type(lightning.outputs_path, str)
+
+keras = polyaxon_keras.PolyaxonCallback(
+    "best.keras",
+    monitor="val_loss",
+    save_best_only=True,
+    save_freq=100,
+    datasets=["digits"],
+    restore=[],
+    train_time_interval=timedelta(minutes=10),
+)
+assert_type(keras.data_path("digits"), str)
+assert_type(keras.outputs_path, str)
+
+transformers = polyaxon_transformers.PolyaxonCallback(datasets=["reviews"], resume=False, every_n_train_steps=100)
+HuggingFaceTrainer(callbacks=[transformers])
+assert_type(transformers.data_path("reviews"), str)
+assert_type(transformers.outputs_path, str)
