@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import NoReturn
 
-    from polyaxon_tracking import BackgroundWriter, Checkpoint, CheckpointManager
+    from polyaxon_tracking import BackgroundWriter, Checkpoint, CheckpointManager, Directory
 
 __all__ = ["Training", "save_natively"]
 
@@ -73,6 +73,8 @@ class Training:
         self._background = background
         self._every_n_train_steps = every_n_train_steps
         self._interval = interval
+        self._directory: Directory | None = None
+        self._best: str | None = None
         self._notes: dict[str, Any] = {}
         self._unpacked: str | None = None
         self._epoch = 0
@@ -101,17 +103,18 @@ class Training:
                 f"checkpoints of it alone: use another outputs path for this training."
             )
         self._notes = notes(folder)
-        if self._users is not None and self._remote and self._trainer.is_local_process_zero():
-            self._fetch_best(folder, self._users)
+        best = TrainerState.load_from_json(os.path.join(folder, TRAINER_STATE_NAME)).best_model_checkpoint
+        self._best = best and os.path.basename(best)
+        if best is not None and self._users is not None and self._remote and self._trainer.is_local_process_zero():
+            self._fetch_best(best, self._users)
         if self._trainer.model is not None and (problems := differences(self._trainer.model, folder)):
             raise _other_model("; ".join(problems), newest.source)
         self._saved_step = newest.step
         return folder
 
-    def _fetch_best(self, folder: str, users: str) -> None:
+    def _fetch_best(self, best: str, users: str) -> None:
         """Have the best checkpoint where the Trainer will look for it at the end, in a pod that is made anew."""
-        best = TrainerState.load_from_json(os.path.join(folder, TRAINER_STATE_NAME)).best_model_checkpoint
-        if best is not None and not os.path.isdir(best):
+        if not os.path.isdir(best):
             unpack(cached_path(f"{users}/{os.path.basename(best)}.tar"), best)
 
     @property
@@ -221,87 +224,113 @@ class Training:
 
     # How it is saved.
 
-    def _save(self, folder: str | None = None, *, ends_epoch: bool = False) -> None:
-        """Save the training state: the files of `folder`, where the Trainer has just written the same.
-
-        With `ends_epoch` the epoch is done, with the evaluation and all.
-        """
-        trainer, step = self._trainer, self._trainer.state.global_step
-        epoch = self._epoch + ends_epoch
-        self._due = False
-        if folder is None:
-            self.wait()
+    def _save(self, *, ends_epoch: bool = False) -> None:
+        """Save the training state; with `ends_epoch` the epoch is done, with the evaluation and all."""
+        self.wait()
         with contextlib.ExitStack() as stack:
-            suffix = ".tar" if self._remote else _SUFFIX
-            path = self._enter(stack, self.checkpoints.save(step, epoch, suffix=suffix))
-            written = os.path.join(os.path.dirname(path), folder_name(step))
-            if folder is None:
-                self._write(written, trainer.state.best_model_checkpoint)
-            self._saved_step, self._saved_at = step, time.monotonic()
-            with self.processes.together():
-                if self.processes.rank == 0:
-                    if folder is not None:
-                        link_folder(folder, written)
-                    write_notes(written, self._notes_of(ends_epoch=ends_epoch, saved=folder is not None))
-                    rest = stack.pop_all()
+            complete = self._stage(stack, None, ends_epoch=ends_epoch)
+            rest = stack.pop_all()
+        best, limit = self._best_name(), self._trainer.args.save_total_limit
 
         def finish() -> None:
             with rest:
-                if self._remote:
-                    pack(written, path)
-                    shutil.rmtree(written)
-                else:
-                    os.rename(written, path)
+                complete()
+            self._best = best
+            self._prune(best, limit)
 
-        self._finish(f"step {step} to {self.checkpoints.directory}", finish)
+        self._finish(f"step {self._saved_step} to {self.checkpoints.directory}", finish)
+
+    def _stage(self, stack: contextlib.ExitStack, folder: str | None, *, ends_epoch: bool) -> Callable[[], None]:
+        """Write the training state: the files of `folder`, if the Trainer has just written them there.
+
+        What returns is to be called before `stack` ends, and with that the checkpoint is there.
+        """
+        trainer, step = self._trainer, self._trainer.state.global_step
+        self._due = False
+        suffix = ".tar" if self._remote else _SUFFIX
+        path = self._enter(stack, self.checkpoints.save(step, self._epoch + ends_epoch, suffix=suffix))
+        written = os.path.join(os.path.dirname(path), folder_name(step))
+        if folder is None:
+            self._write(written, trainer.state.best_model_checkpoint)
+        self._saved_step, self._saved_at = step, time.monotonic()
+        with self.processes.together():
+            if self.processes.rank == 0:
+                if folder is not None:
+                    link_folder(folder, written)
+                write_notes(written, self._notes_of(ends_epoch=ends_epoch, saved=folder is not None))
+
+        def complete() -> None:
+            if self._remote:
+                pack(written, path)
+                shutil.rmtree(written)
+            else:
+                os.rename(written, path)
+
+        return complete
 
     def save_for_user(self, native: Callable[[], None]) -> None:
         """Save what the Trainer's `save_strategy` asks for: a folder that is complete or absent."""
-        trainer, output_dir = self._trainer, str(self._trainer.args.output_dir)
-        if trainer.args.push_to_hub:  # which reads the folder as soon as it is written
+        if self._trainer.args.push_to_hub:  # which reads the folder as soon as it is written
             native()
             return
         self.wait()
-        name = folder_name(trainer.state.global_step)
-        if self._remote:
+        if not self._remote:
+            self._save_to_disk()
+        else:
             native()
             if self._users is not None:
-                self._upload(name, self._users)
-            return
-        users = open_directory(output_dir)
+                self._upload(self._users)
+
+    def _save_to_disk(self) -> None:
+        trainer, state, name = self._trainer, self._trainer.state, folder_name(self._trainer.state.global_step)
+        directory = self._directory = open_directory(str(trainer.args.output_dir))
+        saves_both = self._due and self.active and not trainer.args.save_only_model
+        complete: Callable[[], None] | None = None
         with contextlib.ExitStack() as stack:
-            path = self._enter(stack, users.staged(name))
-            is_best = trainer.state.best_global_step == trainer.state.global_step
-            best = os.path.join(users.path, name) if is_best else trainer.state.best_model_checkpoint
+            path = self._enter(stack, directory.staged(name))
+            is_best = state.best_global_step == state.global_step
+            best = os.path.join(directory.path, name) if is_best else state.best_model_checkpoint
             self._write(path, best, whole=not trainer.args.save_only_model)
-            if self._due and self.active and not trainer.args.save_only_model:
-                self._save(path, ends_epoch=self._epoch_ends)
-            if self.processes.rank == 0:
-                rest = stack.pop_all()
-        kept = os.path.basename(best or "")
+            if saves_both:
+                complete = self._stage(stack, path, ends_epoch=self._epoch_ends)
+            rest = stack.pop_all()
+        kept, limit = self._best_name(), trainer.args.save_total_limit
 
         def finish() -> None:
             with rest:
-                users.sync(path)
-                users.remove(name)  # of a training before
-                users.publish(path, name)
-            for old in surplus(users.names(), trainer.args.save_total_limit, kept):
-                users.remove(old)
+                directory.sync(path)
+                directory.remove(name)  # of a training before
+                directory.publish(path, name)
+                if complete is not None:  # it may name the folder as the best, which is there by now
+                    complete()
+            if complete is not None:
+                self._best = kept
+            self._prune(kept, limit)
 
-        self._finish(os.path.join(users.path, name), finish)
+        self._finish(os.path.join(directory.path, name), finish)
 
-    def _upload(self, name: str, users: str) -> None:
-        trainer = self._trainer
-        folder, directory = os.path.join(str(trainer.args.output_dir), name), open_directory(users)
-        best = os.path.basename(trainer.state.best_model_checkpoint or "")
+    def _upload(self, users: str) -> None:
+        name = folder_name(self._trainer.state.global_step)
+        folder = os.path.join(str(self._trainer.args.output_dir), name)
+        directory = self._directory = open_directory(users)
+        best, limit = self._best_name(), self._trainer.args.save_total_limit
 
         def finish() -> None:
             with directory.write(f"{name}.tar") as path:
                 pack(folder, path)
-            for old in surplus(directory.names(), trainer.args.save_total_limit, best):
-                directory.remove(old)
+            self._prune(best, limit)
 
         self._finish(f"{users}/{name}.tar", finish)
+
+    def _prune(self, best: str | None, limit: int | None) -> None:
+        """Remove the user's oldest; not `best`, nor the best that the newest training state would load."""
+        if self._directory is not None:
+            for old in surplus(self._directory.names(), limit, {best, self._best}):
+                self._directory.remove(old)
+
+    def _best_name(self) -> str | None:
+        best = self._trainer.state.best_model_checkpoint
+        return best and os.path.basename(best)
 
     def _enter(self, stack: contextlib.ExitStack, staged: contextlib.AbstractContextManager[str]) -> str:
         """The path that `staged` gives to the first process: all write there."""
@@ -356,9 +385,8 @@ def save_natively(trainer: Trainer, directory: str, *, whole: bool) -> Iterator[
     args, state = trainer.args, trainer.state
     kept = args.save_only_model, args.push_to_hub, args.save_total_limit, state.best_global_step
     args.save_only_model, args.push_to_hub, args.save_total_limit = not whole, False, None
-    state.best_global_step = (
-        None  # otherwise all ranks wait for the first, which may have failed, to look for its folder
-    )
+    # With a best step all ranks would wait for the first, which may have failed, to look for its folder.
+    state.best_global_step = None
     trainer._get_output_dir = lambda trial: directory  # type: ignore[method-assign]  # noqa: SLF001, ARG005
     try:
         yield lambda: type(trainer)._save_checkpoint(trainer, trainer.model_wrapped, None)  # noqa: SLF001

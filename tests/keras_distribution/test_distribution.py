@@ -136,6 +136,6 @@ def test_processes_that_see_different_checkpoints_are_told_so(tmp_path: Path) ->
     for one in ended:
         assert one.status == 1
         assert (
-            f" in {tmp_path}/0/checkpoints/resume, process 1 from None in {tmp_path}/1/checkpoints/resume. Expected "
+            f" in {tmp_path}/0/checkpoints/resume, rank 1 from None in {tmp_path}/1/checkpoints/resume. Expected "
             in one.stderr
         )

@@ -63,7 +63,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.mark.parametrize(
     ("died", "status", "step"),
     [
-        pytest.param({"DIE_AT_STEP": "10"}, -signal.SIGKILL, 8, id="killed"),
+        pytest.param({"DIE_AT_STEP": "10", "ONCE_SAVED": "8"}, -signal.SIGKILL, 8, id="killed"),
         pytest.param({"DIE_AT_STEP": "11", "EVERY_N_TRAIN_STEPS": "3", "FOREGROUND": "1"}, -signal.SIGKILL, 9, id="killed-within-an-epoch"),
         pytest.param({"DIE_AT_STEP": "10", "SIGNAL": "SIGTERM"}, 128 + signal.SIGTERM, 11, id="preempted"),
         pytest.param({"DIE_IN_EVALUATION_AT_STEP": "12", "SIGNAL": "SIGTERM"}, 143, 12, id="preempted-in-an-evaluation"),
@@ -92,6 +92,20 @@ def test_a_training_that_ended_before_its_time_goes_on_to_the_same_end(
     assert len(list((below / "bert").iterdir())) == len(list((below / "resume").iterdir())) == 2
     assert not list(tmp_path.rglob(".staging-*"))
     assert not (Path.cwd() / "bert").exists()
+
+
+def test_the_best_that_the_newest_state_names_outlives_a_kill_before_the_next_state(
+    tmp_path: Path, uninterrupted: str
+) -> None:
+    ended = run(tmp_path, DIE_BEFORE_THE_RESUME_STATE_OF="8", SAVE_TOTAL_LIMIT="1")
+    assert ended.returncode == -signal.SIGKILL, ended.stderr
+    assert newest_step(tmp_path) == 4
+    below = tmp_path / "checkpoints" / "bert"
+    # The folder of step 8 came first, and nothing went for it: what is resumed from has step 4 as its best.
+    assert {path.name for path in below.glob("checkpoint-*")} == {"checkpoint-4", "checkpoint-8"}
+    resumed = run(tmp_path, SAVE_TOTAL_LIMIT="1")
+    assert trained(resumed) == uninterrupted
+    assert len(list(below.glob("checkpoint-*"))) <= 2  # the newest and the best
 
 
 def test_the_folders_load_as_the_trainers_own_do(outputs: Path) -> None:

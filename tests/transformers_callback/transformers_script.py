@@ -8,6 +8,7 @@ import resource
 import signal
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -57,11 +58,30 @@ class Trouble(TrainerCallback):
         if args.process_index != int(os.environ.get("ON_RANK", "0")):
             return
         if os.environ.get(f"DIE_{moment}") == str(state.global_step):
+            self._wait_for_what_is_written(args.output_dir)
             os.kill(os.getpid(), signal.Signals[os.environ.get("SIGNAL", "SIGKILL")])
         if os.environ.get(f"NO_ROOM_{moment}") == str(state.global_step):
             resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
         if os.environ.get(f"RAISE_{moment}") == str(state.global_step):
             raise ArithmeticError("of the user's code")
+
+    def _wait_for_what_is_written(self, output_dir: str) -> None:
+        """Where a test has to know which save is there: the one before may still be on its way."""
+        if "ONCE_SAVED" in os.environ:
+            while not any(Path(output_dir).parent.glob(f"resume/step={os.environ['ONCE_SAVED']:0>10}-*")):
+                time.sleep(0.01)
+
+
+def die_before_the_resume_state_of(step: str) -> None:
+    """Be killed when it is about to appear under its name."""
+    replace = os.replace
+
+    def die(source: str, target: str) -> None:
+        if os.path.basename(target).startswith(f"step={step:0>10}"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        replace(source, target)
+
+    os.replace = die
 
 
 def tiny(width: int = 16) -> BertForSequenceClassification:
@@ -113,6 +133,8 @@ def digest(module: nn.Module) -> str:
 def main() -> None:
     if "OUTPUTS_OF_ITS_OWN" in os.environ:
         os.environ["POLYAXON_RUN_OUTPUTS_PATH"] = os.environ["OUTPUTS_OF_ITS_OWN"] + os.environ.get("LOCAL_RANK", "0")
+    if "DIE_BEFORE_THE_RESUME_STATE_OF" in os.environ:
+        die_before_the_resume_state_of(os.environ["DIE_BEFORE_THE_RESUME_STATE_OF"])
     set_seed(0)
     every = os.environ.get("EVERY_N_TRAIN_STEPS")
     training = trainer(
@@ -120,6 +142,7 @@ def main() -> None:
         EarlyStoppingCallback(early_stopping_patience=10),
         Trouble(),
         per_device_train_batch_size=8 // int(os.environ.get("WORLD_SIZE", "1")),
+        save_total_limit=int(os.environ.get("SAVE_TOTAL_LIMIT", "2")),
         metric_for_best_model="best" if "BEST_AT_STEP" in os.environ else "loss",
     )
     training.train()
