@@ -13,7 +13,7 @@ PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 demo: $(VENV)/.installed
 	$(BIN)/python examples/demo.py
 
-test: $(VENV)/.installed
+test: $(VENV)/.installed $(VENV)/.chromium
 	$(BIN)/python -m coverage erase
 	KERAS_BACKEND=torch $(PYTEST) --cov --cov-append --cov-report=
 	for backend in $(filter-out torch,$(BACKENDS)); do \
@@ -49,6 +49,11 @@ $(VENV)/.installed: pyproject.toml
 .venv-bench/.installed: pyproject.toml
 	$(PYTHON) -m venv .venv-bench
 	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check --editable ".[bench]"
+	touch $@
+
+# For the test that looks at TensorBoard.
+$(VENV)/.chromium: | $(VENV)/.installed
+	command -v chromium > /dev/null || bash tests/examples/unpack_chromium.sh $(VENV)/chromium
 	touch $@
 
 clean:

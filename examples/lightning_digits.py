@@ -1,6 +1,7 @@
 """Handwritten digits with PyTorch Lightning: `python examples/lightning_digits.py`.
 
-In a cluster the data, the outputs and the log level come from the run, and a killed run goes on by itself.
+In a cluster the data, the outputs and the log level come from the run, and a killed run goes on by itself, as do its
+curves: `tensorboard --logdir outputs`.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import TensorBoardLogger
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset, random_split
 
@@ -40,7 +42,9 @@ class Classifier(LightningModule):
 
     def training_step(self, batch: tuple[torch.Tensor, torch.Tensor], _: int) -> torch.Tensor:
         images, labels = batch
-        return nn.functional.cross_entropy(self.net(images), labels)
+        loss = nn.functional.cross_entropy(self.net(images), labels)
+        self.log("train_loss", loss)
+        return loss
 
     def validation_step(self, batch: tuple[torch.Tensor, torch.Tensor], _: int) -> None:
         images, labels = batch
@@ -60,7 +64,8 @@ def main() -> None:
     trainer = Trainer(
         max_epochs=20,
         accelerator="cpu",
-        logger=False,
+        logger=TensorBoardLogger(polyaxon.outputs_path, name="tensorboard", version=""),
+        log_every_n_steps=10,
         enable_progress_bar=False,
         enable_model_summary=False,
         callbacks=[polyaxon, ModelCheckpoint(monitor="val_loss")],
