@@ -94,7 +94,6 @@ class PolyaxonCallback(TrainerCallback):
         self._attached = False
         self._finished: CheckpointManager | None = None
         self._training: Training | None = None
-        self._source: str | None = None
 
     @property
     def outputs_path(self) -> str:
@@ -120,8 +119,11 @@ class PolyaxonCallback(TrainerCallback):
             raise TrackingError("Received several PolyaxonCallbacks in one Trainer. Expected one: remove the others.")
         self._redirect(args)
         self._attached = True
-        # There are hooks, but none that says where to go on from, and none after all that belongs to a step.
+        # There are hooks, but none that says where to go on from, none around what is loaded or saved, and none after
+        # all that belongs to a step.
         _replace(trainer, "train", self._train)
+        _replace(trainer, "_load_from_checkpoint", self._load_from_checkpoint)
+        _replace(trainer, "_load_best_model", self._load_best_model)
         _replace(trainer, "_save_checkpoint", self._save_checkpoint)
         _replace(trainer, "_maybe_log_save_evaluate", self._maybe_log_save_evaluate)
 
@@ -138,7 +140,7 @@ class PolyaxonCallback(TrainerCallback):
                 "a callback that comes later cannot resume: pass Trainer(callbacks=[PolyaxonCallback()])."
             )
         if self._training is not None:
-            self._training.begin(self._source)
+            self._training.begin()
 
     def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Count from here."""
@@ -214,7 +216,6 @@ class PolyaxonCallback(TrainerCallback):
                 args.restore_callback_states_from_checkpoint = True
                 if training.stopped:
                     args.max_steps = newest.step
-            self._source = newest and newest.source
             if trainer.is_world_process_zero():
                 self._tell(trainer, training, newest, resume_from_checkpoint)
             self._training = training
@@ -259,6 +260,22 @@ class PolyaxonCallback(TrainerCallback):
                 )
         elif not given:
             _logger.info("Starting fresh: %s", self._run.why_fresh(training.checkpoints))
+
+    def _load_from_checkpoint(
+        self, trainer: Trainer, load: Callable[..., None], folder: str, *arguments: Any, **options: Any
+    ) -> None:
+        """Stands in for ``Trainer._load_from_checkpoint``."""
+        self._load(folder, functools.partial(load, folder, *arguments, **options))
+
+    def _load_best_model(self, trainer: Trainer, load: Callable[[], None]) -> None:
+        """Stands in for ``Trainer._load_best_model``."""
+        self._load(str(trainer.state.best_model_checkpoint), load)
+
+    def _load(self, folder: str, load: Callable[[], None]) -> None:
+        if self._training is None:
+            load()
+        else:
+            self._training.load_weights(folder, load)
 
     def _save_checkpoint(self, trainer: Trainer, save: Callable[..., Any], *arguments: Any, **options: Any) -> None:
         """Stands in for ``Trainer._save_checkpoint``."""

@@ -1,4 +1,4 @@
-"""The folders that the Trainer saves: whether a model is the one saved there, and folders as single files."""
+"""The folders that the Trainer saves: their names, which are too many, and folders as single files."""
 
 from __future__ import annotations
 
@@ -9,16 +9,12 @@ import shutil
 import tarfile
 from typing import TYPE_CHECKING, Any
 
-from safetensors import safe_open
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
-from transformers.utils import SAFE_WEIGHTS_NAME
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from torch import nn
-
-__all__ = ["differences", "folder_name", "link_folder", "notes", "pack", "surplus", "unpack", "write_notes"]
+__all__ = ["folder_name", "link_folder", "notes", "pack", "surplus", "unpack", "write_notes"]
 
 _NOTES = "polyaxon.json"
 _NAME = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)(?:\.tar)?")
@@ -78,28 +74,3 @@ def notes(folder: str) -> dict[str, Any]:
     with open(os.path.join(folder, _NOTES)) as file:
         found: dict[str, Any] = json.load(file)
     return found
-
-
-def differences(model: nn.Module, folder: str) -> list[str]:
-    """What of `model` is not as it was saved in `folder`, by names and shapes: the Trainer only warns of the names.
-
-    Nothing is known of adapters and of models whose parts are saved by several processes: their loaders look.
-    """
-    path = os.path.join(folder, SAFE_WEIGHTS_NAME)
-    if not os.path.exists(path):
-        return []
-    with safe_open(path, framework="pt") as file:
-        saved = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118  # no mapping
-    tensors = model.state_dict()
-    # Of tensors that share their memory, one is saved.
-    stored = {tensors[name].data_ptr() for name in saved if name in tensors}
-    missing = [name for name, tensor in tensors.items() if name not in saved and tensor.data_ptr() not in stored]
-    return [
-        *(
-            f"{name} is {tuple(tensors[name].shape)}, saved as {shape}"
-            for name, shape in saved.items()
-            if name in tensors and tuple(tensors[name].shape) != shape
-        ),
-        *(f"{name} was not saved" for name in missing),
-        *(f"{name} was saved and is no more" for name in saved if name not in tensors),
-    ]

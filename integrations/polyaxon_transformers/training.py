@@ -19,7 +19,6 @@ from transformers.trainer import TRAINER_STATE_NAME
 from polyaxon_torch import TorchProcesses
 from polyaxon_tracking import Interruption, TrackingError, Wishes, cached_path, open_directory
 from polyaxon_transformers.folders import (
-    differences,
     folder_name,
     link_folder,
     notes,
@@ -28,10 +27,13 @@ from polyaxon_transformers.folders import (
     unpack,
     write_notes,
 )
+from polyaxon_transformers.weights import saved_weights
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import NoReturn
+
+    from torch import nn
 
     from polyaxon_tracking import BackgroundWriter, Checkpoint, CheckpointManager, Directory
 
@@ -75,6 +77,7 @@ class Training:
         self._interval = interval
         self._directory: Directory | None = None
         self._best: str | None = None
+        self._source: str | None = None
         self._notes: dict[str, Any] = {}
         self._unpacked: str | None = None
         self._epoch = 0
@@ -87,10 +90,10 @@ class Training:
     # What it resumes from.
 
     def resume_from(self, newest: Checkpoint) -> str:
-        """The folder to give to the Trainer, after a look at whether the model is the one that was saved.
+        """The folder to give to the Trainer.
 
         Raises:
-            TrackingError: it is not, or the checkpoint is of another framework.
+            TrackingError: the checkpoint is of another framework.
         """
         folder = newest.path
         if folder.endswith(".tar"):
@@ -107,10 +110,24 @@ class Training:
         self._best = best and os.path.basename(best)
         if best is not None and self._users is not None and self._remote and self._trainer.is_local_process_zero():
             self._fetch_best(best, self._users)
-        if self._trainer.model is not None and (problems := differences(self._trainer.model, folder)):
-            raise _other_model("; ".join(problems), newest.source)
         self._saved_step = newest.step
+        self._source = newest.source
         return folder
+
+    def load_weights(self, folder: str, native: Callable[[], None]) -> None:
+        """Load what was saved in `folder`, as the Trainer does with `native`, or what it would not find there.
+
+        Raises:
+            TrackingError: it is what training goes on from, and the model is another.
+        """
+        model: nn.Module = self._trainer.model  # type: ignore[assignment]  # made by now
+        saved = saved_weights(model, folder)
+        if saved.differences and self._source is not None and not self.active:
+            raise _other_model("; ".join(saved.differences), self._source)
+        if saved.translated is None:
+            native()
+        else:
+            model.load_state_dict(saved.translated)
 
     def _fetch_best(self, best: str, users: str) -> None:
         """Have the best checkpoint where the Trainer will look for it at the end, in a pod that is made anew."""
@@ -122,12 +139,12 @@ class Training:
         """Whether what it resumes from had been stopped early."""
         return bool(self._notes.get("stopped"))
 
-    def begin(self, source: str | None) -> None:
+    def begin(self) -> None:
         """Count from here; make up for the evaluation that a signal cut off."""
         trainer = self._trainer
         if self._notes and self._notes["optimizer"] != _name(trainer.optimizer):
             raise _other_model(
-                f"its optimizer is {_name(trainer.optimizer)}, saved was {self._notes['optimizer']}", source
+                f"its optimizer is {_name(trainer.optimizer)}, saved was {self._notes['optimizer']}", self._source
             )
         self._epoch = int(trainer.state.epoch or 0)
         self._saved_at = time.monotonic()

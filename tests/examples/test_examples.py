@@ -35,10 +35,13 @@ def accuracy(output: str) -> float:
     return float(found)
 
 
-@pytest.mark.parametrize("script", ["lightning_digits.py", "keras_digits.py", "custom_loop.py"])
-def test_an_example_learns_the_digits(tmp_path: Path, script: str) -> None:
+@pytest.mark.parametrize(
+    ("script", "epochs"),
+    [("lightning_digits.py", 20), ("keras_digits.py", 20), ("transformers_digits.py", 12), ("custom_loop.py", 20)],
+)
+def test_an_example_learns_the_digits(tmp_path: Path, script: str, epochs: int) -> None:
     assert accuracy(run(script)) > 0.9
-    assert list((tmp_path / "outputs" / "checkpoints").rglob("step=*-epoch=20-*"))
+    assert list((tmp_path / "outputs" / "checkpoints").rglob(f"step=*-epoch={epochs}-*"))
 
 
 def test_the_warm_start_begins_where_another_run_ended(tmp_path: Path) -> None:

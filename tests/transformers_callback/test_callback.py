@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -15,7 +16,16 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from transformers import BertForSequenceClassification, Trainer, TrainerCallback
+from transformers import (
+    BertForSequenceClassification,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
+    Trainer,
+    TrainerCallback,
+    ViTConfig,
+    ViTForImageClassification,
+    set_seed,
+)
 from transformers_script import digest, tiny, trainer
 
 from polyaxon_tracking import CheckpointManager, TrackingError
@@ -23,6 +33,8 @@ from polyaxon_transformers import PolyaxonCallback
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from torch import nn
 
 SCRIPT = str(Path(__file__).with_name("transformers_script.py"))
 
@@ -106,6 +118,101 @@ def test_the_best_that_the_newest_state_names_outlives_a_kill_before_the_next_st
     resumed = run(tmp_path, SAVE_TOTAL_LIMIT="1")
     assert trained(resumed) == uninterrupted
     assert len(list(below.glob("checkpoint-*"))) <= 2  # the newest and the best
+
+
+def vision(width: int = 16) -> ViTForImageClassification:
+    """Of an architecture whose weights have other names on the Hub than in the model."""
+    return ViTForImageClassification(
+        ViTConfig(
+            image_size=4,
+            patch_size=2,
+            num_channels=1,
+            hidden_size=width,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            intermediate_size=16,
+        )
+    )
+
+
+def experts() -> Qwen3MoeForCausalLM:
+    """Of one whose weights are in other pieces there."""
+    return Qwen3MoeForCausalLM(
+        Qwen3MoeConfig(
+            vocab_size=50,
+            hidden_size=16,
+            intermediate_size=16,
+            moe_intermediate_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            num_experts=4,
+            num_experts_per_tok=2,
+        )
+    )
+
+
+PIXELS = [
+    {"pixel_values": torch.rand(1, 4, 4, generator=torch.Generator().manual_seed(n)), "labels": n % 2}
+    for n in range(16)
+]
+SENTENCES = [
+    {"input_ids": (words := torch.randint(0, 50, (6,), generator=torch.Generator().manual_seed(n))), "labels": words}
+    for n in range(16)
+]
+
+
+class BestFirst(TrainerCallback):
+    """Has the first evaluation be the best, and raises where it is to."""
+
+    def __init__(self, raises_at: int | None = None) -> None:
+        self.raises_at = raises_at
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], **_: Any) -> None:
+        metrics["eval_loss"] = float(state.global_step)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step == self.raises_at:
+            raise ArithmeticError
+
+
+@pytest.mark.parametrize(("make", "rows"), [(vision, PIXELS), (experts, SENTENCES)], ids=["ViT", "Qwen3MoE"])
+def test_a_model_whose_weights_are_saved_under_other_names_goes_on_with_all_of_them(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, make: Callable[[], nn.Module], rows: list[dict[str, Any]]
+) -> None:
+    """Where the Trainer itself goes on with new weights."""
+    ends: dict[str, tuple[str, str]] = {}
+    for name, raises in (("uninterrupted", [None]), ("interrupted", [6, None])):
+        monkeypatch.setenv("POLYAXON_RUN_OUTPUTS_PATH", str(tmp_path / name))
+        for raises_at in raises:
+            set_seed(0)
+            last = Last()
+            options = {"train_dataset": rows, "eval_dataset": rows[:4], "num_train_epochs": 4}
+            training = trainer(PolyaxonCallback(), BestFirst(raises_at), last, model=make(), **options)
+            with pytest.raises(ArithmeticError) if raises_at else contextlib.nullcontext():
+                training.train()
+        ends[name] = last.digest, digest(training.model)  # before and after the best was loaded
+    assert ends["interrupted"] == ends["uninterrupted"]
+    best = training.model.from_pretrained(str(training.state.best_model_checkpoint))
+    assert str(training.state.best_model_checkpoint).endswith("checkpoint-2")
+    assert digest(best) == ends["interrupted"][1] != ends["interrupted"][0]
+
+
+class Last(TrainerCallback):
+    """Keeps what the weights were after the last step."""
+
+    digest = ""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, model: nn.Module, **_: Any) -> None:
+        self.digest = digest(model)
+
+
+def test_another_width_of_a_model_whose_weights_are_saved_under_other_names_is_refused(outputs: Path) -> None:
+    options = {"train_dataset": PIXELS, "eval_dataset": PIXELS[:4]}
+    trainer(PolyaxonCallback(), model=vision(), num_train_epochs=1, **options).train()
+    again = trainer(PolyaxonCallback(), model=vision(32), num_train_epochs=2, **options)
+    with pytest.raises(TrackingError, match=r"cls_token is \(1, 1, 32\), saved as \(1, 1, 16\);"):
+        again.train()
 
 
 def test_the_folders_load_as_the_trainers_own_do(outputs: Path) -> None:

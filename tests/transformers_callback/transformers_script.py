@@ -98,7 +98,13 @@ def tiny(width: int = 16) -> BertForSequenceClassification:
     )
 
 
-def trainer(*callbacks: TrainerCallback, model: nn.Module | None = None, **options: Any) -> Trainer:
+def trainer(
+    *callbacks: TrainerCallback,
+    model: nn.Module | None = None,
+    train_dataset: Any = None,
+    eval_dataset: Any = None,
+    **options: Any,
+) -> Trainer:
     arguments: dict[str, Any] = {
         "output_dir": "bert",
         "num_train_epochs": 6,
@@ -116,8 +122,8 @@ def trainer(*callbacks: TrainerCallback, model: nn.Module | None = None, **optio
     made = Trainer(
         model=tiny() if model is None else model,
         args=TrainingArguments(**arguments | options),
-        train_dataset=Words(),
-        eval_dataset=Words(16),
+        train_dataset=train_dataset or Words(),
+        eval_dataset=eval_dataset or Words(16),
         callbacks=list(callbacks),
     )
     made.remove_callback(PrinterCallback)

@@ -1,0 +1,75 @@
+"""Whether a model is the one saved in a folder, and its weights where they have other names there.
+
+Transformers saves some architectures (ViT, mixtures of experts, many that see and read) under the names of the Hub, and
+translates when `from_pretrained` reads them. The Trainer reads them itself, without the translation, and goes on with
+new weights for what it does not find: https://github.com/huggingface/transformers/issues/43701 and 48805.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from safetensors import safe_open
+from transformers import PreTrainedModel
+from transformers.utils import SAFE_WEIGHTS_NAME
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+__all__ = ["Saved", "saved_weights"]
+
+
+class Saved(NamedTuple):
+    """What a folder holds for a model."""
+
+    differences: list[str]
+    """What of the model is not as it was saved, by names and shapes: the Trainer only warns of the names."""
+    translated: dict[str, torch.Tensor] | None = None
+    """All weights, where their names or shapes in the folder are not the model's."""
+
+
+def saved_weights(model: nn.Module, folder: str) -> Saved:
+    """Compare `model` to what was saved in `folder`.
+
+    Nothing is known of adapters and of models whose parts are saved by several processes: their loaders look.
+    """
+    path = os.path.join(folder, SAFE_WEIGHTS_NAME)
+    if not os.path.exists(path):
+        return Saved([])
+    with safe_open(path, framework="pt") as file:
+        saved = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118  # no mapping
+    tensors = model.state_dict()
+    problems, named_otherwise = _differences(tensors, saved)
+    if not (named_otherwise and isinstance(model, PreTrainedModel)):
+        return Saved(problems)
+    loaded: PreTrainedModel
+    found: dict[str, Any]
+    loaded, found = type(model).from_pretrained(  # type: ignore[misc]  # a pair, for `output_loading_info`
+        folder, config=model.config, ignore_mismatched_sizes=True, output_loading_info=True
+    )
+    translated = loaded.state_dict()
+    saved = {name: tuple(tensor.shape) for name, tensor in translated.items() if name not in found["missing_keys"]}
+    saved |= dict.fromkeys(found["unexpected_keys"], ())
+    saved |= {name: tuple(shape) for name, shape, _ in found["mismatched_keys"]}
+    problems, _ = _differences(tensors, saved)
+    return Saved(problems) if problems else Saved([], translated)
+
+
+def _differences(tensors: dict[str, torch.Tensor], saved: dict[str, tuple[int, ...]]) -> tuple[list[str], bool]:
+    """What `tensors` and `saved` differ in, by names and shapes; and whether it is in names."""
+    # Of tensors that share their memory, one is saved.
+    stored = {tensors[name].data_ptr() for name in saved if name in tensors}
+    missing = [name for name, tensor in tensors.items() if name not in saved and tensor.data_ptr() not in stored]
+    unexpected = [name for name in saved if name not in tensors]
+    problems = [
+        *(
+            f"{name} is {tuple(tensors[name].shape)}, saved as {shape}"
+            for name, shape in saved.items()
+            if name in tensors and tuple(tensors[name].shape) != shape
+        ),
+        *(f"{name} was not saved" for name in missing),
+        *(f"{name} was saved and is no more" for name in unexpected),
+    ]
+    return problems, bool(missing or unexpected)
