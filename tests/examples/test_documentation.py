@@ -5,11 +5,13 @@ from __future__ import annotations
 import ast
 import os
 import re
+import runpy
 import shlex
 import subprocess
 import sys
 import sysconfig
 from pathlib import Path
+from xml.etree import ElementTree as ET
 
 import pytest
 
@@ -70,6 +72,21 @@ def test_the_tests_that_the_promises_name_are_there() -> None:
             node.name for node in ast.walk(ast.parse((ROOT / path).read_text())) if isinstance(node, ast.FunctionDef)
         }
         assert name in functions, f"{path}::{name}"
+
+
+def test_the_pictures_show_what_the_tables_say() -> None:
+    """As `python benchmarks/pictures.py` draws them now, but for how this version of Matplotlib draws."""
+    drawn = runpy.run_path(str(ROOT / "benchmarks" / "pictures.py"))
+    assert len(drawn["DRAWINGS"]) == 4
+    for name, draw in drawn["DRAWINGS"].items():
+        committed = (ROOT / "docs" / "pictures" / name).read_text()
+        assert "prefers-color-scheme: dark" in committed
+        assert texts(committed) == texts(drawn["svg"](draw)) != []
+
+
+def texts(svg: str) -> list[str]:
+    found = ET.fromstring(svg).iter("{http://www.w3.org/2000/svg}text")
+    return ["".join(element.itertext()) for element in found]
 
 
 def test_there_is_code_on_the_first_screen_of_the_readme() -> None:
