@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import atexit
 import collections
-import logging
+import contextlib
 import threading
 import time
 import weakref
@@ -12,15 +12,12 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, NamedTuple
 
 from polyaxon_tracking.errors import TrackingError
+from polyaxon_tracking.progress import Display, hide, of_thread, unhide
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 __all__ = ["BackgroundWriter"]
-
-_logger = logging.getLogger("polyaxon_tracking")
-
-_TELL_SECONDS = 5
 
 _writers: weakref.WeakSet[BackgroundWriter] = weakref.WeakSet()
 
@@ -91,14 +88,15 @@ class BackgroundWriter:
                 self._thread.start()
 
     def wait(self) -> None:
-        """Return when all that was submitted is written; a long wait says so every few seconds.
+        """Return when all that was submitted is written; a long wait shows how far it is.
 
         Raises:
             BaseException: that of a write.
             TrackingError: the time is over; the writes go on.
         """
-        started = told = time.monotonic()
-        with self._changed:
+        started = time.monotonic()
+        display = Display()
+        with contextlib.closing(display), self._changed:
             while self.pending:
                 now = time.monotonic()
                 if now - started >= self._timeout:
@@ -107,15 +105,12 @@ class BackgroundWriter:
                         f"the store to take it sooner. See what holds it up, or allow more with a longer "
                         f"write_timeout; what was saved before is untouched."
                     )
-                if now - told >= _TELL_SECONDS:
-                    told = now
-                    _logger.info(
-                        "Waiting for %s to be written, %d of at most %g s so far",
-                        self._jobs[0].what,
-                        now - started,
-                        self._timeout,
-                    )
-                self._changed.wait(min(told + _TELL_SECONDS, started + self._timeout) - now)
+                display.show(
+                    f"Waiting for {self._jobs[0].what} to be written",
+                    of_thread(self._thread),
+                    more=f", {now - started:.0f} of at most {self._timeout:g} s so far",
+                )
+                self._changed.wait(min(display.seconds_to_next, started + self._timeout - now))
         if self._thread is not None:
             self._thread.join()  # it has nothing left to do, but what it does last must not meet the interpreter's end
         self._raise_error()
@@ -126,6 +121,13 @@ class BackgroundWriter:
             raise error
 
     def _run(self) -> None:
+        hide()
+        try:
+            self._write_all()
+        finally:
+            unhide()
+
+    def _write_all(self) -> None:
         while True:
             job = self._jobs[0]
             try:

@@ -17,6 +17,7 @@ import time
 from polyaxon_tracking.errors import TrackingError, shown
 from polyaxon_tracking.files import lock_file
 from polyaxon_tracking.paths import is_url, local_path
+from polyaxon_tracking.progress import Progress
 
 __all__ = ["cached_path"]
 
@@ -129,7 +130,6 @@ def _shared(file: str, url: str, size: int) -> int:
 
 def _download(url: str, file: str, size: int) -> None:
     from polyaxon_tracking import stores
-    from polyaxon_tracking.progress import Progress
 
     free = shutil.disk_usage(os.path.dirname(file)).free
     if size > free:

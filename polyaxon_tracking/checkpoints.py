@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from polyaxon_tracking.errors import TrackingError, shown
 from polyaxon_tracking.files import open_directory
 from polyaxon_tracking.paths import is_url
+from polyaxon_tracking.progress import Progress
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -186,7 +187,8 @@ class CheckpointManager:
                 pruned = True  # by a training that goes on, since the listing
                 continue
             self._fetched.append(checkpoint.path)
-            problem = checkpoint.damage()
+            with Progress(f"Verifying {checkpoint.source}", size_on_disk(checkpoint.path)) as progress:
+                problem = checkpoint.damage(progress.advance)
             if problem is not None and not os.path.lexists(checkpoint.path):
                 pruned = True
                 continue
@@ -259,6 +261,16 @@ def crc_of_file(path: str, advance: Callable[[int], object] | None = None) -> in
         return _crc(descriptor, advance)
     finally:
         os.close(descriptor)
+
+
+def size_on_disk(path: str) -> int:
+    """Bytes of the file, or of all files in the directory; none where it has gone."""
+    if not os.path.isdir(path) or os.path.islink(path):
+        try:
+            return os.lstat(path).st_size
+        except OSError:
+            return 0
+    return sum(size_on_disk(os.path.join(directory, name)) for directory, _, names in os.walk(path) for name in names)
 
 
 def _damage(path: str, crc: int, advance: Callable[[int], object] | None) -> str | None:

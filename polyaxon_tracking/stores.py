@@ -17,12 +17,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from polyaxon_tracking.credentials import ACCESS_KEYS, Location, locate
 from polyaxon_tracking.errors import TrackingError, mask_secrets, shown
+from polyaxon_tracking.progress import Progress
 
 if TYPE_CHECKING:
     import datetime as dt
     from collections.abc import Callable, Iterator
-
-    from polyaxon_tracking.progress import Progress
 
 __all__: list[str] = []
 
@@ -101,18 +100,27 @@ def upload(file: str, url: str) -> None:
     """Put the local `file` to `url`, in place of what is there, as a whole."""
     location, fs, path = _opened(url)
     what = "Not saved, and what was there before is untouched"
-    _patiently(what, location, lambda: fs.put_file(file, path))
+    with Progress(f"Uploading {location.url}", os.path.getsize(file)) as progress:
+        _patiently(what, location, lambda: fs.put_file(file, path, callback=_told(progress)))
 
 
 def download(url: str, file: str, progress: Progress) -> None:
     """Get the object `url` to the local `file`."""
     location, fs, path = _opened(url)
 
-    def call() -> None:
-        progress.absolute_update(0)
-        fs.get_file(path, file, callback=progress)
+    _patiently("Not downloaded", location, lambda: fs.get_file(path, file, callback=_told(progress)))
 
-    _patiently("Not downloaded", location, call)
+
+def _told(progress: Progress) -> Any:
+    """What fsspec's drivers tell of the bytes that they have moved, told to `progress`, from none on."""
+    from fsspec.callbacks import Callback
+
+    class Told(Callback):  # type: ignore[misc]  # fsspec has no types
+        def call(self, hook_name: str | None = None, **_: Any) -> None:  # noqa: ARG002  # fsspec's
+            progress.reach(self.value)
+
+    progress.reach(0)
+    return Told()
 
 
 def copy(url: str, other: str) -> None:

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
+import functools
 import os
 import re
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+from rich import progress
+from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
-from polyaxon_tracking.checkpoints import Checkpoint, CheckpointManager
+from polyaxon_tracking.checkpoints import Checkpoint, CheckpointManager, size_on_disk
 from polyaxon_tracking.cli.rows import displayed, readable_size
 from polyaxon_tracking.errors import TrackingError
 from polyaxon_tracking.files import open_directory
 from polyaxon_tracking.paths import get_outputs_path, is_url, local_path
+from polyaxon_tracking.progress import Progress
 from polyaxon_tracking.run import LOCAL_OUTPUTS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from rich.console import Console
 
@@ -148,32 +152,32 @@ def _listed(directory: str) -> Iterator[Found]:
                 size, when = information(checkpoint.path)["size"], modified(checkpoint.path)
             else:
                 status = os.lstat(checkpoint.path)
-                size, when = _size(checkpoint.path), dt.datetime.fromtimestamp(status.st_mtime, dt.timezone.utc)
+                size, when = size_on_disk(checkpoint.path), dt.datetime.fromtimestamp(status.st_mtime, dt.timezone.utc)
         except FileNotFoundError:
             continue  # pruned by a training that goes on, since the listing
         yield Found(checkpoint, size, when, None, None)
 
 
-def _size(path: str) -> int:
-    """Bytes of the file, or of all files in the directory."""
-    if not os.path.isdir(path) or os.path.islink(path):
-        return os.lstat(path).st_size
-    return sum(
-        os.lstat(os.path.join(directory, name)).st_size for directory, _, names in os.walk(path) for name in names
-    )
-
-
 def _verified(found: list[Found], console: Console) -> Iterator[Found]:
-    columns = (TextColumn("Verifying"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-    # Downloads have a bar of their own.
-    hidden = not console.is_terminal or any(is_url(one.checkpoint.path) for one in found)
-    with Progress(*columns, console=console, transient=True, disable=hidden) as progress:
-        task = progress.add_task("", total=sum(one.size for one in found))
+    with contextlib.ExitStack() as stack:
+        advance = _progress(stack, found, console)
         for one in found:
-            damage = one.checkpoint.damage(lambda read: progress.advance(task, read))
+            damage = one.checkpoint.damage(advance)
             if damage is not None and not _is_there(one.checkpoint):
                 continue
             yield one._replace(intact=damage is None, damage=damage)
+
+
+def _progress(stack: contextlib.ExitStack, found: list[Found], console: Console) -> Callable[[int], object] | None:
+    """What is to be called with the number of bytes that were read since."""
+    if any(is_url(one.checkpoint.path) for one in found):
+        return None  # downloads show by themselves how far they are
+    total = sum(one.size for one in found)
+    if not console.is_terminal:
+        return stack.enter_context(Progress("Verifying", total)).advance
+    columns = (TextColumn("Verifying"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    bar = stack.enter_context(progress.Progress(*columns, console=console, transient=True))
+    return functools.partial(bar.advance, bar.add_task("", total=total))
 
 
 def _is_there(checkpoint: Checkpoint) -> bool:

@@ -236,6 +236,20 @@ def test_a_bar_shows_how_far_verifying_is_on_a_terminal(command: Command, tmp_pa
     os.close(master)
 
 
+def test_lines_say_how_far_verifying_is_off_a_terminal(tmp_path: Path) -> None:
+    fill("run", "")
+    long = "from polyaxon_tracking import progress; progress._EVERY_SECONDS = 0"
+    start = "from polyaxon_tracking.cli import main; main()"
+    process = subprocess.run(
+        [sys.executable, "-c", f"{long}; {start}", "checkpoints", "run", "--verify", "--json"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert len(json.loads(process.stdout)["checkpoints"]) == 2
+    assert process.stderr.splitlines() == ["polyaxon_tracking: Verifying: 0 of 0 MB"] * 2
+
+
 # In stores
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from polyaxon_tracking import BackgroundWriter, TrackingError, background
+from polyaxon_tracking import BackgroundWriter, TrackingError, progress
 from polyaxon_tracking.background import wait_for_all
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def test_a_timeout_that_is_none_is_refused(timeout: Any) -> None:
 
 
 def test_a_long_wait_says_so(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(background, "_TELL_SECONDS", 0.01)
+    monkeypatch.setattr(progress, "_EVERY_SECONDS", 0.01)
     caplog.set_level(logging.INFO, "polyaxon_tracking")
     writer = BackgroundWriter(timedelta(seconds=90))
 

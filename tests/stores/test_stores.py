@@ -4,15 +4,26 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from polyaxon_tracking import CheckpointManager, TrackingError, atomic_write, cached_path, open_directory, stores
+from polyaxon_tracking import (
+    BackgroundWriter,
+    CheckpointManager,
+    TrackingError,
+    atomic_write,
+    cached_path,
+    open_directory,
+    progress,
+    stores,
+)
 
 if TYPE_CHECKING:
     from servers import Proxy, Request, Store
@@ -367,8 +378,6 @@ def test_a_temporary_directory_of_another_is_refused(store: Store) -> None:
 def test_a_long_download_says_how_far_it_is(
     store: Store, manager: CheckpointManager, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from polyaxon_tracking import progress
-
     caplog.set_level(logging.INFO, "polyaxon_tracking")
     save(manager, 1, content="x" * 5_000_000)
     assert manager.latest() is not None
@@ -378,6 +387,38 @@ def test_a_long_download_says_how_far_it_is(
     found = manager.latest()
     assert found is not None
     assert f"Downloading {found.source}: 5 of 5 MB" in caplog.messages
+    assert f"Verifying {found.source}: 5 of 5 MB" in caplog.messages
+
+
+def test_a_long_upload_says_how_far_it_is(
+    manager: CheckpointManager, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "polyaxon_tracking")
+    monkeypatch.setattr(progress, "_EVERY_SECONDS", 0)
+    save(manager, 1, content="x" * 5_000_000)
+    [saved] = manager.checkpoints()
+    assert f"Uploading {saved.path}: 5 of 5 MB" in caplog.messages
+
+
+def test_who_waits_for_an_upload_in_the_background_is_told_how_far_it_is(
+    store: Store, proxy: Proxy, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "polyaxon_tracking")
+    monkeypatch.setattr(progress, "_EVERY_SECONDS", 0.01)
+    manager = CheckpointManager(f"{store.url}/checkpoints")
+    pattern = re.compile(r"Waiting for step 1 to be written, \d+ of at most 1800 s so far: \d+ of 5 MB")
+
+    def hold(request: Request) -> int | None:
+        deadline = time.monotonic() + 60
+        while request.size > 1 << 20 and not any(map(pattern.fullmatch, caplog.messages)):
+            assert time.monotonic() < deadline
+        return None
+
+    proxy.answer = hold
+    writer = BackgroundWriter()
+    writer.submit("step 1", lambda: save(manager, 1, content="x" * 5_000_000))
+    writer.wait()
+    assert not any(message.startswith("Uploading") for message in caplog.messages)
 
 
 def test_a_process_that_is_killed_in_the_middle_of_an_upload_leaves_whole_objects(store: Store, proxy: Proxy) -> None:
