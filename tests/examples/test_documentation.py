@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import os
 import re
 import runpy
@@ -10,13 +11,19 @@ import shlex
 import subprocess
 import sys
 import sysconfig
+from importlib.metadata import metadata
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import pytest
+import tomllib
+
+import polyaxon_tracking
+from polyaxon_tracking import CheckpointManager, TrackingError
 
 ROOT = Path(__file__).parents[2]
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+ANY_BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 SESSION = re.compile(r"^```console\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 # What differs from one time to the next: ages, free space, times.
 VARYING = re.compile(r"\d+(?:\.\d+)?(?= (?:s|GB|TB)\b)|(?<=\"age_seconds\": )\d+|\d{4}-\d\d-\d\dT[\d:+]+")
@@ -62,6 +69,57 @@ def test_the_commands_of_a_page_print_what_it_shows(page: Path, tmp_path: Path) 
         expected = re.escape(VARYING.sub("#", session))
         expected = re.sub(r"^(?:\\ )*…\\?\n", r"(?:.*\\n)*?", expected, flags=re.MULTILINE).replace("…", ".*")
         assert re.fullmatch(expected, VARYING.sub("#", re.sub(r" +\n", "\n", printed))), printed
+
+
+# Blocks that are no code: what a file tree or the output of a training looks like.
+SHOWN = re.compile(r"<outputs>/|PyTorch Lightning: examples/|Resuming from |Received only |OSError: ")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_what_is_neither_python_nor_a_session_is_right_too(page: Path, tmp_path: Path) -> None:
+    (tmp_path / "data" / "digits").mkdir(parents=True)
+    (tmp_path / "train.py").write_text("from polyaxon_tracking import get_data_path; print(get_data_path('digits'))")
+    extras = set(metadata("polyaxon-tracking").get_all("Provides-Extra"))
+    targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE) if page.parent == ROOT else []
+    for kind, text in ANY_BLOCK.findall(page.read_text()):
+        if kind in ("python", "console"):
+            continue
+        if kind == "toml":
+            assert tomllib.loads(text)
+        elif text.startswith("pip install"):
+            assert set(re.findall(r"\[([\w,]+)\]", text)) <= extras
+        elif text.startswith("make "):
+            assert text.split()[1:] in [[target] for target in targets]
+        elif text.startswith("polyaxon-tracking "):
+            environment = os.environ | {"PATH": f"{sysconfig.get_path('scripts')}:{os.environ['PATH']}"}
+            subprocess.run(["bash", "-ec", text], env=environment, cwd=tmp_path, check=True, timeout=120)
+        elif text.startswith("POLYSTORES_"):
+            for line in text.splitlines():
+                assert json.loads(line.partition("=")[2])
+        else:
+            assert not kind
+            assert SHOWN.match(text), text
+
+
+def test_the_error_for_damaged_checkpoints_is_what_the_page_shows(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "resuming.md").read_text().replace("/outputs/7", str(tmp_path))
+    manager = CheckpointManager(tmp_path / "checkpoints" / "resume")
+    with manager.save(172, 4) as path:
+        Path(path).write_text("weights")
+    [saved] = manager.checkpoints()
+    Path(saved.path).write_text("")
+    with pytest.raises(TrackingError) as caught:
+        manager.latest()
+    _, _, expected = page.partition("```\nReceived only")
+    expected = re.escape(" ".join(expected.partition("\n```")[0].split())).replace("…", ".*")
+    assert re.fullmatch(f"Received only {expected}", str(caught.value))
+
+
+def test_every_variable_is_in_the_reference() -> None:
+    code = "".join(path.read_text() for path in Path(polyaxon_tracking.__file__).parent.rglob("*.py"))
+    names = set(re.findall(r"POLY(?:AXON|STORES)_[A-Z_]+", code))
+    listed = set(re.findall(r"^\| `(\w+)` \|", (ROOT / "docs" / "environment.md").read_text(), re.MULTILINE))
+    assert names == listed
 
 
 def test_the_tests_that_the_promises_name_are_there() -> None:
