@@ -31,7 +31,7 @@ class Display:
 
     def __init__(self) -> None:
         self._began = self._told = self._drawn = time.monotonic()
-        self._terminal = sys.stderr is not None and sys.stderr.isatty()
+        self._terminal = _is_terminal()
         self._bar: Any = None
 
     @property
@@ -115,6 +115,13 @@ class Progress:
         self.done = done
         if self._display is not None:
             self._display.show(self.what, self)
+
+
+def _is_terminal() -> bool:
+    try:
+        return sys.stderr.isatty()
+    except (AttributeError, ValueError):  # there is none, or what stands in for it has not all of its methods
+        return False
 
 
 def hide() -> None:

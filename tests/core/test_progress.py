@@ -51,20 +51,23 @@ writer.wait()
 """
 
 
-def on_a_terminal(code: str) -> str:
-    """What `code` shows on its standard error."""
+def on_a_terminal(code: str, *, closed: bool = False) -> str:
+    """What `code` shows on its standard error; with `closed` the terminal is gone before."""
     ours, its = pty.openpty()
     fcntl.ioctl(its, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 250, 0, 0))  # a new one has no columns
     with subprocess.Popen([sys.executable, "-c", LONG + code], stdout=subprocess.DEVNULL, stderr=its) as process:
         os.close(its)
         shown = b""
-        while True:
+        if closed:
+            os.close(ours)
+        while not closed:
             try:
                 read = os.read(ours, 4096)
             except OSError:  # the other end is closed: its process has ended
                 break
             shown += read
-        os.close(ours)
+        if not closed:
+            os.close(ours)
     assert process.returncode == 0, shown.decode()
     return shown.decode()
 
@@ -136,3 +139,36 @@ writer.submit("model.ckpt", lambda: time.sleep(1))
 writer.wait()
 """
     assert "Waiting for model.ckpt to be written: 00:00" in on_a_terminal(code)
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        pytest.param("", id="gone"),
+        pytest.param("sys.stderr.close()", id="closed by the process"),
+        pytest.param("sys.stderr = None", id="none"),
+        pytest.param("sys.stderr = type('Log', (), {'write': print, 'flush': bool})()", id="of another kind"),
+    ],
+)
+def test_no_terminal_is_needed_for_the_work(checkpoints: CheckpointManager, before: str) -> None:
+    on_a_terminal(f"import sys\n{before}\n{VERIFIES}", closed=True)
+    on_a_terminal(f"import sys\n{before}\n{WAITS.replace('drawn.wait(60)', 'True')}", closed=True)
+
+
+GOES_AWAY = """
+import os, pty, sys
+ours, its = pty.openpty()
+sys.stderr = open(its, "w")
+from polyaxon_tracking.progress import Progress
+with Progress("Verifying", 10) as counted:
+    {before}
+    os.close(ours)
+    counted.reach(5)
+    counted.reach(10)
+sys.stderr = sys.__stderr__
+"""
+
+
+@pytest.mark.parametrize("before", ["counted.reach(1)", "pass"], ids=["drawn before", "not drawn yet"])
+def test_a_terminal_that_goes_away_does_not_end_the_work(before: str) -> None:
+    on_a_terminal(GOES_AWAY.format(before=before))
