@@ -117,7 +117,7 @@ def lightning_native(outputs: Path, report: Report) -> None:
 
 
 def lightning_async(outputs: Path, report: Report) -> None:
-    """AsyncCheckpointIO, ModelCheckpoint(save_top_k=1), fit(ckpt_path=<the newest file>)."""
+    """AsyncCheckpointIO, ModelCheckpoint(save_top_k=1), fit(ckpt_path="the newest file")."""
     from lightning.pytorch.callbacks import ModelCheckpoint
     from lightning.pytorch.plugins.io import AsyncCheckpointIO
 
