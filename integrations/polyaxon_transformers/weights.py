@@ -7,12 +7,15 @@ new weights for what it does not find: https://github.com/huggingface/transforme
 
 from __future__ import annotations
 
+import json
 import os
+import sys
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from safetensors import safe_open
 from transformers import PreTrainedModel
-from transformers.utils import SAFE_WEIGHTS_NAME
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+from transformers.utils.peft_utils import ADAPTER_SAFE_WEIGHTS_NAME
 
 if TYPE_CHECKING:
     import torch
@@ -33,15 +36,15 @@ class Saved(NamedTuple):
 def saved_weights(model: nn.Module, folder: str) -> Saved:
     """Compare `model` to what was saved in `folder`.
 
-    Nothing is known of adapters and of models whose parts are saved by several processes: their loaders look.
+    Nothing is known of models whose parts are saved by several processes: their loaders look.
     """
-    path = os.path.join(folder, SAFE_WEIGHTS_NAME)
-    if not os.path.exists(path):
+    peft = sys.modules.get("peft")  # imported by now, if the model is one of its
+    if peft is not None and isinstance(model, peft.PeftModel):
+        return Saved(_differences_of_adapter(model, folder, peft))
+    saved = _shapes(folder, _files(folder))
+    if not saved:
         return Saved([])
-    with safe_open(path, framework="pt") as file:
-        saved = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118  # no mapping
-    tensors = model.state_dict()
-    problems, named_otherwise = _differences(tensors, saved)
+    problems, named_otherwise = _differences(model.state_dict(), saved)
     if not (named_otherwise and isinstance(model, PreTrainedModel)):
         return Saved(problems)
     loaded: PreTrainedModel
@@ -53,8 +56,33 @@ def saved_weights(model: nn.Module, folder: str) -> Saved:
     saved = {name: tuple(tensor.shape) for name, tensor in translated.items() if name not in found["missing_keys"]}
     saved |= dict.fromkeys(found["unexpected_keys"], ())
     saved |= {name: tuple(shape) for name, shape, _ in found["mismatched_keys"]}
-    problems, _ = _differences(tensors, saved)
+    problems, _ = _differences(model.state_dict(), saved)
     return Saved(problems) if problems else Saved([], translated)
+
+
+def _differences_of_adapter(model: nn.Module, folder: str, peft: Any) -> list[str]:
+    """What of the adapter "default" is not as it was saved: others have folders of their own, and are not looked at."""
+    if not os.path.exists(os.path.join(folder, ADAPTER_SAFE_WEIGHTS_NAME)):
+        return []
+    problems, _ = _differences(peft.get_peft_model_state_dict(model), _shapes(folder, {ADAPTER_SAFE_WEIGHTS_NAME}))
+    return problems
+
+
+def _files(folder: str) -> set[str]:
+    """Those that hold the weights: one, or as many as there are shards of a large model."""
+    index = os.path.join(folder, SAFE_WEIGHTS_INDEX_NAME)
+    if os.path.exists(index):
+        with open(index) as file:
+            return set(json.load(file)["weight_map"].values())
+    return {SAFE_WEIGHTS_NAME} if os.path.exists(os.path.join(folder, SAFE_WEIGHTS_NAME)) else set()
+
+
+def _shapes(folder: str, files: set[str]) -> dict[str, tuple[int, ...]]:
+    found: dict[str, tuple[int, ...]] = {}
+    for name in files:
+        with safe_open(os.path.join(folder, name), framework="pt") as file:
+            found |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118  # no mapping
+    return found
 
 
 def _differences(tensors: dict[str, torch.Tensor], saved: dict[str, tuple[int, ...]]) -> tuple[list[str], bool]:

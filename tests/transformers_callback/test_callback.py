@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from transformers import (
     BertForSequenceClassification,
     Qwen3MoeConfig,
@@ -146,6 +147,17 @@ def experts() -> Qwen3MoeForCausalLM:
     )
 
 
+class InShards(Qwen3MoeForCausalLM):
+    """Saved as a model is that is large."""
+
+    def save_pretrained(self, *arguments: Any, **options: Any) -> None:
+        super().save_pretrained(*arguments, **options, max_shard_size="5KB")
+
+
+def experts_in_shards() -> Qwen3MoeForCausalLM:
+    return InShards(experts().config)
+
+
 PIXELS = [
     {"pixel_values": torch.rand(1, 4, 4, generator=torch.Generator().manual_seed(n)), "labels": n % 2}
     for n in range(16)
@@ -170,7 +182,11 @@ class BestFirst(TrainerCallback):
             raise ArithmeticError
 
 
-@pytest.mark.parametrize(("make", "rows"), [(vision, PIXELS), (experts, SENTENCES)], ids=["ViT", "Qwen3MoE"])
+@pytest.mark.parametrize(
+    ("make", "rows"),
+    [(vision, PIXELS), (experts, SENTENCES), (experts_in_shards, SENTENCES)],
+    ids=["ViT", "Qwen3MoE", "Qwen3MoE in shards"],
+)
 def test_a_model_whose_weights_are_saved_under_other_names_goes_on_with_all_of_them(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, make: Callable[[], nn.Module], rows: list[dict[str, Any]]
 ) -> None:
@@ -207,6 +223,39 @@ def test_another_width_of_a_model_whose_weights_are_saved_under_other_names_is_r
     again = trainer(PolyaxonCallback(), model=vision(32), num_train_epochs=2, **options)
     with pytest.raises(TrackingError, match=r"cls_token is \(1, 1, 32\), saved as \(1, 1, 16\);"):
         again.train()
+
+
+def adapted(rank: int = 4, targets: tuple[str, str] = ("query", "value")) -> PeftModel:
+    """A tiny BERT of which little is trained, and saved."""
+    config = LoraConfig(task_type=TaskType.SEQ_CLS, r=rank, target_modules=list(targets), lora_dropout=0.1)
+    return get_peft_model(tiny(), config)
+
+
+def test_an_adapter_is_what_is_saved_and_goes_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    ends = {}
+    for name, raises in (("uninterrupted", [None]), ("interrupted", [10, None])):
+        monkeypatch.setenv("POLYAXON_RUN_OUTPUTS_PATH", str(tmp_path / name))
+        for raises_at in raises:
+            set_seed(0)
+            last = Last()
+            training = trainer(PolyaxonCallback(), BestFirst(raises_at), last, model=adapted())
+            with pytest.raises(ArithmeticError) if raises_at else contextlib.nullcontext():
+                training.train()
+        ends[name] = last.digest, digest(training.model)
+        newest = resume_directory(tmp_path / name).latest()
+        assert newest is not None
+        weights = {path.name for path in Path(newest.path).glob("*.safetensors")}
+        assert weights == {"adapter_model.safetensors"}
+    assert ends["interrupted"] == ends["uninterrupted"]
+
+
+def test_another_adapter_is_told_of(outputs: Path) -> None:
+    trainer(PolyaxonCallback(), model=adapted(), num_train_epochs=1).train()
+    with pytest.raises(TrackingError, match=r"query.lora_A.weight is \(8, 16\), saved as \(4, 16\);"):
+        trainer(PolyaxonCallback(), model=adapted(8)).train()
+    # As many weights of the same shapes: PEFT goes on with new ones.
+    with pytest.raises(TrackingError, match=r"key.lora_A.weight was not saved; .*value.lora_A.weight was saved and is"):
+        trainer(PolyaxonCallback(), model=adapted(targets=("query", "key"))).train()
 
 
 def test_the_folders_load_as_the_trainers_own_do(outputs: Path) -> None:
