@@ -31,6 +31,9 @@ __all__ = ["PolyaxonCallback"]
 
 _logger = logging.getLogger("polyaxon_tracking")
 
+# What Keras and its backends log to. Not torch's: at INFO it tells of its compiler, whether that is used or not.
+_KERAS_LOGGERS = ["keras", "absl", "tensorflow", "jax"]
+
 
 class PolyaxonCallback(keras.callbacks.ModelCheckpoint):
     """A ``ModelCheckpoint`` that saves below the run's outputs path, and goes on after the pod was killed.
@@ -112,7 +115,7 @@ class PolyaxonCallback(keras.callbacks.ModelCheckpoint):
         self._restored = list(restore)
         if wrong := [callback for callback in self._restored if not isinstance(callback, keras.callbacks.Callback)]:
             raise TrackingError(f"Received restore={wrong!r}. Expected a list of callbacks that `fit` is given too.")
-        self._run = Run(datasets=datasets, loggers=["keras", "absl", keras.backend.backend(), *loggers], resume=resume)
+        self._run = Run(datasets=datasets, loggers=[*_KERAS_LOGGERS, *loggers], resume=resume)
         path = self._run.checkpoint_path(os.fspath(filepath))
         below = self._run.checkpoints_path
         if path.startswith(below):  # of the file's name alone, braces are placeholders

@@ -430,9 +430,11 @@ def test_arguments_out_of_range(options: dict[str, Any], message: str) -> None:
 
 def test_the_loggers_levels_follow_the_run(outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("POLYAXON_LOG_LEVEL", "error")
+    torch_before = logging.getLogger("torch").level
     PolyaxonCallback(loggers=["mine"])
-    for name in ("keras", "polyaxon_tracking", "mine"):
+    for name in ("keras", "absl", "tensorflow", "jax", "polyaxon_tracking", "mine"):
         assert logging.getLogger(name).level == logging.ERROR
+    assert logging.getLogger("torch").level == torch_before  # which would tell of its compiler at INFO
 
 
 def test_datasets_by_name(outputs: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
