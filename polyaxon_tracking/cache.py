@@ -14,7 +14,7 @@ import stat
 import tempfile
 import time
 
-from polyaxon_tracking.errors import TrackingError, shown
+from polyaxon_tracking.errors import TrackingError, shown_path
 from polyaxon_tracking.files import lock_file
 from polyaxon_tracking.paths import is_url, local_path
 from polyaxon_tracking.progress import Progress
@@ -134,8 +134,8 @@ def _download(url: str, file: str, size: int) -> None:
     free = shutil.disk_usage(os.path.dirname(file)).free
     if size > free:
         raise TrackingError(
-            f"Received {shown(url)} of {size:,} bytes to download to {workspace()}, where {free:,} bytes are free. "
-            f"Expected room for it. Set TMPDIR to a directory on a larger disk."
+            f"Received {shown_path(url)} of {size:,} bytes to download to {workspace()}, where {free:,} bytes are "
+            f"free. Expected room for it. Set TMPDIR to a directory on a larger disk."
         )
     part = f"{file}.part"
     try:

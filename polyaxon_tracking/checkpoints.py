@@ -12,7 +12,7 @@ import threading
 import zlib
 from typing import TYPE_CHECKING, NamedTuple
 
-from polyaxon_tracking.errors import TrackingError, shown
+from polyaxon_tracking.errors import TrackingError, shown_path
 from polyaxon_tracking.files import open_directory
 from polyaxon_tracking.paths import is_url
 from polyaxon_tracking.progress import Progress
@@ -207,9 +207,9 @@ class CheckpointManager:
             yield from self.intact()
         elif damaged and not found_one:
             raise TrackingError(
-                f"Received only damaged checkpoints in {shown(self.directory)}: {_listed(damaged)}. Expected at least "
-                f"one that is intact. Training does not start from scratch by itself then: put an intact copy there, "
-                f"or move these away to begin anew."
+                f"Received only damaged checkpoints in {shown_path(self.directory)}: {_listed(damaged)}. Expected at "
+                f"least one that is intact. Training does not start from scratch by itself then: put an intact copy "
+                f"there, or move these away to begin anew."
             )
 
     def release(self) -> None:

@@ -69,8 +69,20 @@ def mask_urls(text: str) -> str:
 
 def shown(value: str) -> str:
     """`value` as an error message may quote it: masked, then shortened, then escaped."""
+    return _quoted(mask_secrets(_head(value)), value)
+
+
+def shown_path(path: str) -> str:
+    """The same for what is known to be a path, a URL or a name: ``/data/tokens`` is shown as it is."""
+    return _quoted(mask_urls(_head(path)), path)
+
+
+def _head(value: str) -> str:
     # The end that is added closes what the cut left open: user info counts as such up to its "@".
-    masked = mask_secrets(value if len(value) <= _MASKED_CHARACTERS else value[:_MASKED_CHARACTERS] + "@")
+    return value if len(value) <= _MASKED_CHARACTERS else value[:_MASKED_CHARACTERS] + "@"
+
+
+def _quoted(masked: str, value: str) -> str:
     if len(masked) > _SHOWN_CHARACTERS or len(value) > _MASKED_CHARACTERS:
         return f"{masked[:_SHOWN_CHARACTERS]!a}... ({len(value):,} characters)"
     return ascii(masked)
@@ -83,4 +95,4 @@ def closest(name: str, names: list[str]) -> str:
     near = difflib.get_close_matches(name, names, n=1)
     if not near:  # a difference in case alone counts as near
         near = [known for known in names if known.lower() == name.lower()]
-    return f" Did you mean {shown(near[0])}?" if near else ""
+    return f" Did you mean {shown_path(near[0])}?" if near else ""

@@ -18,7 +18,7 @@ import shutil
 import stat
 from typing import TYPE_CHECKING
 
-from polyaxon_tracking.errors import TrackingError, shown
+from polyaxon_tracking.errors import TrackingError, shown_path
 from polyaxon_tracking.paths import is_url, local_path
 
 if TYPE_CHECKING:
@@ -238,13 +238,13 @@ def checked_file(path: str) -> int:
         raise _nothing_written(path) from None
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise TrackingError(f"Received something other than a file at {shown(path)}. Expected one file.")
+        raise TrackingError(f"Received something other than a file at {shown_path(path)}. Expected one file.")
     return descriptor
 
 
 def _nothing_written(path: str) -> TrackingError:
     return TrackingError(
-        f"Received nothing to save: no file was written to {shown(path)}. Expected the block of the `with` "
+        f"Received nothing to save: no file was written to {shown_path(path)}. Expected the block of the `with` "
         f"statement to write one file to the path that the statement gives."
     )
 

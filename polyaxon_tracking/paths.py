@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 
-from polyaxon_tracking.errors import TrackingError, closest, shown
+from polyaxon_tracking.errors import TrackingError, closest, shown, shown_path
 
 TYPE_CHECKING = False  # as `typing.TYPE_CHECKING`, without the milliseconds that importing `typing` takes
 if TYPE_CHECKING:
@@ -170,18 +170,18 @@ def unknown_dataset(name: str, paths: dict[str, str] | None) -> str:
     if paths is None:
         why = f"{NO_OP} is true" if is_true(NO_OP) else f"{DATA_PATHS} is not set"
         return (
-            f"Received the dataset name {shown(name)}, but {why}, so this run has no datasets. "
+            f"Received the dataset name {shown_path(name)}, but {why}, so this run has no datasets. "
             f"In a cluster, ask for it in the polyaxonfile; elsewhere, give the path on this machine "
             f"(`default=` of get_data_path, or a mapping from name to path in `datasets=` of the callbacks)."
         )
     if not paths:
         return (
-            f"Received the dataset name {shown(name)}, but {DATA_PATHS} is an empty object, so this run has no "
+            f"Received the dataset name {shown_path(name)}, but {DATA_PATHS} is an empty object, so this run has no "
             f"datasets. Ask for it in the polyaxonfile, or unset the variable off the cluster."
         )
     return (
-        f"Received the dataset name {shown(name)}. Expected one of those in {DATA_PATHS}: "
-        f"{', '.join(shown(known) for known in paths)}.{closest(name, list(paths))}"
+        f"Received the dataset name {shown_path(name)}. Expected one of those in {DATA_PATHS}: "
+        f"{', '.join(shown_path(known) for known in paths)}.{closest(name, list(paths))}"
     )
 
 
@@ -229,8 +229,8 @@ def join_below(root: str, *parts: str) -> str:
     for part in parts:
         if part.startswith("/") or "://" in part or ".." in part.replace("\\", "/").split("/"):
             raise TrackingError(
-                f"Received the name {shown(part)} to join below the path {shown(root)}. Expected a relative name that "
-                f"stays below it, such as 'checkpoints/best.pt': leave out '..', a leading '/' and '://'."
+                f"Received the name {shown_path(part)} to join below the path {shown_path(root)}. Expected a "
+                f"relative name that stays below it, such as 'checkpoints/best.pt': leave out '..', a leading '/' and '://'."
             )
     names = [part.strip("/") for part in parts if part]
     return "/".join([root.rstrip("/"), *names]) if names else root

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 
 from polyaxon_tracking.background import wait_for_all
 from polyaxon_tracking.checkpoints import CheckpointManager
-from polyaxon_tracking.errors import TrackingError, closest, mask_secrets, shown
+from polyaxon_tracking.errors import TrackingError, closest, mask_urls, shown_path
 from polyaxon_tracking.files import staging
 from polyaxon_tracking.paths import (
     DATA_PATHS,
@@ -106,8 +106,8 @@ class Run:
         """
         if name not in self._data_paths:
             raise TrackingError(
-                f"Received the dataset name {shown(name)}. Expected one of those given as `datasets=`: "
-                f"{', '.join(map(shown, self._data_paths)) or 'none were'}.{closest(name, list(self._data_paths))}"
+                f"Received the dataset name {shown_path(name)}. Expected one of those given as `datasets=`: "
+                f"{', '.join(map(shown_path, self._data_paths)) or 'none were'}.{closest(name, list(self._data_paths))}"
             )
         return self._data_paths[name]
 
@@ -152,7 +152,7 @@ class Run:
             _logger.warning(
                 "%s go to %s, outside the outputs path %s, and may be lost with the pod. %s",
                 what,
-                mask_secrets(path),
+                mask_urls(path),
                 self.outputs_path,
                 advice,
             )
@@ -251,7 +251,7 @@ def checked_outputs(path: str, whence: str = OUTPUTS_PATH) -> str:
             pass
     except OSError as error:
         raise TrackingError(
-            f"Received the outputs path {shown(path)}, which cannot be written to: {error.strerror}. Expected a "
+            f"Received the outputs path {shown_path(path)}, which cannot be written to: {error.strerror}. Expected a "
             f"directory that this user may write to. Mount the volume for writing, or set {whence} to another path."
         ) from error
     return path
@@ -259,7 +259,7 @@ def checked_outputs(path: str, whence: str = OUTPUTS_PATH) -> str:
 
 def _checked_datasets(datasets: Iterable[str] | Mapping[str, str | os.PathLike[str]]) -> dict[str, str]:
     if isinstance(datasets, str):
-        name = shown(datasets)
+        name = shown_path(datasets)
         raise TrackingError(
             f"Received datasets={name}, a string. Expected a list of names, such as [{name}], or a mapping from name "
             f"to the path on this machine, such as {{{name}: 'data/digits'}}."
@@ -289,8 +289,8 @@ def _checked_datasets(datasets: Iterable[str] | Mapping[str, str | os.PathLike[s
         elif not is_url(available[name]) and not os.path.exists(local_path(available[name])):
             whence = "`datasets=`" if on_cluster is None else DATA_PATHS
             problems.append(
-                f"The dataset {shown(name)} is expected at {shown(available[name])}, according to {whence}, and there "
-                f"is nothing. Correct the path, or put the data there."
+                f"The dataset {shown_path(name)} is expected at {shown_path(available[name])}, according to {whence}, "
+                f"and there is nothing. Correct the path, or put the data there."
             )
     if problems:
         raise TrackingError("\n".join(problems))

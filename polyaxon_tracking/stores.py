@@ -16,7 +16,7 @@ import time
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from polyaxon_tracking.credentials import ACCESS_KEYS, Location, locate
-from polyaxon_tracking.errors import TrackingError, mask_secrets, shown
+from polyaxon_tracking.errors import TrackingError, mask_secrets, shown_path
 from polyaxon_tracking.progress import Progress
 
 if TYPE_CHECKING:
@@ -185,8 +185,8 @@ def _explained(location: Location, whence: str, expected: str, use: str, rights:
         return
     bucket = location.url.split("/", 3)[2]
     raise TrackingError(
-        f"Received the URL {shown(location.url)} from {whence}, in the bucket {shown(bucket)}, {problem}. Expected a "
-        f"bucket that {expected}. {advice}."
+        f"Received the URL {shown_path(location.url)} from {whence}, in the bucket {shown_path(bucket)}, {problem}. "
+        f"Expected a bucket that {expected}. {advice}."
     )
 
 
@@ -237,13 +237,13 @@ def _file_system(bucket: str, options: tuple[tuple[str, str], ...], process: int
         if extra is None:
             raise
         raise ModuleNotFoundError(
-            f"Received the URL {shown(location.url)}, which needs a driver that is not installed: {error}. Install it "
-            f'with: pip install "polyaxon-tracking[{extra}]"'
+            f"Received the URL {shown_path(location.url)}, which needs a driver that is not installed: {error}. "
+            f'Install it with: pip install "polyaxon-tracking[{extra}]"'
         ) from error
     except ValueError as error:  # no such protocol, or no credentials at all
         raise TrackingError(
-            f"Received the URL {shown(location.url)}, which cannot be opened: {_reason(error)}. Expected a URL that "
-            f"fsspec knows, and {credentials_for(location)} for it."
+            f"Received the URL {shown_path(location.url)}, which cannot be opened: {_reason(error)}. Expected a URL "
+            f"that fsspec knows, and {credentials_for(location)} for it."
         ) from None
 
 

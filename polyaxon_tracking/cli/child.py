@@ -9,7 +9,7 @@ import signal
 import subprocess
 
 from polyaxon_tracking.credentials import locate
-from polyaxon_tracking.errors import TrackingError, closest, shown
+from polyaxon_tracking.errors import TrackingError, closest, shown, shown_path
 from polyaxon_tracking.paths import (
     DATA_PATHS,
     LOG_LEVEL,
@@ -54,7 +54,7 @@ def environment(outputs: str, data: list[str], references: list[str], log_level:
         name, path = _pair("--data", given, "NAME=PATH, such as digits=data/digits")
         if name in paths:
             raise TrackingError(
-                f"Received --data {shown(name)} twice. Expected every name once: leave one of them out."
+                f"Received --data {shown_path(name)} twice. Expected every name once: leave one of them out."
             )
         paths[name] = path
     refs: dict[str, list[str]] = {}
@@ -146,8 +146,8 @@ def _pair(option: str, given: str, expected: str) -> tuple[str, str]:
     local = os.path.abspath(local_path(path))
     if not os.path.exists(local):
         raise TrackingError(
-            f"Received {option} {shown(given)}, and there is nothing at {shown(local)}. Expected {expected}: correct "
-            f"the path, or put there what it names."
+            f"Received {option} {shown_path(given)}, and there is nothing at {shown_path(local)}. Expected {expected}: "
+            f"correct the path, or put there what it names."
         )
     return name, local
 

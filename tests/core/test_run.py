@@ -147,6 +147,23 @@ def test_a_string_in_place_of_a_list() -> None:
     )
 
 
+def test_paths_and_names_are_told_whole_though_a_word_in_them_may_precede_secrets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(DATA, json.dumps({"tokens": "/data/tokens/wiki", "secret-santa": str(tmp_path)}))
+    assert message(datasets=["tokens", "token"]) == (
+        f"The dataset 'tokens' is expected at '/data/tokens/wiki', according to {DATA}, and there is nothing. Correct the path, "
+        f"or put the data there.\n"
+        f"Received the dataset name 'token'. Expected one of those in {DATA}: 'tokens', 'secret-santa'. Did you mean 'tokens'?"
+    )
+    outputs = tmp_path / "tokenizer" / "7"
+    outputs.parent.write_text("")
+    monkeypatch.setenv("POLYAXON_RUN_OUTPUTS_PATH", str(outputs))
+    assert message().startswith(f"Received the outputs path '{outputs}', which cannot be written to")
+    monkeypatch.setenv(DATA, json.dumps({"tokens": "s3://key:hunter2@bucket/tokens?token=hunter2"}))
+    assert "hunter2" not in message(datasets=["token"])
+
+
 def test_a_string_in_place_of_a_list_tells_no_secret() -> None:
     assert "hunter2" not in message(datasets="s3://key:hunter2@bucket/digits")
 
