@@ -254,7 +254,7 @@ class PolyaxonCallback(Callback):
     def _attach_stream(
         self, trainer: pl.Trainer, checkpoints: CheckpointManager, background: Background | None
     ) -> None:
-        ranks = Ranks()
+        ranks = Ranks(self._write_timeout)
         ranks.share_errors_of_saves(trainer.strategy)
         self._stream = ResumeStream(
             checkpoints, self._every_n_train_steps, self._train_time_interval, background, ranks

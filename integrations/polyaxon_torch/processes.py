@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -13,19 +14,25 @@ __all__ = ["TorchProcesses"]
 
 _T = TypeVar("_T")
 
+# As long as processes wait for each other where torch is not told otherwise.
+_LONGER = timedelta(minutes=30)
+
 
 class TorchProcesses(Processes):
     """The processes of ``torch.distributed`` that train one model, and how they tell each other what concerns them all.
 
     In a process group of its own, of host memory: nothing waits for a GPU, and nothing gets between the collectives of
     the framework. Alone, where there is one process, every method returns at once.
+
+    Args:
+        write_timeout: how long the first may wait for what it writes; the others wait for it, and longer.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, write_timeout: timedelta) -> None:
         super().__init__()
         self.several = distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
         self.rank = distributed.get_rank() if self.several else 0
-        self._group = distributed.new_group(backend="gloo") if self.several else None
+        self._group = distributed.new_group(backend="gloo", timeout=write_timeout + _LONGER) if self.several else None
         self._asked: tuple[torch.Tensor, Any] | None = None
 
     def gather(self, value: _T) -> list[_T]:

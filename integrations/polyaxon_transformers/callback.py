@@ -7,10 +7,12 @@ import logging
 import os
 import sys
 import traceback
+import weakref
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from transformers import Trainer, TrainerCallback
+from transformers.trainer_utils import get_last_checkpoint
 
 from polyaxon_tracking import BackgroundWriter, Run, TrackingError
 from polyaxon_transformers.training import Training
@@ -20,11 +22,15 @@ if TYPE_CHECKING:
 
     from transformers import TrainerControl, TrainerState, TrainingArguments
 
-    from polyaxon_tracking import Checkpoint, CheckpointManager
+    from polyaxon_tracking import Checkpoint
 
 __all__ = ["PolyaxonCallback"]
 
 _logger = logging.getLogger("polyaxon_tracking")
+
+# The trainings of this process that have come to their end: the directories of their training states, by the place of
+# their folders.
+_finished: dict[str, list[str]] = {}
 
 
 class PolyaxonCallback(TrainerCallback):
@@ -89,10 +95,9 @@ class PolyaxonCallback(TrainerCallback):
         self._interval = None if train_time_interval is None else train_time_interval.total_seconds()
         self._max_to_keep = max_to_keep
         self._writer = BackgroundWriter(write_timeout)
+        self._write_timeout = write_timeout
         self._background = background
-        self._users: str | None = None
         self._attached = False
-        self._finished: CheckpointManager | None = None
         self._training: Training | None = None
 
     @property
@@ -117,15 +122,10 @@ class PolyaxonCallback(TrainerCallback):
         trainer = _constructed_now()
         if sum(isinstance(callback, PolyaxonCallback) for callback in trainer.callback_handler.callbacks) > 1:
             raise TrackingError("Received several PolyaxonCallbacks in one Trainer. Expected one: remove the others.")
-        self._redirect(args)
+        folders = self._redirect(args)
         self._attached = True
-        # There are hooks, but none that says where to go on from, none around what is loaded or saved, and none after
-        # all that belongs to a step.
-        _replace(trainer, "train", self._train)
-        _replace(trainer, "_load_from_checkpoint", self._load_from_checkpoint)
-        _replace(trainer, "_load_best_model", self._load_best_model)
-        _replace(trainer, "_save_checkpoint", self._save_checkpoint)
-        _replace(trainer, "_maybe_log_save_evaluate", self._maybe_log_save_evaluate)
+        # There are hooks, but none that says where to go on from.
+        trainer.train = _Train(trainer, functools.partial(self._train, *folders))  # type: ignore[method-assign]
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Say where training begins.
@@ -171,66 +171,82 @@ class PolyaxonCallback(TrainerCallback):
         if self._training is not None:
             self._training.end_epoch()
 
-    def _redirect(self, args: TrainingArguments) -> None:
+    def _redirect(self, args: TrainingArguments) -> tuple[str, str | None]:
+        """Where the Trainer saves what `save_strategy` asks for, and to where that is uploaded, if it is."""
         given = str(args.output_dir)  # the Trainer has made it
-        self._users = self._run.checkpoint_path(given)
-        if self._run.is_remote:  # the Trainer writes to disks alone: what it has written is uploaded
-            self._users = None if os.path.isabs(given) else self._users
-            return
-        if self._users != given:
-            args.output_dir = self._users
+        if "://" in given:
+            _remove_if_empty(given)
+            raise TrackingError(
+                f"Received output_dir={self._run.clean_path(given)!r}. Expected a directory, since the Trainer writes "
+                f"to disks alone: give a name such as 'bert', which is taken below the outputs path, and uploaded "
+                f"where that is a URL."
+            )
+        users = self._run.checkpoint_path(given)
+        if self._run.is_remote:
+            return given, None if os.path.isabs(given) else users
+        if users != given:
+            args.output_dir = users
             if args.should_save:
-                os.makedirs(self._users, exist_ok=True)
+                os.makedirs(users, exist_ok=True)
                 _remove_if_empty(given)
+        return users, None
 
     def _train(
         self,
+        folder: str,
+        users: str | None,
         trainer: Trainer,
         train: Callable[..., Any],
-        resume_from_checkpoint: str | bool | None = None,
-        trial: Any = None,
         *arguments: Any,
         **options: Any,
     ) -> Any:
         """Stands in for ``Trainer.train``."""
-        if trial is not None:
+        options |= zip(("resume_from_checkpoint", "trial", "ignore_keys_for_eval"), arguments, strict=False)
+        if options.get("trial") is not None:
             _logger.info("A trial of a hyperparameter search: it is not resumed, and saves what save_strategy asks for")
-            return train(resume_from_checkpoint, trial, *arguments, **options)
+            return train(**options)
         args = trainer.args
         limit = args.max_steps if args.max_steps > 0 else args.num_train_epochs
-        checkpoints = self._run.training(max_epochs=limit, max_to_keep=self._max_to_keep, after=self._finished)
-        training = Training(
+        # A Trainer never trains on where another one ended, so only who asks for it gets that within one process.
+        checkpoints = self._run.training(max_epochs=limit if self._resume else 0, max_to_keep=self._max_to_keep)
+        earlier = _finished.setdefault(users or folder, [])
+        if earlier and checkpoints.directory not in earlier:  # whose folders of the same steps are to stay
+            args.output_dir = f"{folder}-{len(earlier) + 1}"
+            users = users and f"{users}-{len(earlier) + 1}"
+            _logger.info("A training before has its folders in %s: this one's go to %s", folder, args.output_dir)
+        # What it saves is to be what all other callbacks have come to.
+        trainer.pop_callback(self)
+        trainer.add_callback(self)
+        training = self._training = Training(
             trainer,
             checkpoints,
-            self._users,
+            users,
             self._writer,
             background=self._background,
+            write_timeout=self._write_timeout,
             every_n_train_steps=self._every_n_train_steps,
             interval=self._interval,
+            ignore_keys=options.get("ignore_keys_for_eval"),
         )
-        kept = args.restore_callback_states_from_checkpoint, args.max_steps
         try:
-            newest = self._newest(training, resume_from_checkpoint)
+            newest = self._newest(training, options.get("resume_from_checkpoint"))
             if newest is not None:
-                resume_from_checkpoint = training.resume_from(newest)
-                args.restore_callback_states_from_checkpoint = True
-                if training.stopped:
-                    args.max_steps = newest.step
+                options["resume_from_checkpoint"] = training.resume_from(newest)
+            elif options.get("resume_from_checkpoint") is True and not _has_folders(str(args.output_dir)):
+                del options["resume_from_checkpoint"]  # the Trainer would raise, at the first start of a run too
             if trainer.is_world_process_zero():
-                self._tell(trainer, training, newest, resume_from_checkpoint)
-            self._training = training
-            training.interruption.install()
-            result = train(resume_from_checkpoint, trial, *arguments, **options)
-            training.wait()
+                self._tell(training, newest, options.get("resume_from_checkpoint"))
+            with training.attached():
+                result = train(**options)
+            earlier.append(checkpoints.directory)
+            self._run.finish(checkpoints, max_epochs=limit)
+            training.finish()
         except BaseException as error:
             training.after_exception(error)
             raise
         finally:
             self._training = None
             training.end()
-            args.restore_callback_states_from_checkpoint, args.max_steps = kept
-        self._finished = checkpoints
-        self._run.finish(checkpoints, max_epochs=limit)
         return result
 
     def _newest(self, training: Training, given: str | bool | None) -> Checkpoint | None:
@@ -240,57 +256,18 @@ class PolyaxonCallback(TrainerCallback):
         if isinstance(given, str):
             if found is not None and self._run.resumes:
                 _logger.warning(
-                    "Going on from resume_from_checkpoint=%s as asked, though %s is there. Leave it out to resume from "
-                    "that",
-                    given,
+                    "Going on from the resume_from_checkpoint that was given, though %s is there. Leave it out to "
+                    "resume from that",
                     found.source,
                 )
             return None
         return found
 
-    def _tell(self, trainer: Trainer, training: Training, newest: Checkpoint | None, given: str | bool | None) -> None:
+    def _tell(self, training: Training, newest: Checkpoint | None, given: str | bool | None) -> None:
         if newest is not None:
             _logger.info("Resuming from %s: epoch %d, step %d", newest.source, newest.epoch, newest.step)
-            if training.stopped:
-                _logger.info("This training had been stopped early, at epoch %d: nothing is left", newest.epoch)
-            elif trainer.args.max_steps <= 0 and newest.epoch >= trainer.args.num_train_epochs:
-                _logger.info(
-                    "This training had come to its end (num_train_epochs=%g): nothing is left",
-                    trainer.args.num_train_epochs,
-                )
         elif not given:
             _logger.info("Starting fresh: %s", self._run.why_fresh(training.checkpoints))
-
-    def _load_from_checkpoint(
-        self, trainer: Trainer, load: Callable[..., None], folder: str, *arguments: Any, **options: Any
-    ) -> None:
-        """Stands in for ``Trainer._load_from_checkpoint``."""
-        self._load(folder, functools.partial(load, folder, *arguments, **options))
-
-    def _load_best_model(self, trainer: Trainer, load: Callable[[], None]) -> None:
-        """Stands in for ``Trainer._load_best_model``."""
-        self._load(str(trainer.state.best_model_checkpoint), load)
-
-    def _load(self, folder: str, load: Callable[[], None]) -> None:
-        if self._training is None:
-            load()
-        else:
-            self._training.load_weights(folder, load)
-
-    def _save_checkpoint(self, trainer: Trainer, save: Callable[..., Any], *arguments: Any, **options: Any) -> None:
-        """Stands in for ``Trainer._save_checkpoint``."""
-        if self._training is None:
-            save(*arguments, **options)
-        else:
-            self._training.save_for_user(functools.partial(save, *arguments, **options))
-
-    def _maybe_log_save_evaluate(
-        self, trainer: Trainer, original: Callable[..., Any], *arguments: Any, **options: Any
-    ) -> None:
-        """Stands in for ``Trainer._maybe_log_save_evaluate``, after which a step is done, and an epoch."""
-        original(*arguments, **options)
-        if self._training is not None:
-            self._training.after_step()
 
 
 def _constructed_now() -> Trainer:
@@ -301,13 +278,33 @@ def _constructed_now() -> Trainer:
     raise TrackingError("Received a PolyaxonCallback in something other than a transformers.Trainer.")
 
 
-def _replace(trainer: Trainer, name: str, by: Callable[..., Any]) -> None:
-    original = getattr(trainer, name)
-    setattr(trainer, name, functools.wraps(original)(functools.partial(by, trainer, original)))
+def _has_folders(output_dir: str) -> bool:
+    return os.path.isdir(output_dir) and get_last_checkpoint(output_dir) is not None  # type: ignore[no-untyped-call]
+
+
+class _Train:
+    """Stands in for the method `train` of a Trainer.
+
+    It holds the Trainer until that trains, since nobody else may: ``Trainer(...).train()``. From then on it does not,
+    so that the model goes when its user lets go of the Trainer.
+    """
+
+    def __init__(self, trainer: Trainer, by: Callable[..., Any]) -> None:
+        functools.update_wrapper(self, type(trainer).train)
+        self._held: Trainer | None = trainer
+        self._trainer = weakref.ref(trainer)
+        self._own = vars(trainer).get("train")  # of another library
+        self._by = by
+
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        trainer, self._held = self._trainer(), None
+        assert trainer is not None  # who calls it has it from there
+        own = self._own or functools.partial(type(trainer).train, trainer)
+        return self._by(trainer, own, *arguments, **options)
 
 
 def _remove_if_empty(directory: str) -> None:
     try:
-        os.rmdir(directory)
+        os.removedirs(directory)
     except OSError:  # it holds something
         _logger.debug("%s stays: it was there before", directory)

@@ -25,16 +25,18 @@ def folder_name(step: int) -> str:
     return f"{PREFIX_CHECKPOINT_DIR}-{step}"
 
 
-def surplus(names: Iterable[str], limit: int | None, best: set[str | None]) -> list[str]:
-    """Which of the folders `names` are too many for `limit`, the oldest first; never the newest, nor those of `best`.
+def surplus(names: Iterable[str], limit: int | None, step: int, best: set[str | None]) -> list[str]:
+    """Which of the folders `names` are too many for `limit` after `step` steps; never the newest, nor those of `best`.
 
     The Trainer chooses by modification time, which a copy or another machine's clock changes; this goes by the step.
+    Folders of later steps were left by a training before: they are the oldest.
     """
-    found = sorted((int(match[1]), name) for name in names if (match := _NAME.fullmatch(name)))
+    steps = {name: int(match[1]) for name in names if (match := _NAME.fullmatch(name))}
+    found = sorted(steps, key=lambda name: (steps[name] <= step, steps[name]))
     if limit is None or limit <= 0 or len(found) <= limit:
         return []
-    kept = {found[-1][1], *(name for _, name in found if name.removesuffix(".tar") in best)}
-    others = [name for _, name in found if name not in kept]
+    kept = {found[-1], *(name for name in found if name.removesuffix(".tar") in best)}
+    others = [name for name in found if name not in kept]
     return others[: max(0, len(found) - max(limit, len(kept)))]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import shutil
@@ -13,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import Trainer, TrainerState
+from transformers import Trainer, TrainerCallback, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_callback import ExportableState
 
 from polyaxon_torch import TorchProcesses
 from polyaxon_tracking import Interruption, TrackingError, Wishes, cached_path, open_directory
@@ -31,6 +33,7 @@ from polyaxon_transformers.weights import saved_weights
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from datetime import timedelta
     from typing import NoReturn
 
     from torch import nn
@@ -60,11 +63,13 @@ class Training:
         writer: BackgroundWriter,
         *,
         background: bool,
+        write_timeout: timedelta,
         every_n_train_steps: int | None,
         interval: float | None,
+        ignore_keys: list[str] | None,
     ) -> None:
         self.checkpoints = checkpoints
-        self.processes = TorchProcesses()
+        self.processes = TorchProcesses(write_timeout)
         self.interruption = Interruption(lambda _: self.active)
         self.active = False
         """Whether training goes on: between the hooks of its beginning and its end."""
@@ -75,15 +80,21 @@ class Training:
         self._background = background
         self._every_n_train_steps = every_n_train_steps
         self._interval = interval
+        self._ignore_keys = ignore_keys
         self._directory: Directory | None = None
         self._best: str | None = None
-        self._source: str | None = None
+        self._newest: Checkpoint | None = None
+        self._folder = ""
         self._notes: dict[str, Any] = {}
-        self._unpacked: str | None = None
+        self._evaluating = False
+        self._random_before: str | None = None
+        self._random_after: str | None = None
+        self._temporary: list[str] = []
+        self._nothing_left = False
         self._epoch = 0
         self._epoch_ends = False
         self._due = False
-        self._stepping = False
+        self._stepping_from = -1
         self._saved_step = 0
         self._saved_at = 0.0
 
@@ -97,7 +108,7 @@ class Training:
         """
         folder = newest.path
         if folder.endswith(".tar"):
-            self._unpacked = folder = tempfile.mkdtemp(prefix="polyaxon-tracking-")
+            folder = self._temporary_directory()
             unpack(newest.path, folder)
             self.checkpoints.release()
         elif not folder.endswith(_SUFFIX):
@@ -105,67 +116,157 @@ class Training:
                 f"Received {newest.source}, which Hugging Face's Trainer did not save. Expected an outputs path with "
                 f"checkpoints of it alone: use another outputs path for this training."
             )
-        self._notes = notes(folder)
+        self._newest, self._folder, self._notes = newest, folder, notes(folder)
         best = TrainerState.load_from_json(os.path.join(folder, TRAINER_STATE_NAME)).best_model_checkpoint
         self._best = best and os.path.basename(best)
-        if best is not None and self._users is not None and self._remote and self._trainer.is_local_process_zero():
-            self._fetch_best(best, self._users)
-        self._saved_step = newest.step
-        self._source = newest.source
+        if self._best is not None and self._users is not None and self._trainer.is_local_process_zero():
+            here = self._path_of(self._best)
+            if not os.path.isdir(here):  # the pod was made anew
+                unpack(cached_path(f"{self._users}/{self._best}.tar"), here)
         return folder
 
-    def load_weights(self, folder: str, native: Callable[[], None]) -> None:
+    @contextlib.contextmanager
+    def attached(self) -> Iterator[None]:
+        """Hear signals, and stand between the Trainer and what no hook stands around.
+
+        There is none before its loops, none around what it loads or saves, and none after all that belongs to a step.
+        """
+        trainer = self._trainer
+        own: dict[str, Any] = {}
+        for name, ours in (
+            ("set_initial_training_values", self._initial_values),
+            ("_load_from_checkpoint", self._load_from_checkpoint),
+            ("_load_best_model", self._load_best_model),
+            ("_load_rng_state", self._load_random_state),
+            ("_run_epoch", self._run_epoch),
+            ("_save_checkpoint", self._save_for_user),
+            ("_maybe_log_save_evaluate", self._log_save_evaluate),
+        ):
+            if (original := getattr(trainer, name, None)) is not None:  # `_run_epoch` came with Transformers 5
+                own[name] = vars(trainer).get(name)
+                setattr(trainer, name, functools.wraps(original)(functools.partial(ours, original)))
+        self.interruption.install()
+        try:
+            yield
+        finally:
+            for name, before in own.items():
+                delattr(trainer, name)
+                if before is not None:  # of another library
+                    setattr(trainer, name, before)
+
+    def _initial_values(self, native: Callable[..., tuple[Any, ...]], *arguments: Any, **options: Any) -> Any:
+        """Have no epoch begin where none is left: the Trainer would look at the number of steps after one more."""
+        epochs, steps_per_epoch, *others, max_steps = native(*arguments, **options)
+        newest = self._newest
+        if newest is not None and (self._notes["stopped"] or newest.step >= max_steps):
+            if self._trainer.is_world_process_zero():
+                limit = "max_steps" if self._trainer.args.max_steps > 0 else "num_train_epochs"
+                ended = (
+                    f"been stopped early, at epoch {newest.epoch}"
+                    if self._notes["stopped"]
+                    else f"come to its end ({limit}={getattr(self._trainer.args, limit):g})"
+                )
+                _logger.info("This training had %s: nothing is left", ended)
+            epochs = min(epochs, newest.step // steps_per_epoch)
+        return epochs, steps_per_epoch, *others, max_steps
+
+    def _load_from_checkpoint(self, native: Callable[..., None], folder: str, *arguments: Any, **options: Any) -> None:
+        self._load_weights(folder, functools.partial(native, folder, *arguments, **options))
+
+    def _load_best_model(self, native: Callable[[], None]) -> None:
+        self._load_weights(str(self._trainer.state.best_model_checkpoint), native)
+
+    def _load_weights(self, folder: str, native: Callable[[], None]) -> None:
         """Load what was saved in `folder`, as the Trainer does with `native`, or what it would not find there.
 
         Raises:
             TrackingError: it is what training goes on from, and the model is another.
         """
+        if self._trainer.is_fsdp_enabled or self._trainer.is_deepspeed_enabled:  # in parts: their loaders look
+            native()
+            return
         model: nn.Module = self._trainer.model  # type: ignore[assignment]  # made by now
         saved = saved_weights(model, folder)
-        if saved.differences and self._source is not None and not self.active:
-            raise _other_model("; ".join(saved.differences), self._source)
+        if saved.differences and folder == self._folder:
+            raise self._other_model("; ".join(saved.differences))
         if saved.translated is None:
             native()
         else:
             model.load_state_dict(saved.translated)
 
-    def _fetch_best(self, best: str, users: str) -> None:
-        """Have the best checkpoint where the Trainer will look for it at the end, in a pod that is made anew."""
-        if not os.path.isdir(best):
-            unpack(cached_path(f"{users}/{os.path.basename(best)}.tar"), best)
+    def _load_random_state(self, native: Callable[..., None], checkpoint: str | None) -> None:
+        native(self._random_after if self._random_after and checkpoint == self._folder else checkpoint)
 
-    @property
-    def stopped(self) -> bool:
-        """Whether what it resumes from had been stopped early."""
-        return bool(self._notes.get("stopped"))
+    def _run_epoch(self, native: Callable[..., None], *arguments: Any, **options: Any) -> None:
+        if not self._nothing_left:
+            native(*arguments, **options)
 
     def begin(self) -> None:
         """Count from here; make up for the evaluation that a signal cut off."""
         trainer = self._trainer
-        if self._notes and self._notes["optimizer"] != _name(trainer.optimizer):
-            raise _other_model(
-                f"its optimizer is {_name(trainer.optimizer)}, saved was {self._notes['optimizer']}", self._source
-            )
+        self._saved_step, self._stepping_from, self._due = 0, -1, False
+        if self._newest is not None:
+            optimizer = _name(trainer.optimizer)
+            if self._notes["optimizer"] != optimizer:
+                raise self._other_model(f"its optimizer is {optimizer}, saved was {self._notes['optimizer']}")
+            self._saved_step = self._newest.step
+            self._restore_callbacks()
+            if self._best is not None and os.path.isdir(best := self._path_of(self._best)):
+                trainer.state.best_model_checkpoint = best  # which the Trainer forgets where the outputs were moved
         self._epoch = int(trainer.state.epoch or 0)
         self._saved_at = time.monotonic()
         self.active = True
         if self._notes.get("evaluate") or self._notes.get("save"):
-            control = trainer.control
-            control.should_log = False
-            control.should_evaluate, control.should_save = self._notes["evaluate"], self._notes["save"]
-            nothing = torch.tensor(0.0)
-            trainer._maybe_log_save_evaluate(  # noqa: SLF001  # of the end of a step, with what stands around it
-                nothing, None, trainer.model_wrapped, None, self._epoch, None, time.time()
-            )
+            self._make_up_for_the_end_of_a_step()
+
+    def _restore_callbacks(self) -> None:
+        """Have callbacks go on from their saved states; with the arguments that the script gives them now."""
+        trainer, states = self._trainer, _callback_states(self._trainer.state)
+        stateful = [one for one in trainer.callback_handler.callbacks if isinstance(one, ExportableState)]
+        for name in {type(one).__name__ for one in stateful}:
+            alike = [one for one in stateful if type(one).__name__ == name]
+            saved = states.setdefault(name, [] if len(alike) > 1 else alike[0].state())
+            for callback, state in zip(alike, saved if isinstance(saved, list) else [saved], strict=False):
+                for attribute, value in state.get("attributes", {}).items():
+                    setattr(callback, attribute, value)
+
+    def _make_up_for_the_end_of_a_step(self) -> None:
+        """Evaluate and save as was due, with the random numbers of then; training goes on with those that follow."""
+        trainer, control = self._trainer, self._trainer.control
+        trainer._load_rng_state(self._folder)  # noqa: SLF001  # of the end of a step, as all here
+        control.should_log = False
+        control.should_evaluate, control.should_save = self._notes["evaluate"], self._notes["save"]
+        nothing = torch.tensor(0.0)
+        trainer._maybe_log_save_evaluate(  # noqa: SLF001
+            nothing, None, trainer.model_wrapped, None, self._epoch, self._ignore_keys, time.time()
+        )
+        self._random_after = self._temporary_directory()
+        trainer._save_rng_state(self._random_after)  # noqa: SLF001
+        self._nothing_left = trainer.control.should_training_stop
 
     def end(self) -> None:
         """Let go of what the training had."""
         self.active = False
         self.interruption.uninstall()
         self.processes.part()
-        if self._unpacked is not None:
-            shutil.rmtree(self._unpacked, ignore_errors=True)
-            self._unpacked = None
+        for directory in self._temporary:
+            shutil.rmtree(directory, ignore_errors=True)
+        del self._trainer  # `interruption` refers to this, and the model is to go with the Trainer
+
+    def _temporary_directory(self) -> str:
+        self._temporary.append(tempfile.mkdtemp(prefix="polyaxon-tracking-"))
+        return self._temporary[-1]
+
+    def _path_of(self, name: str) -> str:
+        return os.path.join(os.path.abspath(str(self._trainer.args.output_dir)), name)
+
+    def _other_model(self, problems: str) -> TrackingError:
+        source = self._newest and self._newest.source
+        return TrackingError(
+            f"Received a model that is not the one saved in {source}: {problems}. Expected the same layers, shapes and "
+            f"optimizer. Make them what they were, pass PolyaxonCallback(resume=False) to begin anew, or use another "
+            f"outputs path; the checkpoint stays as it is."
+        )
 
     # When it is saved.
 
@@ -175,11 +276,10 @@ class Training:
 
     def begin_optimizer_step(self) -> None:
         """Note that until the end of the step the state is neither of one step nor of the next."""
-        self._stepping = True
+        self._stepping_from = self._trainer.state.global_step
 
     def end_step(self) -> None:
         """Note whether a save is due, and end where a signal asked for it."""
-        self._stepping = False
         step = self._trainer.state.global_step
         due = self._interval is not None and time.monotonic() - self._saved_at >= self._interval
         wishes = Wishes(self.interruption.requested or 0, due)
@@ -201,30 +301,58 @@ class Training:
 
     def end_epoch(self) -> None:
         """Note that a save is due, when the Trainer has evaluated."""
-        self._epoch_ends = self._due = True
+        self._due = True
+        self._epoch_ends = float(self._trainer.state.epoch or 0).is_integer()  # it may have been left
 
-    def after_step(self) -> None:
-        """Save what is due, after the Trainer has logged, evaluated and saved."""
+    def _log_save_evaluate(self, native: Callable[..., None], *arguments: Any, **options: Any) -> None:
+        """What the Trainer does last in a step, and in an epoch; and then save what is due."""
+        self._evaluating = self._trainer.control.should_evaluate
+        if self._evaluating:
+            self._random_before = self._random_before or self._temporary_directory()
+            self._trainer._save_rng_state(self._random_before)  # noqa: SLF001  # as it saves them itself
+        native(*arguments, **options)
+        self._evaluating = False
         if self._due and self.active:
             self._save(ends_epoch=self._epoch_ends)
         state = self._trainer.state
         if self._trainer.control.should_training_stop or state.global_step >= state.max_steps:
             self.wait()  # the Trainer may now load the best model
 
+    def finish(self) -> None:
+        """Wait for what is written; and end where a signal asked for it that came too late for a step to notice."""
+        self.wait()
+        self.active = False
+        if requested := max(self.processes.gather(int(self.interruption.requested or 0))):
+            self.interruption.requested = Signals(requested)
+            self.interruption.end()
+
     def after_exception(self, error: BaseException) -> None:
-        """Save what was done since the last save, whatever ends the training."""
-        saves = self.active and not self._stepping and not self.processes.several  # others may have no exception
+        """Save what was done since the last save, whatever ends the training; then end as a signal asked for.
+
+        Where the signal went to the whole process group, it has ended the workers of the data loader, too.
+        """
+        state, requested = self._trainer.state, self.interruption.requested
+        half_done = state.global_step == self._stepping_from
+        # Others may have no exception, and would not take part.
+        saves = self.active and not half_done and not self.processes.several and state.global_step != self._saved_step
         self.interruption.uninstall()
-        step = self._trainer.state.global_step
         try:
-            if saves and step != self._saved_step:
+            if saves:
                 self._save()
+            if not self.processes.several:
                 self.wait()
-                _logger.warning("Saved step %d after %s", step, type(error).__name__)
-            elif not self.processes.several:
-                self.wait()
-        except (OSError, RuntimeError, TrackingError):
-            _logger.exception("The state at the exception was not saved; the one before is as it was")
+        except Exception as failure:  # noqa: BLE001  # `error` is what ends the training, and is raised
+            _logger.error(  # noqa: TRY400  # in one line, beside the traceback of `error`
+                "The state at the exception was not saved; what was there before is as it was: %s: %s",
+                type(failure).__name__,
+                failure,
+            )
+        else:
+            if saves:
+                _logger.warning("Saved step %d after %s", state.global_step, _told(requested, error))
+        if requested and not isinstance(error, (SystemExit, KeyboardInterrupt)):
+            _logger.warning("After %s: %s: %s", requested.name, type(error).__name__, error)
+            self.interruption.end()
 
     def wait(self) -> None:
         """Return when all is written, on all ranks."""
@@ -232,11 +360,13 @@ class Training:
             self._writer.wait()
 
     def _end_for(self, number: int) -> NoReturn:
+        self.interruption.requested = Signals(number)
         if self._trainer.state.global_step != self._saved_step:
             self._save()
         self.wait()
+        if self.processes.rank == 0:
+            _logger.warning("Saved step %d after %s", self._saved_step, Signals(number).name)
         self.active = False
-        self.interruption.requested = Signals(number)
         self.interruption.end()
 
     # How it is saved.
@@ -244,16 +374,18 @@ class Training:
     def _save(self, *, ends_epoch: bool = False) -> None:
         """Save the training state; with `ends_epoch` the epoch is done, with the evaluation and all."""
         self.wait()
+        if self._evaluating:  # which is left, and will be begun again
+            self._trainer._load_rng_state(self._random_before)  # noqa: SLF001
         with contextlib.ExitStack() as stack:
             complete = self._stage(stack, None, ends_epoch=ends_epoch)
             rest = stack.pop_all()
-        best, limit = self._best_name(), self._trainer.args.save_total_limit
+        best, prune = self._best_name(), self._pruning()
 
         def finish() -> None:
             with rest:
                 complete()
             self._best = best
-            self._prune(best, limit)
+            prune()
 
         self._finish(f"step {self._saved_step} to {self.checkpoints.directory}", finish)
 
@@ -285,18 +417,22 @@ class Training:
 
         return complete
 
-    def save_for_user(self, native: Callable[[], None]) -> None:
+    def _save_for_user(self, native: Callable[..., None], *arguments: Any, **options: Any) -> None:
         """Save what the Trainer's `save_strategy` asks for: a folder that is complete or absent."""
-        if self._trainer.args.push_to_hub:  # which reads the folder as soon as it is written
-            native()
+        trainer = self._trainer
+        if trainer.args.push_to_hub:  # which reads the folder as soon as it is written
+            native(*arguments, **options)
             return
         self.wait()
-        if not self._remote:
-            self._save_to_disk()
-        else:
-            native()
+        if self._remote:
+            native(*arguments, **options)
             if self._users is not None:
                 self._upload(self._users)
+            return
+        self._save_to_disk()
+        # Who is told of a save looks at what was saved: loggers that upload it, and the user's own callbacks.
+        if any(type(one).on_save is not TrainerCallback.on_save for one in trainer.callback_handler.callbacks):
+            self.wait()
 
     def _save_to_disk(self) -> None:
         trainer, state, name = self._trainer, self._trainer.state, folder_name(self._trainer.state.global_step)
@@ -311,7 +447,7 @@ class Training:
             if saves_both:
                 complete = self._stage(stack, path, ends_epoch=self._epoch_ends)
             rest = stack.pop_all()
-        kept, limit = self._best_name(), trainer.args.save_total_limit
+        kept, prune = self._best_name(), self._pruning()
 
         def finish() -> None:
             with rest:
@@ -322,7 +458,7 @@ class Training:
                     complete()
             if complete is not None:
                 self._best = kept
-            self._prune(kept, limit)
+            prune()
 
         self._finish(os.path.join(directory.path, name), finish)
 
@@ -330,20 +466,26 @@ class Training:
         name = folder_name(self._trainer.state.global_step)
         folder = os.path.join(str(self._trainer.args.output_dir), name)
         directory = self._directory = open_directory(users)
-        best, limit = self._best_name(), self._trainer.args.save_total_limit
+        prune = self._pruning()
 
         def finish() -> None:
             with directory.write(f"{name}.tar") as path:
                 pack(folder, path)
-            self._prune(best, limit)
+            prune()
 
         self._finish(f"{users}/{name}.tar", finish)
 
-    def _prune(self, best: str | None, limit: int | None) -> None:
-        """Remove the user's oldest; not `best`, nor the best that the newest training state would load."""
-        if self._directory is not None:
-            for old in surplus(self._directory.names(), limit, {best, self._best}):
-                self._directory.remove(old)
+    def _pruning(self) -> Callable[[], None]:
+        """Remove the user's oldest; not the best, nor the best that the newest training state would load."""
+        directory, best = self._directory, self._best_name()
+        step, limit = self._trainer.state.global_step, self._trainer.args.save_total_limit
+
+        def prune() -> None:
+            if directory is not None:
+                for old in surplus(directory.names(), limit, step, {best, self._best}):
+                    directory.remove(old)
+
+        return prune
 
     def _best_name(self) -> str | None:
         best = self._trainer.state.best_model_checkpoint
@@ -363,6 +505,9 @@ class Training:
         # A strategy that saves in parts has collectives of its own on the way: who fails there ends the others.
         parts = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
         with contextlib.nullcontext() if parts else self.processes.together():
+            for states in _callback_states(state).values():
+                if isinstance(states, list):  # of callbacks of one class; the Trainer appends with every save
+                    states.clear()
             try:
                 with save_natively(trainer, os.path.dirname(folder), whole=whole) as native:
                     native()
@@ -370,6 +515,12 @@ class Training:
                 raise OSError(str(error)) from error
             state.best_model_checkpoint = best
             if self.processes.rank == 0:
+                if not os.path.isdir(folder):
+                    raise TrackingError(
+                        f"Received a {type(trainer).__name__} whose `_save_checkpoint` did not write to {folder}. "
+                        f"Expected it to write to the folder of the step in `self._get_output_dir(trial)`, as "
+                        f"Transformers' own does: take that for `self.args.output_dir`."
+                    )
                 state.save_to_json(os.path.join(folder, TRAINER_STATE_NAME))
         if self._remote and self.processes.rank and trainer.is_local_process_zero():  # of another machine
             shutil.rmtree(os.path.dirname(folder), ignore_errors=True)
@@ -380,7 +531,9 @@ class Training:
         last = float(state.epoch or 0).is_integer()
         return {
             "optimizer": _name(self._trainer.optimizer),
-            "stopped": control.should_training_stop and state.global_step < state.max_steps,
+            "stopped": self.interruption.requested is None
+            and control.should_training_stop
+            and state.global_step < state.max_steps,
             "evaluate": not ends_epoch and (control.should_evaluate or (last and args.eval_strategy == "epoch")),
             "save": not (ends_epoch or saved) and (control.should_save or (last and args.save_strategy == "epoch")),
         }
@@ -419,9 +572,10 @@ def _name(optimizer: Any) -> str:
     return type(optimizer).__name__
 
 
-def _other_model(problems: str, source: str | None) -> TrackingError:
-    return TrackingError(
-        f"Received a model that is not the one saved in {source}: {problems}. Expected the same layers, shapes and "
-        f"optimizer. Make them what they were, pass PolyaxonCallback(resume=False) to begin anew, or use another "
-        f"outputs path; the checkpoint stays as it is."
-    )
+def _callback_states(state: TrainerState) -> dict[str, Any]:
+    """The states of callbacks by their classes; a list where there are several of one."""
+    return state.stateful_callbacks  # type: ignore[return-value]  # the annotation is of what its constructor takes
+
+
+def _told(requested: Signals | None, error: BaseException) -> str:
+    return type(error).__name__ if requested is None else requested.name

@@ -18,6 +18,8 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from transformers.utils.peft_utils import ADAPTER_SAFE_WEIGHTS_NAME
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     import torch
     from torch import nn
 
@@ -44,19 +46,23 @@ def saved_weights(model: nn.Module, folder: str) -> Saved:
     saved = _shapes(folder, _files(folder))
     if not saved:
         return Saved([])
-    problems, named_otherwise = _differences(model.state_dict(), saved)
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    problems, named_otherwise = _differences(model.state_dict(), saved, frozen)
     if not (named_otherwise and isinstance(model, PreTrainedModel)):
         return Saved(problems)
     loaded: PreTrainedModel
     found: dict[str, Any]
-    loaded, found = type(model).from_pretrained(  # type: ignore[misc]  # a pair, for `output_loading_info`
-        folder, config=model.config, ignore_mismatched_sizes=True, output_loading_info=True
-    )
+    try:
+        loaded, found = type(model).from_pretrained(  # type: ignore[misc]  # a pair, for `output_loading_info`
+            folder, config=model.config, ignore_mismatched_sizes=True, output_loading_info=True
+        )
+    except TypeError:  # a constructor that takes more than a configuration: there is no other to ask
+        return Saved(problems)
     translated = loaded.state_dict()
     saved = {name: tuple(tensor.shape) for name, tensor in translated.items() if name not in found["missing_keys"]}
     saved |= dict.fromkeys(found["unexpected_keys"], ())
     saved |= {name: tuple(shape) for name, shape, _ in found["mismatched_keys"]}
-    problems, _ = _differences(model.state_dict(), saved)
+    problems, _ = _differences(model.state_dict(), saved, frozen)
     return Saved(problems) if problems else Saved([], translated)
 
 
@@ -85,8 +91,13 @@ def _shapes(folder: str, files: set[str]) -> dict[str, tuple[int, ...]]:
     return found
 
 
-def _differences(tensors: dict[str, torch.Tensor], saved: dict[str, tuple[int, ...]]) -> tuple[list[str], bool]:
-    """What `tensors` and `saved` differ in, by names and shapes; and whether it is in names."""
+def _differences(
+    tensors: dict[str, torch.Tensor], saved: dict[str, tuple[int, ...]], frozen: Iterable[str] = ()
+) -> tuple[list[str], bool]:
+    """What `tensors` and `saved` differ in, by names and shapes; and whether it is in names.
+
+    What is `frozen` may be missing: Trainers that save what they train alone leave it as the script makes it.
+    """
     # Of tensors that share their memory, one is saved.
     stored = {tensors[name].data_ptr() for name in saved if name in tensors}
     missing = [name for name, tensor in tensors.items() if name not in saved and tensor.data_ptr() not in stored]
@@ -97,7 +108,7 @@ def _differences(tensors: dict[str, torch.Tensor], saved: dict[str, tuple[int, .
             for name, shape in saved.items()
             if name in tensors and tuple(tensors[name].shape) != shape
         ),
-        *(f"{name} was not saved" for name in missing),
+        *(f"{name} was not saved" for name in missing if name not in frozen),
         *(f"{name} was saved and is no more" for name in unexpected),
     ]
     return problems, bool(missing or unexpected)

@@ -78,9 +78,10 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> str:
     [
         pytest.param({"DIE_AT_STEP": "10", "ONCE_SAVED": "8"}, -signal.SIGKILL, 8, id="killed"),
         pytest.param({"DIE_AT_STEP": "11", "EVERY_N_TRAIN_STEPS": "3", "FOREGROUND": "1"}, -signal.SIGKILL, 9, id="killed-within-an-epoch"),
-        pytest.param({"DIE_AT_STEP": "10", "SIGNAL": "SIGTERM"}, 128 + signal.SIGTERM, 11, id="preempted"),
+        pytest.param({"DIE_AT_STEP": "10", "SIGNAL": "SIGTERM"}, 128 + signal.SIGTERM, 10, id="preempted"),
+        pytest.param({"DIE_AT_STEP": "12", "SIGNAL": "SIGTERM"}, 143, 12, id="preempted-before-an-evaluation"),
         pytest.param({"DIE_IN_EVALUATION_AT_STEP": "12", "SIGNAL": "SIGTERM"}, 143, 12, id="preempted-in-an-evaluation"),
-        pytest.param({"DIE_AT_STEP": "10", "SIGNAL": "SIGINT"}, -signal.SIGINT, 11, id="interrupted"),
+        pytest.param({"DIE_AT_STEP": "10", "SIGNAL": "SIGINT"}, -signal.SIGINT, 10, id="interrupted"),
         pytest.param({"RAISE_AT_STEP": "10"}, 1, 10, id="raised"),
     ],
 )  # fmt: skip
@@ -217,9 +218,12 @@ class Last(TrainerCallback):
         self.digest = digest(model)
 
 
-def test_another_width_of_a_model_whose_weights_are_saved_under_other_names_is_refused(outputs: Path) -> None:
+def test_another_width_of_a_model_whose_weights_are_saved_under_other_names_is_refused(
+    outputs: Path, new_process: Callable[[], None]
+) -> None:
     options = {"train_dataset": PIXELS, "eval_dataset": PIXELS[:4]}
     trainer(PolyaxonCallback(), model=vision(), num_train_epochs=1, **options).train()
+    new_process()
     again = trainer(PolyaxonCallback(), model=vision(32), num_train_epochs=2, **options)
     with pytest.raises(TrackingError, match=r"cls_token is \(1, 1, 32\), saved as \(1, 1, 16\);"):
         again.train()
@@ -249,8 +253,9 @@ def test_an_adapter_is_what_is_saved_and_goes_on(monkeypatch: pytest.MonkeyPatch
     assert ends["interrupted"] == ends["uninterrupted"]
 
 
-def test_another_adapter_is_told_of(outputs: Path) -> None:
+def test_another_adapter_is_told_of(outputs: Path, new_process: Callable[[], None]) -> None:
     trainer(PolyaxonCallback(), model=adapted(), num_train_epochs=1).train()
+    new_process()
     with pytest.raises(TrackingError, match=r"query.lora_A.weight is \(8, 16\), saved as \(4, 16\);"):
         trainer(PolyaxonCallback(), model=adapted(8)).train()
     # As many weights of the same shapes: PEFT goes on with new ones.
@@ -277,11 +282,12 @@ def test_the_folders_load_as_the_trainers_own_do(outputs: Path) -> None:
 
 
 def test_off_the_cluster_outputs_go_to_a_local_directory_and_training_starts_fresh(
-    caplog: pytest.LogCaptureFixture, tmp_path: Path
+    caplog: pytest.LogCaptureFixture, tmp_path: Path, new_process: Callable[[], None]
 ) -> None:
     caplog.set_level(logging.INFO)
     trainer(PolyaxonCallback(), num_train_epochs=1).train()
     assert newest_step(tmp_path / "outputs") == 4
+    new_process()
     again = trainer(PolyaxonCallback(), num_train_epochs=2)
     again.train()
     assert caplog.text.count("Starting fresh: ") == 2
@@ -289,12 +295,6 @@ def test_off_the_cluster_outputs_go_to_a_local_directory_and_training_starts_fre
     trainer(PolyaxonCallback(resume=True), num_train_epochs=3).train()
     assert "step=0000000008-epoch=2-start=2" in caplog.text
     assert ": epoch 2, step 8" in caplog.text
-
-
-@pytest.fixture
-def new_process(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    """To call where a process would be started again: it does not know which trainings have come to their end."""
-    return lambda: monkeypatch.setattr("polyaxon_tracking.run._finished", {})
 
 
 def flip_a_bit(file: Path) -> None:
@@ -321,8 +321,11 @@ def test_the_newest_that_is_intact_is_used(
         trainer(PolyaxonCallback(), num_train_epochs=2).train()
 
 
-def test_a_model_or_an_optimizer_that_is_not_the_one_saved_is_told_of(outputs: Path) -> None:
+def test_a_model_or_an_optimizer_that_is_not_the_one_saved_is_told_of(
+    outputs: Path, new_process: Callable[[], None]
+) -> None:
     trainer(PolyaxonCallback(), num_train_epochs=1).train()
+    new_process()
     before = resume_directory(outputs).latest()
     with pytest.raises(
         TrackingError, match=r"bert.embeddings.word_embeddings.weight is \(50, 32\), saved as \(50, 16\)"
@@ -346,15 +349,18 @@ def test_checkpoints_of_another_framework_are_told_of(outputs: Path) -> None:
         trainer(PolyaxonCallback()).train()
 
 
-def test_what_resume_from_checkpoint_says_is_used(outputs: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_resume_from_checkpoint_says_is_used(
+    outputs: Path, caplog: pytest.LogCaptureFixture, new_process: Callable[[], None]
+) -> None:
     trainer(PolyaxonCallback(), num_train_epochs=2).train()
+    new_process()
     folder = str(outputs / "checkpoints" / "bert" / "checkpoint-4")
     training = trainer(PolyaxonCallback(), num_train_epochs=3)
     steps: list[int] = []
     training.add_callback(_Steps(steps))
     training.train(resume_from_checkpoint=folder)
     assert steps == list(range(5, 13))
-    assert f"Going on from resume_from_checkpoint={folder} as asked" in caplog.text
+    assert "Going on from the resume_from_checkpoint that was given, though " in caplog.text
     fresh = trainer(PolyaxonCallback(), num_train_epochs=1)
     steps.clear()
     fresh.add_callback(_Steps(steps))
@@ -387,7 +393,8 @@ def test_a_second_training_of_a_trainer_has_checkpoints_of_its_own(outputs: Path
     training = trainer(PolyaxonCallback(), num_train_epochs=1)
     training.train()
     training.train()
-    assert sorted(path.name for path in (outputs / "checkpoints").iterdir()) == ["bert", "resume", "resume-2"]
+    names = ["bert", "bert-2", "resume", "resume-2"]
+    assert sorted(path.name for path in (outputs / "checkpoints").iterdir()) == names
 
 
 def test_a_time_interval_and_a_partial_epoch(outputs: Path) -> None:

@@ -103,6 +103,7 @@ def trainer(
     model: nn.Module | None = None,
     train_dataset: Any = None,
     eval_dataset: Any = None,
+    made_by: type[Trainer] = Trainer,
     **options: Any,
 ) -> Trainer:
     arguments: dict[str, Any] = {
@@ -119,7 +120,7 @@ def trainer(
         "use_cpu": True,
         "disable_tqdm": True,
     }
-    made = Trainer(
+    made = made_by(
         model=tiny() if model is None else model,
         args=TrainingArguments(**arguments | options),
         train_dataset=train_dataset or Words(),
