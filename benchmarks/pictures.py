@@ -102,32 +102,42 @@ def table(page: str, header: str) -> list[list[str]]:
 
 
 def blocked() -> Figure:
-    states = table("background.md", "| state | blocked |")
+    states = table("background.md", "| state | Lightning |")
     megabytes = [float(row[0].removesuffix(" MB")) for row in states]
-    figure, axes = plt.subplots(figsize=(6.4, 3.4))
+    figure, panels = plt.subplots(1, 2, figsize=(10.6, 3.6), sharey=True, layout="constrained")
+    ours, copy = "PolyaxonCallback", "a copy of the state in memory"
     curves = [
-        (2, "ModelCheckpoint(save_last=True)", NATIVE, "-", (-4, 12), "right"),
-        (1, "PolyaxonCallback", OURS, "-", (-4, 12), "right"),
-        (3, "a copy of the state in memory", FAINT, ":", (12, -28), "center"),
+        [
+            (2, "ModelCheckpoint(save_last=True)", NATIVE, "-"),
+            (3, "the same with AsyncCheckpointIO", OTHER, "-"),
+            (1, ours, OURS, "-"),
+            (7, copy, FAINT, ":"),
+        ],
+        [
+            (5, "ModelCheckpoint, a full .keras", NATIVE, "-"),
+            (6, "OrbaxCheckpoint", OTHER, "-"),
+            (4, ours, OURS, "-"),
+            (7, copy, FAINT, ":"),
+        ],
     ]
-    for column, label, colour, line, offset, side in curves:
-        seconds = [float(row[column].removesuffix(" ms")) / 1000 for row in states]
-        axes.plot(megabytes, seconds, line, marker="o", markersize=4, color=colour)
-        axes.annotate(
-            label, (megabytes[2], seconds[2]), offset, textcoords="offset points", ha=side, va="center", color=colour
+    for axes, title, drawn in zip(panels, ("PyTorch Lightning", "Keras on torch"), curves, strict=True):
+        for column, label, colour, line in drawn:
+            seconds = [float(row[column].removesuffix(" ms")) / 1000 for row in states]
+            axes.plot(megabytes, seconds, line, marker="o", markersize=4, color=colour, label=label)
+        axes.set(xscale="log", yscale="log", xlabel="state")
+        axes.set_title(title, loc="left", fontsize=10)
+        axes.legend(labelcolor="linecolor", fontsize=9)
+        axes.xaxis.set_major_formatter(
+            FuncFormatter(lambda value, _: f"{value / 1000:g} GB" if value >= 1000 else f"{value:g} MB")
         )
-    axes.set(xscale="log", yscale="log", xlabel="state", ylabel="training waits")
-    axes.xaxis.set_major_formatter(
-        FuncFormatter(lambda value, _: f"{value / 1000:g} GB" if value >= 1000 else f"{value:g} MB")
-    )
-    axes.yaxis.set_major_formatter(
-        FuncFormatter(lambda value, _: f"{value:g} s" if value >= 1 else f"{value * 1000:g} ms")
-    )
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_minor_locator(NullLocator())
-    axes.set_xticks(megabytes)
-    axes.grid(color=FAINT, alpha=0.25, linewidth=0.6)
-    axes.set_title("Lightning: one checkpoint event at the end of an epoch", loc="left", fontsize=10)
+        axes.yaxis.set_major_formatter(
+            FuncFormatter(lambda value, _: f"{value:g} s" if value >= 1 else f"{value * 1000:g} ms")
+        )
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.yaxis.set_minor_locator(NullLocator())
+        axes.set_xticks(megabytes)
+        axes.grid(color=FAINT, alpha=0.25, linewidth=0.6)
+    panels[0].set_ylabel("one checkpoint event: training waits")
     return figure
 
 

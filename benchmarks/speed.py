@@ -478,10 +478,17 @@ def row(what: str, ours: float, against: str, theirs: float, target: float, unit
     )
 
 
-def blocked(subject: str, megabytes: int = 400) -> tuple[float, float]:
-    """What an event takes, and a copy of the state in the same process."""
-    found = measure("lightning_blocked", subject, megabytes)
-    return found["events"], found["copy"]
+# What users would otherwise pick.
+NATIVES = {"lightning": ("native", "async"), "keras": ("native", "orbax")}
+
+
+def events(framework: str, megabytes: int, backend: str = "torch") -> dict[str, float]:
+    """What an event takes with each, less what it takes where nothing is saved; and a copy of the state in memory."""
+    subjects = ("nothing", "ours", *NATIVES[framework])
+    found = {subject: measure(f"{framework}_blocked", subject, megabytes, backend) for subject in subjects}
+    nothing = found["nothing"]["events"]
+    blocked = {subject: seconds["events"] - nothing for subject, seconds in found.items()}
+    return blocked | {"copy": found["ours"]["copy"]}
 
 
 def table(megabytes: int) -> None:
@@ -489,21 +496,16 @@ def table(megabytes: int) -> None:
         "| | this library | against | that | ratio | to reach | reached |\n|---|---|---|---|---|---|---|",
         flush=True,
     )
-    nothing, _ = blocked("nothing", megabytes)
-    ours, copy = blocked("ours", megabytes)
-    ours -= nothing
+    found = events("lightning", megabytes)
     what = "Lightning: the loop is blocked by a checkpoint event"
-    row(what, ours, "`ModelCheckpoint(save_last=True)`", blocked("native", megabytes)[0] - nothing, 1 / 20)
-    row(what, ours, "the same with `AsyncCheckpointIO`", blocked("async", megabytes)[0] - nothing, 1 / 5)
-    row(what, ours, "a copy of the state in memory", copy, 2)
+    row(what, found["ours"], "`ModelCheckpoint(save_last=True)`", found["native"], 1 / 20)
+    row(what, found["ours"], "the same with `AsyncCheckpointIO`", found["async"], 1 / 5)
+    row(what, found["ours"], "a copy of the state in memory", found["copy"], 2)
     for backend in ("torch", "tensorflow", "jax"):
-        nothing = measure("keras_blocked", "nothing", megabytes, backend)["events"]
-        ours = measure("keras_blocked", "ours", megabytes, backend)["events"] - nothing
+        found = events("keras", megabytes, backend)
         what = f"Keras on {backend}: the same"
-        native = measure("keras_blocked", "native", megabytes, backend)["events"] - nothing
-        row(what, ours, "`ModelCheckpoint`, a full `.keras`", native, 1 / 10)
-        orbax = measure("keras_blocked", "orbax", megabytes, backend)["events"] - nothing
-        row(what, ours, "`OrbaxCheckpoint`", orbax, 1 / 2)
+        row(what, found["ours"], "`ModelCheckpoint`, a full `.keras`", found["native"], 1 / 10)
+        row(what, found["ours"], "`OrbaxCheckpoint`", found["orbax"], 1 / 2)
     saves = measure("foreground", megabytes=megabytes)
     row("Save in the foreground", saves["ours"], "bare write and fsync of the bytes", saves["bare"], 1.3)
     row("Save in the foreground", saves["ours"], "Lightning's, which syncs nothing", saves["native"], 1)
@@ -534,15 +536,15 @@ def table(megabytes: int) -> None:
 
 def sweep(sizes: list[int]) -> None:
     print(
-        "\n| state | blocked | `ModelCheckpoint(save_last=True)` | a copy in memory |\n|---|---|---|---|",
+        "\n| state | Lightning | `ModelCheckpoint(save_last=True)` | with `AsyncCheckpointIO` | Keras on torch | "
+        "`ModelCheckpoint`, a full `.keras` | `OrbaxCheckpoint` | a copy in memory |\n" + 8 * "|---" + "|",
         flush=True,
     )
     for size in sizes:
-        nothing, _ = blocked("nothing", size)
-        ours, copy = blocked("ours", size)
-        native, _ = blocked("native", size)
-        ours, native = ours - nothing, native - nothing
-        print(f"| {size} MB | {ours * 1e3:.1f} ms | {native * 1e3:.0f} ms | {copy * 1e3:.1f} ms |", flush=True)
+        lightning, keras = events("lightning", size), events("keras", size)
+        cells = [lightning["ours"], lightning["native"], lightning["async"]]
+        cells += [keras["ours"], keras["native"], keras["orbax"], lightning["copy"]]
+        print(f"| {size} MB | {' | '.join(f'{seconds * 1e3:.1f} ms' for seconds in cells)} |", flush=True)
 
 
 def machine() -> str:

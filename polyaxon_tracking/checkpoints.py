@@ -94,7 +94,7 @@ class CheckpointManager:
             the newest stays too.
 
     Raises:
-        TrackingError: `max_to_keep` is not a positive number, or `directory` is a malformed URL.
+        TrackingError: `max_to_keep` is not a positive number, or `directory` is empty, ``None`` or a malformed URL.
 
     Examples:
         >>> manager = CheckpointManager("checkpoints", max_to_keep=2)
@@ -111,6 +111,11 @@ class CheckpointManager:
     def __init__(self, directory: str | os.PathLike[str], max_to_keep: int = 2) -> None:
         if isinstance(max_to_keep, bool) or not isinstance(max_to_keep, int) or max_to_keep < 1:
             raise TrackingError(f"Received max_to_keep={max_to_keep!r}. Expected a whole number, 1 or more.")
+        if not directory:
+            raise TrackingError(
+                f"Received directory={directory!r}. Expected a path or a URL. get_outputs_path() returns None off the "
+                f'cluster: write CheckpointManager(get_outputs_path("checkpoints") or "outputs/checkpoints").'
+            )
         self._directory = open_directory(directory)
         self.directory = self._directory.path
         self.max_to_keep = max_to_keep
@@ -209,7 +214,7 @@ class CheckpointManager:
             raise TrackingError(
                 f"Received only damaged checkpoints in {shown_path(self.directory)}: {_listed(damaged)}. Expected at "
                 f"least one that is intact. Training does not start from scratch by itself then: put an intact copy "
-                f"there, or move these away to begin anew."
+                f"there, or, to begin anew, move these away or pass resume=False to the callback."
             )
 
     def release(self) -> None:

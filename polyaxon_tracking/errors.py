@@ -18,8 +18,8 @@ _QUERY = r"(:(?:\\?/){2}[^\s\"'?]*\?)[^\s\"']+"
 
 # After any of these words a secret may follow, in whatever form: nothing after the first is shown.
 _WORDS = (
-    r"(?i)secret|token|passw|credential|signature|\bsig\b|bearer|authorization|connection_?string"
-    r"|(?:access|account|api|private|shared)_?key|-----BEGIN|AKIA|ASIA"
+    r"(?i:secret|token|passw|credential|signature|\bsig\b|bearer|authorization|connection_?string"
+    r"|(?:access|account|api|private|shared)_?key|-----BEGIN)|AKIA|ASIA"
 )
 
 
@@ -40,12 +40,16 @@ def mask_secrets(text: str) -> str:
         'https://host/data?***'
         >>> mask_secrets('{"a": 1, "secret_key": "abc", "b": 2}')
         '{"a": 1, "secret***'
+        >>> mask_secrets("Unable to locate credentials")
+        'Unable to locate credentials'
     """
     import re  # here and not above: 5 ms that only an error message needs
 
     text = mask_urls(text)
     word = re.search(_WORDS, text)
-    return text if word is None else f"{text[: word.end()]}***"
+    if word is None or re.fullmatch(r"s?[\s.,;!?)]*", text[word.end() :]):
+        return text
+    return f"{text[: word.end()]}***"
 
 
 def mask_urls(text: str) -> str:

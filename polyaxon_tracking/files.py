@@ -31,6 +31,9 @@ _LOCK = ".lock"
 
 _PROBE_BYTES = 1 << 20
 
+# Of these errors alone, room is the reason: on the disk, of the user's quota, or up to a limit on the size of a file.
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
 
 @contextlib.contextmanager
 def atomic_write(path: str | os.PathLike[str]) -> Iterator[str]:
@@ -45,7 +48,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[str]:
 
     Raises:
         TrackingError: the block wrote no file.
-        OSError: writing failed, at whatever call; the message says how much was needed and how much is free.
+        OSError: writing failed, at whatever call; where there was too little room, the message says how much is free.
 
     Examples:
         >>> with atomic_write("model.txt") as staged:
@@ -291,25 +294,45 @@ def make_directory(directory: str) -> None:
 
 @contextlib.contextmanager
 def explained(path: str, staged: str | None = None) -> Iterator[None]:
-    """Add to an error in writing `staged` what a reader of the log needs: which file, its size and the free space."""
+    """Add to an error in writing `staged` what a reader of the log needs: which file, and where it is so, the room."""
     try:
         yield
     except (OSError, RuntimeError) as error:
         if isinstance(error, OSError) and is_url(str(error.filename)):  # of a store, which says it all
             raise
-        written, free = _size(staged), free_bytes(os.path.dirname(staged or path))
+        room = _room(path, staged)  # before the bytes of `_refusal`
         cause = error if isinstance(error, OSError) else None
         if cause is None or not cause.errno:
             # torch and HDF5 tell of a write that failed without the reason. Another write to the file finds it.
             cause = _refusal(staged) or cause
         if cause is None:
             raise
-        needed = f"It needs more than {written:,} bytes, " if written else ""
         raise OSError(
             cause.errno or errno.EIO,
-            f"{path} was not saved, and what was there before is untouched: {cause.strerror or cause}. {needed}"
-            f"{free:,} bytes are free {'in TMPDIR' if is_url(path) else 'on its file system'}",
+            f"{path} was not saved, and what was there before is untouched: {cause.strerror or cause}"
+            f"{room if cause.errno in _NO_ROOM else ''}",
         ) from error
+
+
+def _room(path: str, staged: str | None) -> str:
+    """How much room `path` needs, of which `staged` holds what was written so far, and how much there is without it."""
+    written = taken = 0
+    for status in _statuses(staged):
+        written += status.st_size
+        taken += status.st_blocks * 512  # whatever the file system; see stat(2)
+    needed = f"It needs more than {written:,} bytes, " if written else ""
+    free = free_bytes(os.path.dirname(staged or path)) + taken
+    return f". {needed}{free:,} bytes are free {'in TMPDIR' if is_url(path) else 'on its file system'}"
+
+
+def _statuses(path: str | None) -> Iterator[os.stat_result]:
+    """Those of the file `path`, or of all files in the directory; none where it has gone."""
+    if path is None:
+        return
+    names = [os.path.join(directory, name) for directory, _, found in os.walk(path) for name in found]
+    for name in names if os.path.isdir(path) else [path]:
+        with contextlib.suppress(OSError):
+            yield os.lstat(name)
 
 
 def _refusal(path: str | None) -> OSError | None:
@@ -335,13 +358,6 @@ def free_bytes(directory: str) -> int:
         directory = os.path.dirname(directory)
     status = os.statvfs(directory)
     return status.f_bavail * status.f_frsize
-
-
-def _size(path: str | None) -> int:
-    try:
-        return os.lstat(path).st_size if path else 0
-    except OSError:
-        return 0
 
 
 def _create_staging(directory: str) -> tuple[str, int]:

@@ -27,7 +27,7 @@ class Interruption:
     """Turn the first SIGTERM or Ctrl-C into a request, so that training can finish a batch and save; a second ends it.
 
     Handlers that were there before still run. Outside the main thread, where Python runs no handlers, nothing is
-    caught.
+    caught. A signal that the block of the ``with`` statement did not look at is not lost: at its end, `end` is called.
 
     Args:
         is_training: given the frame that was interrupted, whether training still goes on; where it does not, the signal
@@ -56,7 +56,9 @@ class Interruption:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Stop listening."""
+        """Stop listening; where a signal came that did not end the block, `end` it now."""
+        if kind is None and self.requested is not None:
+            self.end()
         self.uninstall()
 
     def install(self) -> None:

@@ -54,6 +54,9 @@ LOG_LEVELS = ("DEBUG", "INFO", "WARN", "WARNING", "ERROR", "FATAL", "CRITICAL")
 
 REFS_KEYS = ("jobs", "experiments")
 
+_TRUE = ("true", "1", "t", "yes", "y", "on")
+_FALSE = ("false", "0", "f", "no", "n", "off")
+
 
 def get_outputs_path(*parts: str) -> str | None:
     """Where this run's outputs go: ``POLYAXON_RUN_OUTPUTS_PATH``, e.g. ``/outputs/user/project/experiments/7``.
@@ -69,7 +72,8 @@ def get_outputs_path(*parts: str) -> str | None:
         ``pathlib.Path`` would mangle; ``None`` off the cluster and where ``POLYAXON_NO_OP`` is true.
 
     Raises:
-        TrackingError: ``POLYAXON_RUN_INSTANCE`` is malformed, or `parts` climb out of the outputs path.
+        TrackingError: ``POLYAXON_RUN_INSTANCE`` is malformed, or `parts` climb out of the outputs path; or, as in
+            every getter, ``POLYAXON_NO_OP`` is neither true nor false.
 
     Examples:
         >>> os.environ["POLYAXON_RUN_OUTPUTS_PATH"] = "s3://bucket/user/project/experiments/7"
@@ -78,7 +82,7 @@ def get_outputs_path(*parts: str) -> str | None:
     """
     if is_true(NO_OP):
         return None
-    root = value_of(OUTPUTS_PATH) or _outputs_path_of_instance()
+    root = _path_of(OUTPUTS_PATH) or _outputs_path_of_instance()
     if root is None or not parts:
         return root
     return join_below(root, *parts)
@@ -105,9 +109,8 @@ def get_outputs_refs_paths() -> dict[str, list[str]] | None:
         return None
     for kind in refs:
         if kind not in REFS_KEYS:
-            raise _malformed(
-                REFS_OUTPUTS_PATHS, expected, f"it has the key {shown(kind)}, which is none of {REFS_KEYS}"
-            )
+            problem = f"it has the key {shown(kind)}, which is neither {' nor '.join(map(repr, REFS_KEYS))}"
+            raise _malformed(REFS_OUTPUTS_PATHS, expected, problem, closest(kind, list(REFS_KEYS)))
     paths: dict[str, list[str]] = {}
     for kind, listed in refs.items():
         if listed is None:  # the platform writes its None as JSON's null
@@ -261,8 +264,8 @@ def _outputs_path_of_instance() -> str | None:
             f"{RUN_INSTANCE} off the cluster."
         )
     if is_true(IS_OFFLINE):
-        return join_below(value_of(OFFLINE_ROOT) or DEFAULT_OFFLINE_ROOT, "runs", uuid, "outputs")
-    return join_below(value_of(CONTEXT_ROOT) or DEFAULT_CONTEXT_ROOT, "artifacts", uuid, "outputs")
+        return join_below(_path_of(OFFLINE_ROOT) or DEFAULT_OFFLINE_ROOT, "runs", uuid, "outputs")
+    return join_below(_path_of(CONTEXT_ROOT) or DEFAULT_CONTEXT_ROOT, "artifacts", uuid, "outputs")
 
 
 def _is_uuid(text: str) -> bool:
@@ -278,10 +281,26 @@ def value_of(variable: str) -> str | None:
     return value
 
 
+def _path_of(variable: str) -> str | None:
+    """The path that the variable holds: without white space around it, and a local one with ``~`` expanded."""
+    path = (value_of(variable) or "").strip()
+    return (path if is_url(path) else os.path.expanduser(path)) or None
+
+
 def is_true(variable: str) -> bool:
-    """Whether the variable is set to one of the words that mean yes."""
-    value = os.environ.get(variable)
-    return value is not None and value.strip().lower() in {"1", "true", "t", "yes", "y", "on"}
+    """Whether the variable is set to one of the words that mean yes.
+
+    Raises:
+        TrackingError: it is set to something that means neither yes nor no.
+    """
+    value = value_of(variable)
+    word = "false" if value is None else value.strip().lower()
+    if word in _TRUE or word in _FALSE:
+        return word in _TRUE
+    raise TrackingError(
+        f"{variable} was received as {shown(os.environ[variable])}. Expected one of {', '.join(_TRUE)}, or of "
+        f"{', '.join(_FALSE)} (any case). Correct the variable, or unset it, which means false."
+    )
 
 
 def _json_object(variable: str, expected: str) -> dict[str, object] | None:
@@ -307,8 +326,8 @@ def _json_object(variable: str, expected: str) -> dict[str, object] | None:
     return value
 
 
-def _malformed(variable: str, expected: str, problem: str) -> TrackingError:
+def _malformed(variable: str, expected: str, problem: str, hint: str = "") -> TrackingError:
     return TrackingError(
-        f"{variable} was received as {shown(os.environ[variable])}: {problem}. Expected {expected}. "
+        f"{variable} was received as {shown(os.environ[variable])}: {problem}. Expected {expected}.{hint} "
         f"Correct the variable, or unset it off the cluster."
     )

@@ -12,10 +12,12 @@ from polyaxon_tracking.errors import TrackingError, closest, mask_urls, shown_pa
 from polyaxon_tracking.files import staging
 from polyaxon_tracking.paths import (
     DATA_PATHS,
+    NO_OP,
     OUTPUTS_PATH,
     get_data_paths,
     get_log_level,
     get_outputs_path,
+    is_true,
     is_url,
     join_below,
     local_path,
@@ -79,7 +81,8 @@ class Run:
         """Where outputs go: an absolute local path, or a URL without secrets, as fsspec takes it."""
         self._data_paths = _checked_datasets(datasets)
         if not self.on_cluster:
-            _logger.info("%s is not set: outputs go to %s", OUTPUTS_PATH, self.outputs_path)
+            why = f"{NO_OP} is true" if is_true(NO_OP) else f"{OUTPUTS_PATH} is not set"
+            _logger.info("%s: outputs go to %s", why, self.outputs_path)
 
     def __setstate__(self, state: dict[str, object]) -> None:
         """Do in a process that this was sent to what the constructor did in the first: some launchers start so."""
@@ -250,10 +253,11 @@ def checked_outputs(path: str, whence: str = OUTPUTS_PATH) -> str:
         with staging(path):
             pass
     except OSError as error:
+        # `from None`: the message says all that the error does
         raise TrackingError(
             f"Received the outputs path {shown_path(path)}, which cannot be written to: {error.strerror}. Expected a "
             f"directory that this user may write to. Mount the volume for writing, or set {whence} to another path."
-        ) from error
+        ) from None
     return path
 
 

@@ -43,6 +43,8 @@ _USUAL_CREDENTIALS = {
     "abfs": "AZURE_STORAGE_CONNECTION_STRING, or AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY",
 }
 
+# Of botocore and google.auth.
+_NO_CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError", "DefaultCredentialsError")
 
 # Loggers of drivers that write down requests: at DEBUG with the tokens that they are sent with, or each at INFO.
 _TALKATIVE = {"botocore": logging.INFO, "azure.core.pipeline.policies.http_logging_policy": logging.WARNING}
@@ -81,7 +83,7 @@ def information(url: str) -> dict[str, Any]:
         FileNotFoundError: there is none.
     """
     location, fs, path = _opened(url)
-    found: dict[str, Any] = _patiently("Not found", location, lambda: fs.info(path))
+    found: dict[str, Any] = _patiently(None, location, lambda: fs.info(path))
     return found
 
 
@@ -92,7 +94,7 @@ def modified(url: str) -> dt.datetime:
         FileNotFoundError: there is none.
     """
     location, fs, path = _opened(url)
-    when: dt.datetime = _patiently("Not found", location, lambda: fs.modified(path))
+    when: dt.datetime = _patiently(None, location, lambda: fs.modified(path))
     return when
 
 
@@ -147,8 +149,8 @@ def check_writable(url: str, whence: str) -> str:
     location, fs, path = _opened(url)
     probe = f"{path}/.polyaxon-tracking-{secrets.token_hex(8)}"
     with _explained(location, whence, "takes this run's files", "write to", "write and delete"):
-        _patiently("Not written to", location, lambda: fs.pipe_file(probe, _PROBE), at_start=True)
-        _patiently("Not removed", location, lambda: fs.rm_file(probe), at_start=True)
+        _patiently(None, location, lambda: fs.pipe_file(probe, _PROBE), at_start=True)
+        _patiently(None, location, lambda: fs.rm_file(probe), at_start=True)
     return location.url
 
 
@@ -162,7 +164,7 @@ def exists(url: str, whence: str) -> bool:
     location, fs, path = _opened(url)
     with _explained(location, whence, "can be read", "read", "read"):
         try:
-            _patiently("Not found", location, lambda: fs.info(path), at_start=True)
+            _patiently(None, location, lambda: fs.info(path), at_start=True)
         except FileNotFoundError:
             return False
     return True
@@ -247,8 +249,8 @@ def _file_system(bucket: str, options: tuple[tuple[str, str], ...], process: int
         ) from None
 
 
-def _patiently(what: str, location: Location, call: Callable[[], _T], *, at_start: bool = False) -> _T:
-    """Do `call`, again and again where the store is away; an error that stays says `what` came of it."""
+def _patiently(what: str | None, location: Location, call: Callable[[], _T], *, at_start: bool = False) -> _T:
+    """Do `call`, again and again where the store is away; an error that stays says `what` came of it, or why."""
     deadline = time.monotonic() + (_PATIENCE_AT_START_SECONDS if at_start else _PATIENCE_SECONDS)
     pause = 1.0
     while True:
@@ -259,7 +261,7 @@ def _patiently(what: str, location: Location, call: Callable[[], _T], *, at_star
                 if isinstance(error, OSError) and os.path.isabs(error.filename or ""):  # of the local disk
                     raise
                 # `from None`: what a driver says may hold secrets
-                raise OSError(_number(error), f"{what}: {_reason(error)}", location.url) from None
+                raise OSError(_number(error), f"{what or _kind(error)}: {_reason(error)}", location.url) from None
             _logger.warning("%s: %s. Trying again in %g s", location.url, _reason(error), pause)
         time.sleep(pause)
         pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
@@ -273,6 +275,16 @@ def _number(error: BaseException) -> int:
     if isinstance(error, PermissionError) or status in (401, 403) or str(error).startswith("Forbidden"):
         return errno.EACCES
     return (error.errno if isinstance(error, OSError) else None) or errno.EIO
+
+
+def _kind(error: BaseException) -> str:
+    """What failed, since not every driver's message says so."""
+    if any(type(cause).__name__ in _NO_CREDENTIALS for cause in _chain(error)):
+        return "No credentials were found"
+    number = _number(error)
+    if number in (errno.ENOENT, errno.EACCES):
+        return "Not found" if number == errno.ENOENT else "Not allowed"
+    return "The store cannot be reached" if _status(error) is None and _may_pass(error) else "The request failed"
 
 
 def _reason(error: BaseException) -> str:

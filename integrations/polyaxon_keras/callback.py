@@ -265,7 +265,10 @@ class PolyaxonCallback(keras.callbacks.ModelCheckpoint):
             self._save_training(epoch + 1)
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
-        """Note that this training is done: the next one in this script has checkpoints of its own."""
+        """Note that this training is done; end where a signal came after its last batch.
+
+        The next one in this script has checkpoints of its own.
+        """
         self._unchanged = False
         super().on_train_end(logs)
         self._restore_callbacks()
@@ -283,6 +286,9 @@ class PolyaxonCallback(keras.callbacks.ModelCheckpoint):
         _begin_at(self.model, None)
         self._finished = self._checkpoints
         self._run.finish(self._checkpoints, max_epochs=epochs)
+        if requested := max(self._processes.gather(int(self._interruption.requested or 0))):
+            self._interruption.requested = Signals(requested)
+            self._interruption.end()
 
     def _agree(self) -> Wishes:
         """What this process wants, or what all do: with several, one batch later."""
@@ -302,6 +308,8 @@ class PolyaxonCallback(keras.callbacks.ModelCheckpoint):
         self._interruption.requested = Signals(number)
         self._save_training(epoch)
         self._wait()
+        if self._processes.rank == 0:
+            _logger.warning("Saved step %d after %s", self._step, Signals(number).name)
         self._interruption.end()
 
     @property
@@ -343,8 +351,10 @@ class PolyaxonCallback(keras.callbacks.ModelCheckpoint):
         try:
             self._save_training(self._epochs_done if self._due is None else self._due)
             self._wait()
-        except (OSError, RuntimeError, TrackingError):
-            _logger.exception("The state at the exception was not saved; the one before is as it was")
+        except (OSError, RuntimeError, TrackingError) as failure:
+            _logger.error(  # noqa: TRY400  # the traceback of the exception has just been printed
+                "The state at the exception was not saved; what was there before is as it was: %s", failure
+            )
         else:
             _logger.warning("Saved step %d after %s", self._step, kind.__name__)
 

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import random
 import signal
 import time
 from typing import TYPE_CHECKING, Any, NoReturn
 
-import numpy as np
 import torch
 
 from polyaxon_lightning.framework import pl
 from polyaxon_lightning.io import StreamCheckpointIO
+from polyaxon_torch import random_state, set_random_state
 from polyaxon_tracking import Interruption, TrackingError, Wishes
 
 if TYPE_CHECKING:
@@ -80,7 +79,7 @@ class ResumeStream(Checkpoint):
     ) -> None:
         """Add what Lightning leaves out, and an uninterrupted training has."""
         checkpoint[_KEY] = {
-            "random": self.ranks.gather(_random_state()),
+            "random": self.ranks.gather(random_state()),
             "ends_epoch": self._ends_epoch,
             "stopped": self._ends_epoch and trainer.should_stop,
             "optimizers": _optimizers(trainer),
@@ -211,6 +210,10 @@ class ResumeStream(Checkpoint):
         self._training = False
         requested = self.interruption.requested
         self._save_at_last(trainer, requested.name if requested else type(exception).__name__, saves=saves)
+        if requested and not isinstance(exception, (SystemExit, KeyboardInterrupt)):
+            # Where the signal went to the whole process group, it has ended the workers of a data loader, too.
+            _logger.warning("After %s: %s: %s", requested.name, type(exception).__name__, exception)
+            self.interruption.end()
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Return when all is written.
@@ -222,14 +225,18 @@ class ResumeStream(Checkpoint):
         self.ranks.raise_error(self._error_of_writes())
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Stop listening for signals."""
+        """Stop listening for signals; end where one came after the last batch."""
         self._training = False
+        requested = max(self.ranks.gather(int(self.interruption.requested or 0)))
         self.interruption.uninstall()
         self.ranks.leave(trainer.strategy)
+        if requested:
+            self.interruption.requested = signal.Signals(requested)
+            self.interruption.end()
 
     def _restore_random(self, trainer: pl.Trainer) -> None:
         if self._restored is not None and len(self._restored["random"]) == trainer.world_size:
-            _set_random_state(self._restored["random"][self.ranks.rank])
+            set_random_state(self._restored["random"][self.ranks.rank])
 
     def _agree(self, trainer: pl.Trainer, *, due: bool) -> bool:
         """Whether all ranks save now; where one was told to end, or its writes failed, all end."""
@@ -258,9 +265,11 @@ class ResumeStream(Checkpoint):
             if saves:
                 self._save(trainer, trainer.current_epoch)
             self._wait()
-        except (OSError, RuntimeError, TrackingError):
-            # What ends the training goes on; this exception must not take its place.
-            _logger.exception("The state at the exception was not saved; the one before is as it was")
+        except (OSError, RuntimeError, TrackingError) as error:
+            # What ends the training goes on; this exception must not take its place, nor its traceback.
+            _logger.error(  # noqa: TRY400
+                "The state at the exception was not saved; what was there before is as it was: %s", error
+            )
         else:
             if saves and self.ranks.rank == 0:
                 _logger.warning("Saved step %d after %s", trainer.global_step, reason)
@@ -394,23 +403,3 @@ def _is_stateful(loaders: Any) -> bool:
 
 def _optimizers(trainer: pl.Trainer) -> list[str]:
     return [type(optimizer).__name__ for optimizer in trainer.optimizers]
-
-
-def _random_state() -> dict[str, Any]:
-    """The state of Python's, NumPy's and torch's generators, as tensors and plain values."""
-    name, keys, *counters = np.random.get_state(legacy=True)
-    return {
-        "python": random.getstate(),
-        "numpy": [name, torch.from_numpy(np.asarray(keys, np.int64)), *counters],
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-    }
-
-
-def _set_random_state(state: dict[str, Any]) -> None:
-    random.setstate(state["python"])
-    name, keys, *counters = state["numpy"]
-    np.random.set_state((name, keys.numpy().astype(np.uint32), *counters))
-    torch.set_rng_state(state["torch"])
-    if len(state["cuda"]) == torch.cuda.device_count():  # another machine may have other devices
-        torch.cuda.set_rng_state_all(state["cuda"])

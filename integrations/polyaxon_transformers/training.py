@@ -18,7 +18,7 @@ from transformers import Trainer, TrainerCallback, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ExportableState
 
-from polyaxon_torch import TorchProcesses
+from polyaxon_torch import TorchProcesses, random_state, set_random_state
 from polyaxon_tracking import Interruption, TrackingError, Wishes, cached_path, open_directory
 from polyaxon_transformers.folders import (
     folder_name,
@@ -87,9 +87,9 @@ class Training:
         self._folder = ""
         self._notes: dict[str, Any] = {}
         self._evaluating = False
-        self._random_before: str | None = None
-        self._random_after: str | None = None
-        self._temporary: list[str] = []
+        self._random_before: dict[str, Any] = {}
+        self._random_after: dict[str, Any] | None = None
+        self._unpacked: str | None = None
         self._nothing_left = False
         self._epoch = 0
         self._epoch_ends = False
@@ -108,7 +108,7 @@ class Training:
         """
         folder = newest.path
         if folder.endswith(".tar"):
-            folder = self._temporary_directory()
+            self._unpacked = folder = tempfile.mkdtemp(prefix="polyaxon-tracking-")
             unpack(newest.path, folder)
             self.checkpoints.release()
         elif not folder.endswith(_SUFFIX):
@@ -195,7 +195,10 @@ class Training:
             model.load_state_dict(saved.translated)
 
     def _load_random_state(self, native: Callable[..., None], checkpoint: str | None) -> None:
-        native(self._random_after if self._random_after and checkpoint == self._folder else checkpoint)
+        if self._random_after is not None and checkpoint == self._folder:
+            set_random_state(self._random_after)
+        else:
+            native(checkpoint)
 
     def _run_epoch(self, native: Callable[..., None], *arguments: Any, **options: Any) -> None:
         if not self._nothing_left:
@@ -240,8 +243,7 @@ class Training:
         trainer._maybe_log_save_evaluate(  # noqa: SLF001
             nothing, None, trainer.model_wrapped, None, self._epoch, self._ignore_keys, time.time()
         )
-        self._random_after = self._temporary_directory()
-        trainer._save_rng_state(self._random_after)  # noqa: SLF001
+        self._random_after = random_state()
         self._nothing_left = trainer.control.should_training_stop
 
     def end(self) -> None:
@@ -249,13 +251,9 @@ class Training:
         self.active = False
         self.interruption.uninstall()
         self.processes.part()
-        for directory in self._temporary:
-            shutil.rmtree(directory, ignore_errors=True)
+        if self._unpacked is not None:
+            shutil.rmtree(self._unpacked, ignore_errors=True)
         del self._trainer  # `interruption` refers to this, and the model is to go with the Trainer
-
-    def _temporary_directory(self) -> str:
-        self._temporary.append(tempfile.mkdtemp(prefix="polyaxon-tracking-"))
-        return self._temporary[-1]
 
     def _path_of(self, name: str) -> str:
         return os.path.join(os.path.abspath(str(self._trainer.args.output_dir)), name)
@@ -308,8 +306,7 @@ class Training:
         """What the Trainer does last in a step, and in an epoch; and then save what is due."""
         self._evaluating = self._trainer.control.should_evaluate
         if self._evaluating:
-            self._random_before = self._random_before or self._temporary_directory()
-            self._trainer._save_rng_state(self._random_before)  # noqa: SLF001  # as it saves them itself
+            self._random_before = random_state()
         native(*arguments, **options)
         self._evaluating = False
         if self._due and self.active:
@@ -375,7 +372,7 @@ class Training:
         """Save the training state; with `ends_epoch` the epoch is done, with the evaluation and all."""
         self.wait()
         if self._evaluating:  # which is left, and will be begun again
-            self._trainer._load_rng_state(self._random_before)  # noqa: SLF001
+            set_random_state(self._random_before)
         with contextlib.ExitStack() as stack:
             complete = self._stage(stack, None, ends_epoch=ends_epoch)
             rest = stack.pop_all()

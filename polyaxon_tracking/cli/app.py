@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+import os
+import shlex
 import sys
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -13,7 +16,8 @@ from rich.console import Console
 from polyaxon_tracking.errors import TrackingError, mask_secrets, mask_urls
 
 if TYPE_CHECKING:
-    from typing import NoReturn, TextIO
+    from collections.abc import Iterator
+    from typing import NoReturn
 
 __all__ = ["app"]
 
@@ -35,7 +39,8 @@ def _print_version(asked: bool) -> None:
     if asked:
         from importlib.metadata import version  # here and not above: `run` is to start fast
 
-        print(version("polyaxon-tracking"))
+        with _standard_output():
+            print(version("polyaxon-tracking"))
         raise typer.Exit
 
 
@@ -61,10 +66,11 @@ def doctor(*, as_json: _Json = False) -> None:
     _log_to_stderr()
     rows = examine()
     result = summary(rows)
-    if as_json:
-        _print_json(result | {"checks": [row._asdict() for row in rows]})
-    else:
-        print_rows(_console(), rows)
+    with _standard_output():
+        if as_json:
+            _print_json(result | {"checks": [row._asdict() for row in rows]})
+        else:
+            print_rows(_console(), rows)
     raise typer.Exit(0 if result["ok"] else _WRONG)
 
 
@@ -98,26 +104,30 @@ def run(
     """
     from polyaxon_tracking.cli.child import environment, supervise
 
-    json_to = sys.stderr if as_json else None
     try:
         variables = environment(outputs, data, ref, log_level)
     except TrackingError as error:
-        _fail(str(error), json_to=json_to)
+        _fail_to_run(str(error), as_json=as_json)
     if as_json:
         told = {name: mask_urls(value) for name, value in variables.items()}
-        print(json.dumps({"environment": told}), file=sys.stderr, flush=True)
+        _tell(json.dumps({"environment": told}))
     try:
         code = supervise(command, variables)
     except OSError as error:
         code = 127 if isinstance(error, FileNotFoundError) else 126  # as shells do
-        _fail(
-            f"Received the command {command[0]!a}, which cannot be started: {error.strerror}. Expected a program, such "
-            f"as: polyaxon-tracking run -- python train.py",
+        start = "polyaxon-tracking run -- python"
+        is_script = command[0].endswith(".py") and os.path.isfile(command[0])
+        expected = (
+            f". Did you mean: {start} {shlex.quote(command[0])}?" if is_script else f", such as: {start} train.py"
+        )
+        _fail_to_run(
+            f"Received the command {command[0]!a}, which cannot be started: {error.strerror}. Expected a "
+            f"program{expected}",
             code,
-            json_to=json_to,
+            as_json=as_json,
         )
     if as_json:
-        print(json.dumps({"exit_code": code}), file=sys.stderr)
+        _tell(json.dumps({"exit_code": code}))
     raise typer.Exit(code)
 
 
@@ -143,18 +153,18 @@ def checkpoints(
     from polyaxon_tracking.cli.rows import displayed
 
     _log_to_stderr()
-    json_to = sys.stdout if as_json else None
     try:
         root, found = find(path, _console(stderr=True), verify=verify)
     except OSError as error:
         where = f"{displayed(str(error.filename))} cannot be read: " if error.filename else ""
-        _fail(f"{where}{error.strerror or error}. See that this user may read it, from here.", json_to=json_to)
+        _fail(f"{where}{error.strerror or error}. See that this user may read it, from here.", as_json=as_json)
     except (TrackingError, ImportError) as error:
-        _fail(str(error), json_to=json_to)
-    if as_json:
-        _print_json({"path": root, "checkpoints": [as_dict(one) for one in found]})
-    else:
-        print_found(_console(), root, found)
+        _fail(str(error), as_json=as_json)
+    with _standard_output():
+        if as_json:
+            _print_json({"path": root, "checkpoints": [as_dict(one) for one in found]})
+        else:
+            print_found(_console(), root, found)
     raise typer.Exit(_WRONG if any(one.damage for one in found) else 0)
 
 
@@ -177,16 +187,47 @@ def _log_to_stderr() -> None:
 
 
 def _console(*, stderr: bool = False) -> Console:
-    return Console(stderr=stderr, highlight=False, markup=False, emoji=False)
+    # With `no_color` Rich still prints bold and dim.
+    colors: Literal["auto"] | None = None if os.environ.get("NO_COLOR") else "auto"
+    return Console(stderr=stderr, color_system=colors, highlight=False, markup=False, emoji=False)
 
 
 def _print_json(value: object) -> None:
     print(json.dumps(value, indent=2))
 
 
-def _fail(message: str, code: int = _UNUSABLE, *, json_to: TextIO | None) -> NoReturn:
-    if json_to is not None:
-        print(json.dumps({"error": message}), file=json_to)
-    if json_to is not sys.stderr:
-        print(f"Error: {message}", file=sys.stderr)
+@contextlib.contextmanager
+def _standard_output() -> Iterator[None]:
+    """Have all that the block prints written, or say why it cannot be."""
+    try:
+        yield
+        if sys.stdout is not None:  # closed
+            sys.stdout.flush()
+    except BrokenPipeError:  # nobody reads any more: Typer ends
+        raise
+    except OSError as error:
+        # Python writes at its end what is left, and would fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _fail(f"Standard output cannot be written to: {error.strerror}. See where it goes.")
+
+
+def _fail(message: str, code: int = _UNUSABLE, *, as_json: bool = False) -> NoReturn:
+    if as_json:
+        with _standard_output():
+            print(json.dumps({"error": message}))
+    _tell(f"Error: {message}")
     raise typer.Exit(code)
+
+
+def _fail_to_run(message: str, code: int = _UNUSABLE, *, as_json: bool) -> NoReturn:
+    """Standard output is the command's, also where it was not started."""
+    _tell(json.dumps({"error": message}) if as_json else f"Error: {message}")
+    raise typer.Exit(code)
+
+
+def _tell(line: str) -> None:
+    """Write it to standard error; where that is closed, or nobody reads it, the exit code says it all."""
+    if sys.stderr is not None:
+        with contextlib.suppress(OSError):
+            # Past the buffer, which Python would write again at its end, and exit with a code of its own.
+            os.write(sys.stderr.fileno(), f"{line}\n".encode(sys.stderr.encoding, "backslashreplace"))

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from polyaxon_tracking.checkpoints import Checkpoint, CheckpointManager, size_on_disk
 from polyaxon_tracking.cli.rows import displayed, readable_size
-from polyaxon_tracking.errors import TrackingError
+from polyaxon_tracking.errors import TrackingError, shown_path
 from polyaxon_tracking.files import open_directory
 from polyaxon_tracking.paths import get_outputs_path, is_url, local_path
 from polyaxon_tracking.progress import Progress
@@ -67,9 +67,11 @@ def find(path: str | None, console: Console, *, verify: bool) -> tuple[str, list
     if path is None:
         path = get_outputs_path() or LOCAL_OUTPUTS
     elif not _is_directory(path):
+        is_there = not is_url(path) and os.path.lexists(local_path(path))
+        problem = "which is not a directory" if is_there else "where there is nothing"
         raise TrackingError(
-            f"Received {displayed(path)}, which is not a directory. Expected an outputs path, the checkpoints in it, "
-            f"or a URL of one: correct it, or leave it out for the run's own outputs."
+            f"Received {shown_path(path)}, {problem}. Expected an outputs path, the checkpoints in it, or a URL of "
+            f"one: correct it, or leave it out for the run's own outputs."
         )
     root = open_directory(path).path
     directories = _directories(root)

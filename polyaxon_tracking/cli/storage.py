@@ -100,6 +100,8 @@ def _local_outputs(outputs: str | None) -> Iterator[Row]:
     try:
         there = _nearest(path)
     except OSError as error:  # a mount whose server is gone, or a directory that this user may not search
+        if isinstance(error, NotADirectoryError):
+            advice = f"It is a file. Remove it, or set {OUTPUTS_PATH} to another path."
         yield Row(_GROUP, "outputs: exists", ERROR, f"{displayed(str(error.filename))}: {error.strerror}", "", advice)
         return
     if there == path:

@@ -43,9 +43,17 @@ _GETTERS: dict[str, Callable[[], object]] = {
     DATA_PATHS: get_data_paths,
     LOG_LEVEL: get_log_level,
     RUN_INSTANCE: get_outputs_path,
+    IS_OFFLINE: lambda: str(is_true(IS_OFFLINE)).lower(),
 }
 # What holds where they are not set.
 _DEFAULTS = {CONTEXT_ROOT: DEFAULT_CONTEXT_ROOT, OFFLINE_ROOT: DEFAULT_OFFLINE_ROOT}
+
+# As difflib's ratio, of names without what all begin with. Of those that the platform sets and nobody reads here (2.x:
+# _env_vars/keys.py), one alone is as near to one that is read.
+_NEAR = 0.8
+_NOT_MISSPELT = "UI_OFFLINE"
+
+_PREFIXES = ("POLYAXON_", "POLYSTORES_")
 
 # Of the drivers of stores: that they are set is of use, their values may be secrets.
 _OF_DRIVERS = ("AWS_", "AZURE_", "GOOGLE_", "STORAGE_EMULATOR_", "FSSPEC_", "GCSFS_")
@@ -56,14 +64,34 @@ def variables() -> Iterator[Row]:
     for name in VARIABLES:
         yield _variable(name)
     yield from _access_keys()
-    yield _names("others of Polyaxon", ("POLYAXON_", "POLYSTORES_"), "not read")
-    yield _names("drivers of stores", _OF_DRIVERS, "values are not shown")
+    others = sorted(name for name in os.environ if name.startswith(_PREFIXES) and name not in (*VARIABLES, ACCESS_KEYS))
+    meant = {name: _meant(name) for name in others}
+    for name, known in meant.items():
+        if known is not None:
+            yield Row(_GROUP, displayed(name), WARNING, "not read", "", f"Did you mean {known}?")
+    yield _names("others of Polyaxon", [name for name in others if meant[name] is None], "not read")
+    drivers = sorted(name for name in os.environ if name.startswith(_OF_DRIVERS))
+    yield _names("drivers of stores", drivers, "values are not shown")
 
 
-def _names(what: str, begins: tuple[str, ...], told: str) -> Row:
-    """What else is set: a misspelt name is among it."""
-    found = sorted(name for name in os.environ if name.startswith(begins) and name not in (*VARIABLES, ACCESS_KEYS))
-    return Row(_GROUP, what, INFO, ", ".join(map(displayed, found)) or "none is set", told if found else "")
+def _meant(name: str) -> str | None:
+    """The variable that is read and of which `name` is a misspelling."""
+    import difflib  # here and not above: few names are looked at
+
+    known = {_without_prefix(variable): variable for variable in (*VARIABLES, ACCESS_KEYS)}
+    near = difflib.get_close_matches(_without_prefix(name), known, n=1, cutoff=_NEAR)
+    return known[near[0]] if near and _without_prefix(name) != _NOT_MISSPELT else None
+
+
+def _without_prefix(name: str) -> str:
+    for prefix in _PREFIXES:
+        name = name.removeprefix(prefix)
+    return name
+
+
+def _names(what: str, names: list[str], told: str) -> Row:
+    """What else is set."""
+    return Row(_GROUP, what, INFO, ", ".join(map(displayed, names)) or "none is set", told if names else "")
 
 
 def _variable(name: str) -> Row:
@@ -72,12 +100,19 @@ def _variable(name: str) -> Row:
     if value is None:
         told = "not set" if raw is None else f"{raw!a}, which counts as not set"
         return Row(_GROUP, name, INFO, told, f"so {_DEFAULTS[name]}" if name in _DEFAULTS else "")
+    try:
+        nothing_is_read = is_true(NO_OP)
+    except TrackingError as error:
+        if name == NO_OP:
+            return Row(_GROUP, name, ERROR, "malformed", "", str(error))
+        return Row(_GROUP, name, INFO, shown(value), f"not read, since {NO_OP} is malformed")
     if name == NO_OP:
         advice = "Every function answers as off the cluster. Unset it to use the run's outputs and data."
-        return Row(_GROUP, name, WARNING if is_true(NO_OP) else OK, shown(value), "", advice if is_true(NO_OP) else "")
-    if is_true(NO_OP):
+        status, told = (WARNING, advice) if nothing_is_read else (OK, "")
+        return Row(_GROUP, name, status, shown(value), "", told)
+    if nothing_is_read:
         return Row(_GROUP, name, INFO, shown(value), f"not read, since {NO_OP} is true")
-    if name in (CONTEXT_ROOT, OFFLINE_ROOT, IS_OFFLINE):
+    if name in (CONTEXT_ROOT, OFFLINE_ROOT):
         return Row(_GROUP, name, OK, displayed(value))
     if name == RUN_INSTANCE and value_of(OUTPUTS_PATH) is not None:
         return Row(_GROUP, name, INFO, shown(value), f"not read, since {OUTPUTS_PATH} is set")

@@ -158,11 +158,18 @@ def test_there_are_none(command: Command, tmp_path: Path) -> None:
 
 
 def test_a_path_that_is_no_directory(command: Command, tmp_path: Path) -> None:
-    told = "Received nowhere, which is not a directory. Expected an outputs path, the checkpoints in it, or a URL of one: correct it, or leave it out for the run's own outputs."
-    process = command("checkpoints", "nowhere")
-    assert (process.returncode, process.stdout, process.stderr) == (2, "", f"Error: {told}\n")
-    process = command("checkpoints", "nowhere", "--json")
-    assert (process.returncode, json.loads(process.stdout)) == (2, {"error": told})
+    expected = "Expected an outputs path, the checkpoints in it, or a URL of one: correct it, or leave it out for the run's own outputs."
+    (tmp_path / "file").touch()
+    for path, problem in (
+        ("nowhere", "where there is nothing"),
+        ("", "where there is nothing"),
+        ("file", "which is not a directory"),
+    ):
+        told = f"Received {path!r}, {problem}. {expected}"
+        process = command("checkpoints", path)
+        assert (process.returncode, process.stdout, process.stderr) == (2, "", f"Error: {told}\n")
+        process = command("checkpoints", path, "--json")
+        assert (process.returncode, json.loads(process.stdout)) == (2, {"error": told})
 
 
 def test_a_directory_that_may_not_be_read(command: Command, obey_modes: Callable[[], None], tmp_path: Path) -> None:
@@ -275,7 +282,7 @@ def test_a_bucket(command: Command, store: Store) -> None:
 def test_nothing_at_a_url(command: Command, store: Store) -> None:
     process = command("checkpoints", f"{store.url}/nothing")
     assert (process.returncode, process.stdout) == (2, "")
-    assert "/nothing, which is not a directory" in process.stderr
+    assert "/nothing', where there is nothing" in process.stderr
     process = command("checkpoints", env={"POLYAXON_RUN_OUTPUTS_PATH": store.url})
     assert process.returncode == 0
     assert process.stdout.startswith("No checkpoints in s3://")

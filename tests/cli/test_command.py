@@ -81,13 +81,27 @@ def test_there_is_no_colour_where_there_is_no_terminal(command: Command, argumen
 
 def test_there_is_colour_on_a_terminal_unless_it_is_not_wanted() -> None:
     assert "\x1b[32mok" in on_a_terminal("doctor")
-    assert "\x1b[32mok" not in on_a_terminal("doctor", NO_COLOR="1")
+    assert "\x1b[" not in on_a_terminal("doctor", NO_COLOR="1")  # neither bold nor dim
     assert "\x1b[" not in on_a_terminal("doctor", TERM="dumb")
 
 
 @pytest.mark.parametrize("arguments", [[], ["nonsense"], ["doctor", "--nonsense"], ["run"]], ids=" ".join)
 def test_arguments_that_cannot_be_used_exit_with_2(command: Command, arguments: list[str]) -> None:
     assert command(*arguments).returncode == 2
+
+
+@pytest.mark.parametrize("arguments", ["doctor", "doctor --json", "checkpoints", "checkpoints --json", "--version"])
+def test_standard_output_that_takes_nothing_is_one_line(arguments: str) -> None:
+    with open("/dev/full", "w") as full:
+        process = subprocess.run(
+            [sys.executable, "-m", "polyaxon_tracking", *arguments.split()],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    told = "Error: Standard output cannot be written to: No space left on device. See where it goes.\n"
+    assert (process.returncode, process.stderr) == (2, told)
 
 
 def test_the_version(command: Command) -> None:

@@ -147,9 +147,27 @@ def test_no_op(doctor: Callable[..., Report], tmp_path: Path) -> None:
 
 
 def test_a_misspelt_variable_is_told_of(doctor: Callable[..., Report]) -> None:
-    report = doctor(env={"POLYAXON_RUN_OUTPUT_PATH": "/outputs", "POLYAXON_IS_MANAGED": "true"})
-    assert report.told("others of Polyaxon") == ("info", "POLYAXON_IS_MANAGED, POLYAXON_RUN_OUTPUT_PATH")
+    report = doctor(env={"POLYAXON_RUN_OUTPUT_PATH": "/outputs", "POLYAXON_LOGLEVEL": "info"})
+    for name, meant in (("POLYAXON_RUN_OUTPUT_PATH", OUTPUTS), ("POLYAXON_LOGLEVEL", LEVEL)):
+        assert report.told(name) == ("warning", "not read")
+        assert report.advice(name) == f"Did you mean {meant}?"
+
+
+def test_what_else_the_platform_sets_is_not_taken_for_misspelt(doctor: Callable[..., Report]) -> None:
+    names = [f"POLYAXON_{name}" for name in ("AGENT_INSTANCE", "IN_CLUSTER", "IS_MANAGED", "NO_API", "UI_OFFLINE")]
+    report = doctor(env=dict.fromkeys(names, "true"))
+    assert report.told("others of Polyaxon") == ("info", ", ".join(names))
     assert report.rows["others of Polyaxon"]["source"] == "not read"
+    assert report.with_status("warning") == WARNED_OF
+
+
+@pytest.mark.parametrize("variable", ["POLYAXON_NO_OP", "POLYAXON_IS_OFFLINE"])
+def test_what_is_neither_true_nor_false(doctor: Callable[..., Report], variable: str) -> None:
+    report = doctor(env={variable: "ture", LEVEL: "info"})
+    assert report.with_status("error") == [variable]
+    assert report.advice(variable).startswith(f"{variable} was received as 'ture'. Expected one of true, ")
+    known = ("ok", "INFO") if variable == "POLYAXON_IS_OFFLINE" else ("info", "'info'")
+    assert report.told(LEVEL) == known
 
 
 @pytest.mark.parametrize("value", ["", " ", "null"])
@@ -197,6 +215,7 @@ def test_an_outputs_path_that_is_a_file(doctor: Callable[..., Report], tmp_path:
     (tmp_path / "outputs").write_text("")
     report = doctor(env={OUTPUTS: f"{tmp_path}/outputs"})
     assert report.with_status("error") == ["outputs: exists"]
+    assert report.advice("outputs: exists") == f"It is a file. Remove it, or set {OUTPUTS} to another path."
     report = doctor(env={OUTPUTS: f"{tmp_path}/outputs/7"})
     assert report.told("outputs: exists") == ("error", f"{tmp_path}/outputs: Not a directory")
 

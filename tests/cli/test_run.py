@@ -197,6 +197,31 @@ def test_what_cannot_be_started(command: Command, tmp_path: Path, program: str, 
     )
 
 
+@pytest.mark.parametrize(("program", "code"), [("train.py", 127), ("./train.py", 126)])
+def test_a_script_is_no_program(command: Command, tmp_path: Path, program: str, code: int) -> None:
+    (tmp_path / "train.py").write_text("")
+    process = command("run", "--", program)
+    assert process.returncode == code
+    assert process.stderr.endswith(f"Expected a program. Did you mean: polyaxon-tracking run -- python {program}?\n"), (
+        process.stderr
+    )
+
+
+@pytest.mark.parametrize("arguments", [["--", "sh", "-c", "exit 3"], ["--", "./gone"]], ids=["runs", "fails"])
+@pytest.mark.parametrize("json_too", [True, False], ids=["json", "text"])
+def test_where_standard_error_goes_nowhere_the_exit_code_is_as_ever(arguments: list[str], json_too: bool) -> None:
+    expected = 3 if "sh" in arguments else 127
+    options = ["--json"] if json_too else []
+    closed = ["sh", "-c", 'exec "$@" 2>&-', "sh", *RUN, *options, *arguments]
+    process = subprocess.run(closed, stdout=subprocess.PIPE, check=False)
+    assert (process.returncode, process.stdout) == (expected, b"")
+    reads, writes = os.pipe()
+    os.close(reads)
+    process = subprocess.run([*RUN, *options, *arguments], stdout=subprocess.PIPE, stderr=writes, check=False)
+    os.close(writes)
+    assert (process.returncode, process.stdout) == (expected, b"")
+
+
 def test_errors_are_json_too(command: Command) -> None:
     for arguments, code in ((["--data", "digits", "--", "true"], 2), (["--", "./gone"], 127)):
         process = command("run", "--json", *arguments)

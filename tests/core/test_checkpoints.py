@@ -277,7 +277,7 @@ def test_none_intact_is_an_error_that_lists_them(manager: CheckpointManager) -> 
     assert re.fullmatch(
         rf"Received only damaged checkpoints in '{manager.directory}': {second}: it is empty; {first}: its bytes have the CRC-32 "
         r"\w{8}, not \w{8}\. Expected at least one that is intact\. Training does not start from scratch by itself then: put an "
-        r"intact copy there, or move these away to begin anew\.",
+        r"intact copy there, or, to begin anew, move these away or pass resume=False to the callback\.",
         str(error.value),
     )
 
@@ -479,6 +479,49 @@ def test_a_file_that_cannot_grow_leaves_the_one_before_and_says_how_much_is_need
     ), process.stderr
     assert latest_step(manager) == 1
     assert len(entries(manager)) == 1
+
+
+@pytest.mark.parametrize("files", [["state"], ["state/0.pt", "state/1/2.pt"]], ids=["a file", "a directory"])
+def test_on_a_full_disk_all_that_was_written_so_far_is_needed_and_what_it_takes_is_free(
+    manager: CheckpointManager, files: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(manager, 1)  # so that the directory is there
+    monkeypatch.setattr(checkpoints.os, "statvfs", lambda _: type("Full", (), {"f_bavail": 0, "f_frsize": 4096})())
+
+    def fill() -> None:
+        with manager.save(2) as path:
+            for name in files:
+                file = Path(name.replace("state", path))
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_bytes(bytes(65536 // len(files)))
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(OSError, match=r"No space left on device\. It needs more than 65,536 bytes, ") as raised:
+        fill()
+    free = re.search(r"bytes, ([\d,]+) bytes are free on its file system", str(raised.value))
+    assert free is not None
+    assert int(free[1].replace(",", "")) >= 65_536
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EISDIR, errno.EACCES])
+def test_where_the_reason_is_another_no_room_is_told(manager: CheckpointManager, number: int) -> None:
+    def fail() -> None:
+        with manager.save(1) as path:
+            Path(path).write_text("state")
+            raise OSError(number, os.strerror(number))
+
+    with pytest.raises(OSError, match=rf"untouched: {re.escape(os.strerror(number))}$"):
+        fail()
+
+
+@pytest.mark.parametrize("directory", [None, ""])
+def test_no_directory(directory: Any) -> None:
+    with pytest.raises(TrackingError) as error:
+        CheckpointManager(directory)
+    assert str(error.value) == (
+        f"Received directory={directory!r}. Expected a path or a URL. get_outputs_path() returns None off the cluster: write "
+        f'CheckpointManager(get_outputs_path("checkpoints") or "outputs/checkpoints").'
+    )
 
 
 # Kills

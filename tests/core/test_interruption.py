@@ -51,6 +51,34 @@ def test_the_second_ends_at_once(number: signal.Signals) -> None:
     assert end(number, "60", times=2) == (-number, [])
 
 
+NOBODY_LOOKS = """
+import os, signal, time
+from polyaxon_tracking import Interruption
+with Interruption():
+    os.kill(os.getpid(), getattr(signal, "{}"))
+    time.sleep(0.1)
+    print("to the end of the block", flush=True)
+print("and on", flush=True)
+"""
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, -signal.SIGINT)])
+def test_one_that_nobody_looked_at_ends_the_block(number: signal.Signals, status: int) -> None:
+    code = NOBODY_LOOKS.format(number.name)
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (process.returncode, process.stdout) == (status, "to the end of the block\n")
+
+
+def test_an_exception_of_the_block_is_the_one_that_ends_it() -> None:
+    def end() -> None:
+        with Interruption():
+            signal.raise_signal(signal.SIGTERM)
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        end()
+
+
 def test_a_handler_that_was_there_runs() -> None:
     assert end(signal.SIGTERM, "0.01", "own") == (143, ["own handler", "saved"])
 

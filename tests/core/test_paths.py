@@ -82,6 +82,26 @@ def test_no_op_does_not_even_look_at_what_is_malformed(monkeypatch: pytest.Monke
     assert get_data_path("digits", default="data") == "data"
 
 
+@pytest.mark.parametrize("value", ["false", "FALSE", "0", "no", " off ", "n", "f", "", "null"])
+def test_no_op_that_is_false(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POLYAXON_NO_OP", value)
+    monkeypatch.setenv(OUTPUTS, "/outputs")
+    assert get_outputs_path() == "/outputs"
+
+
+@pytest.mark.parametrize("variable", ["POLYAXON_NO_OP", "POLYAXON_IS_OFFLINE"])
+def test_what_is_neither_true_nor_false(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(INSTANCE, f"o.p.runs.{UUID}")
+    monkeypatch.setenv(variable, "ture")
+    told = (
+        f"{variable} was received as 'ture'. Expected one of true, 1, t, yes, y, on, or of false, 0, f, no, n, off (any case). "
+        f"Correct the variable, or unset it, which means false."
+    )
+    assert message(get_outputs_path) == told
+    if variable == "POLYAXON_NO_OP":
+        assert {message(getter) for getter in GETTERS.values()} == {told}
+
+
 def test_the_environment_is_read_at_every_call_and_never_written(monkeypatch: pytest.MonkeyPatch) -> None:
     for path in ("/first", "/second"):
         monkeypatch.setenv(OUTPUTS, path)
@@ -110,6 +130,22 @@ def test_what_is_returned_is_the_callers_own(monkeypatch: pytest.MonkeyPatch) ->
 def test_the_outputs_path_is_passed_on_as_it_is(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(OUTPUTS, path)
     assert get_outputs_path() == path
+
+
+@pytest.mark.parametrize("variable", [OUTPUTS, "POLYAXON_CONTEXT_ROOT", "POLYAXON_OFFLINE_ROOT"])
+@pytest.mark.parametrize(
+    ("value", "root"),
+    [(" /o\n", "/o"), ("s3://b/o\n", "s3://b/o"), ("~/o", "/home/ann/o"), ("s3://b/~", "s3://b/~")],
+)
+def test_paths_have_no_white_space_around_them_and_no_tilde(
+    variable: str, value: str, root: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", "/home/ann")
+    monkeypatch.setenv(INSTANCE, f"o.p.runs.{UUID}")
+    monkeypatch.setenv("POLYAXON_IS_OFFLINE", str("OFFLINE" in variable))
+    monkeypatch.setenv(variable, value)
+    below = {OUTPUTS: "", "POLYAXON_CONTEXT_ROOT": f"/artifacts/{UUID}/outputs"}
+    assert get_outputs_path() == root + below.get(variable, f"/runs/{UUID}/outputs")
 
 
 @pytest.mark.parametrize(
@@ -241,13 +277,22 @@ REFS_EXPECTED = (
         ('{"experiments": "/outputs/7"}', "'experiments' is not a list of paths"),
         ('{"jobs": [7]}', "'jobs' is not a list of paths"),
         ('{"jobs": [""]}', "'jobs' is not a list of paths"),
-        ('{"runs": ["/outputs/7"]}', "it has the key 'runs', which is none of ('jobs', 'experiments')"),
+        ('{"runs": ["/outputs/7"]}', "it has the key 'runs', which is neither 'jobs' nor 'experiments'"),
     ],
     ids=["invalid", "a path", "a list", "a string", "a number", "blank", "another key"],
 )
 def test_malformed_references(value: str, problem: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(REFS, value)
     assert message(get_outputs_refs_paths) == f"{REFS} was received as {value!r}: {problem}. {REFS_EXPECTED}"
+
+
+def test_a_misspelt_kind_of_references(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(REFS, '{"experiment": ["/outputs/7"]}')
+    told = message(get_outputs_refs_paths)
+    assert "it has the key 'experiment', which is neither 'jobs' nor 'experiments'. Expected a JSON object" in told
+    assert told.endswith(
+        """/outputs/7"]}. Did you mean 'experiments'? Correct the variable, or unset it off the cluster."""
+    )
 
 
 # Data

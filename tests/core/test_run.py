@@ -24,6 +24,7 @@ DATA = "POLYAXON_RUN_DATA_PATHS"
 def message(**arguments: object) -> str:
     with pytest.raises(TrackingError) as error:
         Run(**arguments)  # type: ignore[arg-type]
+    assert error.value.__cause__ is None  # the message says it all
     return str(error.value)
 
 
@@ -97,9 +98,12 @@ def test_an_outputs_path_that_is_not_writable(monkeypatch: pytest.MonkeyPatch) -
     )
 
 
-def test_no_op_is_off_the_cluster(outputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_op_is_off_the_cluster_and_the_line_says_so(
+    outputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setenv("POLYAXON_NO_OP", "true")
     assert Run().outputs_path == str(tmp_path / "outputs")
+    assert caplog.messages == [f"POLYAXON_NO_OP is true: outputs go to {tmp_path}/outputs"]
 
 
 # Datasets

@@ -100,6 +100,7 @@ def test_a_signal_ends_the_batch_saves_and_ends_training(
     assert ended == (status or {"lightning": of_lightning, "keras": -signal.SIGINT}[framework]), training.text
     assert f"Received {number.name}: training ends after this batch and is saved" in training.text
     step, epoch = training.newest
+    assert f"Saved step {step} after {number.name}" in training.text
     assert STEPS_AN_EPOCH < step < 2 * STEPS_AN_EPOCH
     assert epoch == 1
     resumed = Training(framework, tmp_path)
@@ -135,3 +136,12 @@ def test_a_signal_in_the_validation_loses_no_step_of_the_epoch(tmp_path: Path, f
     resumed = Training(framework, tmp_path)
     assert resumed.process.wait(timeout=60) == 0, resumed.text
     assert "\ntrained 24 " in resumed.text
+
+
+def test_a_signal_after_the_last_batch_ends_the_process(tmp_path: Path, framework: str) -> None:
+    training = Training(framework, tmp_path, SIGNAL_AT_THE_END="SIGTERM")
+    assert training.process.wait(timeout=120) == 143, training.text
+    assert "trained" not in training.text
+    again = Training(framework, tmp_path)
+    assert again.process.wait(timeout=120) == 0
+    assert f"trained {6 * STEPS_AN_EPOCH} " in again.text

@@ -81,6 +81,13 @@ class Slow(keras.callbacks.Callback):
             time.sleep(float(os.environ["SECONDS_PER_VALIDATION_BATCH"]))
 
 
+class Late(keras.callbacks.Callback):
+    """Has the signal come when the last batch is done."""
+
+    def on_train_end(self, logs: object = None) -> None:
+        os.kill(os.getpid(), signal.Signals[os.environ["SIGNAL_AT_THE_END"]])
+
+
 class Raise(keras.callbacks.Callback):
     """Raise in the hook that is named."""
 
@@ -131,6 +138,8 @@ def main() -> None:
     callbacks: list[keras.callbacks.Callback] = [polyaxon, Slow()]
     if "DIE_AT_STEP" in os.environ:
         callbacks.append(DieAtStep(int(os.environ["DIE_AT_STEP"])))
+    if "SIGNAL_AT_THE_END" in os.environ:
+        callbacks.insert(0, Late())
     fails = os.environ.get("FAILS", "")
     if fails.startswith("on_"):
         callbacks.insert(0, Raise(fails))

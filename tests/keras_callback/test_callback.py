@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+import sys
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -186,6 +187,26 @@ def test_a_fit_in_a_run_goes_on_where_the_last_one_was_interrupted(
     assert fit(PolyaxonCallback(), network=network) == [2]
     assert f"Resuming from {saved}: epoch 2, step 8" in caplog.messages
     assert int(network.optimizer.iterations) == 12
+
+
+@pytest.mark.parametrize("background", [True, False], ids=["background", "foreground"])
+def test_a_save_that_fails_after_an_exception_is_one_line(
+    outputs: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, background: bool
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(sys, "excepthook", lambda *_: None)  # the callback puts its own on top
+    with pytest.raises(RuntimeError, match="interrupted") as raised:
+        fit(PolyaxonCallback(background=background), Interrupt(epoch=1, batch=2))
+    wait_for_all()
+    monkeypatch.setattr("polyaxon_keras.state.save", full)
+    sys.excepthook(raised.type, raised.value, raised.tb)
+    told = caplog.messages[-1]
+    assert told.startswith("The state at the exception was not saved; what was there before is as it was: [Errno 28] ")
+    assert "No space left on device. " in told
+    assert caplog.records[-1].exc_info is None
+    assert names(outputs / "checkpoints" / "resume") == [state(4, 1)]
 
 
 @pytest.mark.parametrize(

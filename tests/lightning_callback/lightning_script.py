@@ -58,7 +58,8 @@ def data(
 ) -> DataLoader[tuple[torch.Tensor, ...]]:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(64, 4, generator=generator)
-    return loader(TensorDataset(x, (x.sum(1) > 0).long()), batch_size=16, shuffle=shuffle)
+    workers = int(os.environ.get("WORKERS", "0"))
+    return loader(TensorDataset(x, (x.sum(1) > 0).long()), batch_size=16, shuffle=shuffle, num_workers=workers)
 
 
 def trainer(*callbacks: Callback, max_epochs: int = 3, logger: Logger | bool = False, **options: Any) -> Trainer:
@@ -79,6 +80,13 @@ def digest(module: nn.Module) -> str:
     return hashlib.sha256(state).hexdigest()[:16]
 
 
+class Late(Callback):
+    """Has the signal come when the last batch is done."""
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        os.kill(os.getpid(), signal.Signals[os.environ["SIGNAL_AT_THE_END"]])
+
+
 def main() -> None:
     if "OWN_HANDLER" in os.environ:
         signal.signal(signal.SIGTERM, lambda *_: print("own handler", flush=True))
@@ -94,6 +102,8 @@ def main() -> None:
         **several,
     )
     model = Classifier()
+    if "SIGNAL_AT_THE_END" in os.environ:
+        training.callbacks.append(Late())  # type: ignore[attr-defined]
     loader = StatefulDataLoader if "STATEFUL" in os.environ else DataLoader
     training.fit(model, data(shuffle=loader is StatefulDataLoader or not every, loader=loader), data())
     # Optimizers and progress stay in the processes that were spawned.

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import sysconfig
+import time
 from pathlib import Path
 
 import lightning
@@ -90,6 +91,24 @@ def test_within_an_epoch_a_data_loader_without_state_begins_anew_and_that_is_sai
         "of this epoch's data some comes twice and some not at all\n" in resumed.stderr
     )
     assert trained(resumed).startswith("trained 24 6 ")
+
+
+def test_a_signal_to_the_whole_process_group_ends_as_a_signal_does(tmp_path: Path) -> None:
+    """Also where Lightning first meets the end of the data loader's workers, which get it as well."""
+    process = subprocess.Popen(
+        [sys.executable, "-W", "ignore", str(TRAIN)],
+        env=os.environ | {"POLYAXON_RUN_OUTPUTS_PATH": str(tmp_path), "WORKERS": "2", "SECONDS_PER_BATCH": "0.2"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    while not list(tmp_path.glob("checkpoints/resume/step=*")) and process.poll() is None:
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGTERM)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM, stderr
+    assert trained(train(tmp_path)).startswith("trained 24 6 ")
 
 
 PACKAGES = """

@@ -198,7 +198,7 @@ def test_refused_credentials_are_told_of_before_training(store: Store, proxy: Pr
 def test_a_store_that_is_not_reached_is_told_of_before_training(store: Store, proxy: Proxy) -> None:
     proxy.answer = lambda _: 505
     text = message(store, **store.environment)
-    assert "which could not be used (Not written to:" in text
+    assert "which could not be used (The request failed: " in text
     assert "See that the store can be reached from here" in text
 
 
@@ -207,8 +207,17 @@ def test_missing_credentials_are_told_of_before_training(store: Store, tmp_path:
     environment = {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{store.server.port}", "AWS_EC2_METADATA_DISABLED": "true"}
     outputs = store.url if store.kind == "s3" else f"abfs://{store.bucket}/run"
     text = message(store, outputs, HOME=str(tmp_path), **environment)
-    assert "credentials" in text
     assert "POLYSTORES_RUN_STORES_ACCESS_KEYS" in text
+    if store.kind == "s3":
+        assert "which could not be used (No credentials were found: Unable to locate credentials)." in text
+
+
+def test_a_store_that_is_not_there_is_told_of_before_training(store: Store) -> None:
+    environment = {"AWS_ENDPOINT_URL": "http://127.0.0.1:9", "STORAGE_EMULATOR_HOST": "http://127.0.0.1:9"}
+    if isinstance(store.server, Azure):
+        environment["AZURE_STORAGE_CONNECTION_STRING"] = store.server.connection_string(9)
+    text = message(store, **(store.environment | environment))
+    assert "which could not be used (The store cannot be reached: " in text
 
 
 def test_a_missing_driver_names_the_extra(store: Store) -> None:

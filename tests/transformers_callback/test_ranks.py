@@ -56,7 +56,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
     [
         pytest.param({"DIE_AT_STEP": "10"}, 8, id="killed"),
         # All know of it one batch later.
-        pytest.param({"DIE_AT_STEP": "9", "SIGNAL": "SIGTERM"}, 11, id="preempted"),
+        pytest.param({"DIE_AT_STEP": "9", "SIGNAL": "SIGTERM"}, 10, id="preempted"),
     ],
 )
 def test_what_happens_to_one_rank_ends_all_and_all_go_on(

@@ -1,0 +1,32 @@
+"""The generators of random numbers that a training with torch draws from."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import numpy as np
+import torch
+
+__all__ = ["random_state", "set_random_state"]
+
+
+def random_state() -> dict[str, Any]:
+    """The state of Python's, NumPy's and torch's generators, as tensors and plain values."""
+    name, keys, *counters = np.random.get_state(legacy=True)
+    return {
+        "python": random.getstate(),
+        "numpy": [name, torch.from_numpy(np.asarray(keys, np.int64)), *counters],
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    """Have them go on from what `random_state` returned."""
+    random.setstate(state["python"])
+    name, keys, *counters = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *counters))
+    torch.set_rng_state(state["torch"])
+    if len(state["cuda"]) == torch.cuda.device_count():  # another machine may have other devices
+        torch.cuda.set_rng_state_all(state["cuda"])

@@ -1,0 +1,37 @@
+"""What is masked in messages: secrets, and no more than that."""
+
+from __future__ import annotations
+
+import pytest
+
+from polyaxon_tracking.errors import mask_secrets
+
+
+@pytest.mark.parametrize("text", ["Unable to locate credentials", "Received an invalid token.", "In asia-east1"])
+def test_a_word_after_which_nothing_comes_is_left(text: str) -> None:
+    assert mask_secrets(text) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "masked"),
+    [
+        ("password=hunter", "passw***"),
+        ("password: hunter", "passw***"),
+        ("Wrong password. It was: hunter", "Wrong passw***"),
+        ("Wrong password hunter", "Wrong passw***"),
+        ('{"token": "hunter"}', '{"token***'),
+        ("{'token': 'hunter'}", "{'token***"),
+        ("the secret 'hunter' is wrong", "the secret***"),
+        ("<Secret>hunter</Secret>", "<Secret***"),
+        ("no such token aB3xyz", "no such token***"),
+        ("secret_key hunter", "secret***"),
+        ("api_key hunter", "api_key***"),
+        ("AccountName=a;AccountKey=hunter", "AccountName=a;AccountKey***"),
+        ("Authorization: Basic hunter", "Authorization***"),
+        ("Bearer hunter", "Bearer***"),
+        ("-----BEGIN PRIVATE KEY-----", "-----BEGIN***"),
+        ("id AKIAIOSFODNN7EXAMPLE", "id AKIA***"),
+    ],
+)
+def test_all_that_may_be_a_secret_is_cut(text: str, masked: str) -> None:
+    assert mask_secrets(text) == masked
