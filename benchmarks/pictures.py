@@ -104,7 +104,7 @@ def table(page: str, header: str) -> list[list[str]]:
 def blocked() -> Figure:
     states = table("background.md", "| state | Lightning |")
     megabytes = [float(row[0].removesuffix(" MB")) for row in states]
-    figure, panels = plt.subplots(1, 2, figsize=(10.6, 3.6), sharey=True, layout="constrained")
+    figure, panels = plt.subplots(1, 2, figsize=(8.6, 3.6), sharey=True, layout="constrained")
     ours, copy = "PolyaxonCallback", "a copy of the state in memory"
     curves = [
         [

@@ -238,6 +238,7 @@ class PolyaxonCallback(TrainerCallback):
                 self._tell(training, newest, options.get("resume_from_checkpoint"))
             with training.attached():
                 result = train(**options)
+            training.wait()
             earlier.append(checkpoints.directory)
             self._run.finish(checkpoints, max_epochs=limit)
             training.finish()

@@ -207,7 +207,8 @@ class Training:
     def begin(self) -> None:
         """Count from here; make up for the evaluation that a signal cut off."""
         trainer = self._trainer
-        self._saved_step, self._stepping_from, self._due = 0, -1, False
+        # It may be the second time, with smaller batches.
+        self._saved_step, self._stepping_from, self._due, self._random_after = 0, -1, False, None
         if self._newest is not None:
             optimizer = _name(trainer.optimizer)
             if self._notes["optimizer"] != optimizer:
@@ -316,8 +317,7 @@ class Training:
             self.wait()  # the Trainer may now load the best model
 
     def finish(self) -> None:
-        """Wait for what is written; and end where a signal asked for it that came too late for a step to notice."""
-        self.wait()
+        """End where a signal asked for it that came too late for a step to notice."""
         self.active = False
         if requested := max(self.processes.gather(int(self.interruption.requested or 0))):
             self.interruption.requested = Signals(requested)
