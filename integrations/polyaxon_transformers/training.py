@@ -142,7 +142,7 @@ class Training:
             ("_save_checkpoint", self._save_for_user),
             ("_maybe_log_save_evaluate", self._log_save_evaluate),
         ):
-            if (original := getattr(trainer, name, None)) is not None:  # `_run_epoch` came with Transformers 5
+            if (original := getattr(trainer, name, None)) is not None:  # `_run_epoch` came with Transformers 5.3
                 own[name] = vars(trainer).get(name)
                 setattr(trainer, name, functools.wraps(original)(functools.partial(ours, original)))
         self.interruption.install()

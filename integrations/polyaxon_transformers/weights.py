@@ -100,7 +100,8 @@ def _differences(
     """
     # Of tensors that share their memory, one is saved.
     stored = {tensors[name].data_ptr() for name in saved if name in tensors}
-    missing = [name for name, tensor in tensors.items() if name not in saved and tensor.data_ptr() not in stored]
+    needed = {name: tensor for name, tensor in tensors.items() if name not in frozen}
+    missing = [name for name, tensor in needed.items() if name not in saved and tensor.data_ptr() not in stored]
     unexpected = [name for name in saved if name not in tensors]
     problems = [
         *(
@@ -108,7 +109,7 @@ def _differences(
             for name, shape in saved.items()
             if name in tensors and tuple(tensors[name].shape) != shape
         ),
-        *(f"{name} was not saved" for name in missing if name not in frozen),
+        *(f"{name} was not saved" for name in missing),
         *(f"{name} was saved and is no more" for name in unexpected),
     ]
     return problems, bool(missing or unexpected)

@@ -453,7 +453,6 @@ def test_the_private_names_that_are_used_are_there() -> None:
         "_load_from_checkpoint",
         "_load_best_model",
         "_load_rng_state",
-        "_run_epoch",
         "_save_checkpoint",
         "_maybe_log_save_evaluate",
         "_get_output_dir",

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import transformers
+from packaging.version import Version
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, set_seed
 from transformers_script import digest, tiny, trainer
 
@@ -184,6 +186,9 @@ def test_a_signal_at_a_step_with_an_evaluation_changes_no_bit(
     assert ends["preempted"] == ends["uninterrupted"]
 
 
+@pytest.mark.xfail(
+    Version(transformers.__version__) < Version("5.3"), reason="the Trainer has no method for an epoch", strict=True
+)
 def test_an_evaluation_that_is_made_up_for_may_end_training(outputs: Path, new_process: Callable[[], None]) -> None:
     class Mine(TrainerCallback):
         """One that needs its own hooks in their order."""
