@@ -46,6 +46,7 @@ class Interruption:
         self.requested: signal.Signals | None = None
         """The signal that came, or ``None``."""
         self._is_training = is_training
+        self._listens = False
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:
@@ -63,12 +64,13 @@ class Interruption:
 
     def install(self) -> None:
         """Start to listen."""
-        self.requested = None
+        self.requested, self._listens = None, True
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
-                before = signal.getsignal(number)
+                before = _without_stale(signal.getsignal(number), number)
                 if before not in (self._handle, signal.SIG_IGN):  # `nohup` and the like ignore it
-                    self._before[number] = signal.signal(number, self._handle)
+                    signal.signal(number, self._handle)
+                    self._before[number] = before
 
     def stay_on_top(self) -> None:
         """Put aside the handlers that were installed over these since: they hear nothing any more."""
@@ -77,6 +79,7 @@ class Interruption:
 
     def uninstall(self) -> None:
         """Stop listening; the handlers that were there before are there again."""
+        self._listens = False
         for number, handler in self._before.items():
             if signal.getsignal(number) == self._handle:  # otherwise another one has been put on top since
                 signal.signal(number, signal.SIG_DFL if handler is None else handler)
@@ -92,7 +95,7 @@ class Interruption:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         caught = signal.Signals(number)
         before = self._before.get(caught)
-        if self.requested is not None or not self._is_training(frame):
+        if not self._listens or self.requested is not None or not self._is_training(frame):
             self.uninstall()
             if caught == self.requested == signal.SIGTERM:
                 before = signal.SIG_DFL  # the second: nothing holds it up any more
@@ -108,3 +111,10 @@ class Interruption:
         )
         if callable(before) and before is not signal.default_int_handler:
             before(number, frame)
+
+
+def _without_stale(handler: Any, number: signal.Signals) -> Any:
+    """What was there before one that no longer listens: a framework may have put it back when its training failed."""
+    while isinstance(stale := getattr(handler, "__self__", None), Interruption) and not stale._listens:  # noqa: SLF001
+        handler = stale._before.get(number)  # noqa: SLF001
+    return handler

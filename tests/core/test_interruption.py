@@ -112,3 +112,24 @@ def test_outside_the_main_thread_nothing_is_caught() -> None:
     thread.start()
     thread.join()
     assert seen == [before]
+
+
+STALE = """
+import os, signal
+from polyaxon_tracking import Interruption
+first = Interruption(lambda _: False)  # its training is over
+first.install()
+of_a_framework = signal.signal(signal.SIGTERM, lambda *_: None)  # which keeps what it found
+first.uninstall()
+signal.signal(signal.SIGTERM, of_a_framework)  # and puts it back when its training has failed
+with Interruption() as second:
+    os.kill(os.getpid(), signal.SIGTERM)
+    print("requested", second.requested, flush=True)
+    second.end()
+"""
+
+
+def test_a_handler_of_a_training_before_that_was_put_back_does_not_end_the_next() -> None:
+    process = subprocess.run([sys.executable, "-c", STALE], capture_output=True, text=True, check=False, timeout=30)
+    assert process.stdout.startswith("requested"), process.stderr
+    assert process.returncode == 143

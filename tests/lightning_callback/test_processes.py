@@ -111,6 +111,42 @@ def test_a_signal_to_the_whole_process_group_ends_as_a_signal_does(tmp_path: Pat
     assert trained(train(tmp_path)).startswith("trained 24 6 ")
 
 
+FAILED_BEFORE = """
+import os, signal
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.demos.boring_classes import BoringModel
+from polyaxon_lightning import PolyaxonCallback
+
+class At(Callback):
+    def __init__(self, step, does):
+        self.step, self.does = step, does
+    def on_train_batch_end(self, trainer, *_):
+        if trainer.global_step == self.step:
+            self.does()
+
+def fit(*callbacks):
+    trainer = Trainer(
+        max_epochs=1, accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
+        limit_val_batches=0, callbacks=[PolyaxonCallback(resume=False), *callbacks],
+    )
+    trainer.fit(BoringModel())
+
+def fail():
+    raise ArithmeticError
+
+try:
+    fit(At(10, fail))
+except ArithmeticError:
+    fit(At(20, lambda: os.kill(os.getpid(), signal.SIGTERM)))
+"""
+
+
+def test_a_signal_is_heard_in_a_training_after_one_that_failed(tmp_path: Path) -> None:
+    process = run("-c", FAILED_BEFORE, POLYAXON_RUN_OUTPUTS_PATH=str(tmp_path))
+    assert process.returncode == 128 + signal.SIGTERM, process.stderr
+    assert "Saved step 20 after SIGTERM" in process.stderr
+
+
 PACKAGES = """
 import sys, importlib
 first = [importlib.import_module(name) for name in sys.argv[2:]]
