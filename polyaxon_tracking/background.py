@@ -111,8 +111,11 @@ class BackgroundWriter:
                     more=f", {now - started:.0f} of at most {self._timeout:g} s so far",
                 )
                 self._changed.wait(min(display.seconds_to_next, started + self._timeout - now))
-        if self._thread is not None:
-            self._thread.join()  # it has nothing left to do, but what it does last must not meet the interpreter's end
+        if (thread := self._thread) is not None:
+            thread.join()  # it has nothing left to do, but what it does last must not meet the interpreter's end
+            with self._changed:
+                if self._thread is thread:
+                    self._thread = None  # it refers to the `sys.excepthook` of its beginning, and that to a model
         self._raise_error()
 
     def _raise_error(self) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import FrameType, TracebackType
-    from typing import Any, NoReturn
+    from typing import Any, ClassVar, NoReturn
 
     from typing_extensions import Self
 
@@ -41,6 +41,9 @@ class Interruption:
         ...             pass  # save
         ...             interruption.end()
     """
+
+    _taker: ClassVar[Interruption | None] = None
+    """The one that has taken a signal, while the handlers that were there before it run."""
 
     def __init__(self, is_training: Callable[[FrameType | None], bool] = lambda _: True) -> None:
         self.requested: signal.Signals | None = None
@@ -84,33 +87,50 @@ class Interruption:
             if signal.getsignal(number) == self._handle:  # otherwise another one has been put on top since
                 signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
-    def end(self) -> NoReturn:
-        """Leave training as the signal asks: exit status 143 for SIGTERM, ``KeyboardInterrupt`` for Ctrl-C."""
-        requested = self.requested
+    def end(self, number: int | None = None) -> NoReturn:
+        """Leave training as the signal asks: exit status 143 for SIGTERM, ``KeyboardInterrupt`` for Ctrl-C.
+
+        Args:
+            number: the signal, where it was another process of the same training that received it.
+        """
+        if number is not None:
+            self.requested = signal.Signals(number)
         self.uninstall()
-        if requested == signal.SIGINT:
+        if self.requested == signal.SIGINT:
             raise KeyboardInterrupt
         raise SystemExit(_EXIT_STATUS)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         caught = signal.Signals(number)
         before = self._before.get(caught)
-        if not self._listens or self.requested is not None or not self._is_training(frame):
-            self.uninstall()
-            if caught == self.requested == signal.SIGTERM:
-                before = signal.SIG_DFL  # the second: nothing holds it up any more
-            if callable(before):
-                before(number, frame)
-            elif before != signal.SIG_IGN:
-                signal.signal(caught, signal.SIG_DFL)
-                os.kill(os.getpid(), caught)
+        if self._listens and self.requested is None and self._is_training(frame):
+            self.requested = caught
+            _logger.warning(
+                "Received %s: training ends after this batch and is saved. A second one ends it at once", caught.name
+            )
+            outer, Interruption._taker = Interruption._taker, self
+            try:
+                _run(before, number, frame)
+            finally:
+                Interruption._taker = outer
             return
-        self.requested = caught
-        _logger.warning(
-            "Received %s: training ends after this batch and is saved. A second one ends it at once", caught.name
-        )
-        if callable(before) and before is not signal.default_int_handler:
+        if Interruption._taker not in (None, self):  # one of a training that goes on, which this one is not to end
+            _run(before, number, frame)
+            return
+        self.uninstall()
+        if caught == self.requested == signal.SIGTERM:
+            before = signal.SIG_DFL  # the second: nothing holds it up any more
+        if callable(before):
             before(number, frame)
+        elif before != signal.SIG_IGN:
+            signal.signal(caught, signal.SIG_DFL)
+            os.kill(os.getpid(), caught)
+
+
+def _run(handler: Any, number: int, frame: FrameType | None) -> None:
+    """Run a handler of the user's or a framework's; not the one of Python, which would end the process."""
+    if callable(handler) and handler is not signal.default_int_handler:
+        handler(number, frame)
 
 
 def _without_stale(handler: Any, number: signal.Signals) -> Any:

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from polyaxon_tracking.checkpoints import Checkpoint, CheckpointManager
+    from polyaxon_tracking.interruption import Interruption
 
 __all__ = ["Processes", "Wishes"]
 
@@ -59,6 +60,11 @@ class Processes:
         the same at the same batch, one later.
         """
         return wishes
+
+    def end_where_asked(self, interruption: Interruption) -> None:
+        """End all processes as a signal to one of them asked; return where none came."""
+        if requested := max(self.gather(int(interruption.requested or 0))):
+            interruption.end(requested)
 
     def raise_error(self, error: BaseException | None) -> None:
         """Raise `error` in this process, and one that tells of it in the others; return where no process has any.

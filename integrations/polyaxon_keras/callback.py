@@ -193,6 +193,7 @@ class PolyaxonCallback(keras.callbacks.ModelCheckpoint):
         self._saved_at = time.monotonic()
         self._due, self._states = None, []
         self._fitted = self.model
+        _let_go_of_failed()
         self._interruption.install()
         if sys.excepthook != self._save_after_exception:
             self._excepthook, sys.excepthook = sys.excepthook, self._save_after_exception
@@ -286,9 +287,7 @@ class PolyaxonCallback(keras.callbacks.ModelCheckpoint):
         _begin_at(self.model, None)
         self._finished = self._checkpoints
         self._run.finish(self._checkpoints, max_epochs=epochs)
-        if requested := max(self._processes.gather(int(self._interruption.requested or 0))):
-            self._interruption.requested = Signals(requested)
-            self._interruption.end()
+        self._processes.end_where_asked(self._interruption)
 
     def _agree(self) -> Wishes:
         """What this process wants, or what all do: with several, one batch later."""
@@ -305,12 +304,11 @@ class PolyaxonCallback(keras.callbacks.ModelCheckpoint):
 
     def _end(self, epoch: int, number: int) -> NoReturn:
         """Save and leave training, as the signal `number` to one of the processes asks."""
-        self._interruption.requested = Signals(number)
         self._save_training(epoch)
         self._wait()
         if self._processes.rank == 0:
             _logger.warning("Saved step %d after %s", self._step, Signals(number).name)
-        self._interruption.end()
+        self._interruption.end(number)
 
     @property
     def _epochs_done(self) -> int:
@@ -462,6 +460,16 @@ class PolyaxonCallback(keras.callbacks.ModelCheckpoint):
                 _logger.info("Epoch %d: saved the model to %s", epoch + 1, path)
 
         self._write(path, write)
+
+
+def _let_go_of_failed() -> None:
+    """Take away what trainings wait with whose exception was caught, so that their models go."""
+    while True:
+        failed = getattr(sys.excepthook, "__self__", None)
+        if not isinstance(failed, PolyaxonCallback) or failed._is_training(sys._getframe()):  # noqa: SLF001
+            return
+        sys.excepthook = failed._excepthook  # noqa: SLF001
+        failed._interruption.uninstall()  # noqa: SLF001
 
 
 def _plain_values(callback: keras.callbacks.Callback) -> dict[str, Any]:

@@ -227,12 +227,11 @@ class ResumeStream(Checkpoint):
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Stop listening for signals; end where one came after the last batch."""
         self._training = False
-        requested = max(self.ranks.gather(int(self.interruption.requested or 0)))
-        self.interruption.uninstall()
-        self.ranks.leave(trainer.strategy)
-        if requested:
-            self.interruption.requested = signal.Signals(requested)
-            self.interruption.end()
+        try:
+            self.ranks.end_where_asked(self.interruption)
+        finally:
+            self.interruption.uninstall()
+            self.ranks.leave(trainer.strategy)
 
     def _restore_random(self, trainer: pl.Trainer) -> None:
         if self._restored is not None and len(self._restored["random"]) == trainer.world_size:
@@ -257,8 +256,7 @@ class ResumeStream(Checkpoint):
         with contextlib.suppress(RuntimeError):  # another was killed
             self.ranks.gather(None)
         self.ranks.leave(trainer.strategy)
-        self.interruption.requested = requested
-        self.interruption.end()
+        self.interruption.end(requested)
 
     def _save_at_last(self, trainer: pl.Trainer, reason: str, *, saves: bool) -> None:
         try:

@@ -239,7 +239,8 @@ class PolyaxonCallback(TrainerCallback):
             with training.attached():
                 result = train(**options)
             training.wait()
-            earlier.append(checkpoints.directory)
+            if checkpoints.directory not in earlier:  # it may have gone on with `resume=True`
+                earlier.append(checkpoints.directory)
             self._run.finish(checkpoints, max_epochs=limit)
             training.finish()
         except BaseException as error:

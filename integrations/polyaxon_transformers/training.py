@@ -208,7 +208,8 @@ class Training:
         """Count from here; make up for the evaluation that a signal cut off."""
         trainer = self._trainer
         # It may be the second time, with smaller batches.
-        self._saved_step, self._stepping_from, self._due, self._random_after = 0, -1, False, None
+        self._saved_step, self._stepping_from, self._due = 0, -1, False
+        self._random_after, self._nothing_left = None, False
         if self._newest is not None:
             optimizer = _name(trainer.optimizer)
             if self._notes["optimizer"] != optimizer:
@@ -319,9 +320,7 @@ class Training:
     def finish(self) -> None:
         """End where a signal asked for it that came too late for a step to notice."""
         self.active = False
-        if requested := max(self.processes.gather(int(self.interruption.requested or 0))):
-            self.interruption.requested = Signals(requested)
-            self.interruption.end()
+        self.processes.end_where_asked(self.interruption)
 
     def after_exception(self, error: BaseException) -> None:
         """Save what was done since the last save, whatever ends the training; then end as a signal asked for.

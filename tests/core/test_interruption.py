@@ -114,22 +114,51 @@ def test_outside_the_main_thread_nothing_is_caught() -> None:
     assert seen == [before]
 
 
-STALE = """
-import os, signal
-from polyaxon_tracking import Interruption
+EARLIER = {
+    "put back": """
 first = Interruption(lambda _: False)  # its training is over
 first.install()
-of_a_framework = signal.signal(signal.SIGTERM, lambda *_: None)  # which keeps what it found
+of_a_framework = signal.signal(number, lambda *_: None)  # which keeps what it found
 first.uninstall()
-signal.signal(signal.SIGTERM, of_a_framework)  # and puts it back when its training has failed
+signal.signal(number, of_a_framework)  # and puts it back when its training has failed
+""",
+    "kept by another": """
+first = Interruption(lambda _: False)
+first.install()
+found = signal.getsignal(number)
+signal.signal(number, lambda *arguments: found(*arguments))  # of a framework that does not clean up
+first.uninstall()
+""",
+    "never taken away": """
+first = Interruption(lambda _: False)  # of a framework that tells nobody of exceptions
+first.install()
+""",
+    "under way": """
+first = Interruption()  # a training within which another one trains
+first.install()
+""",
+}
+
+TRAINING = """
+import os, signal, sys
+from polyaxon_tracking import Interruption
+number = signal.Signals[sys.argv[1]]
+{}
 with Interruption() as second:
-    os.kill(os.getpid(), signal.SIGTERM)
-    print("requested", second.requested, flush=True)
+    os.kill(os.getpid(), number)
+    print("requested", second.requested == number, flush=True)
+    if "twice" in sys.argv:
+        os.kill(os.getpid(), number)
+        print("went on", flush=True)
     second.end()
 """
 
 
-def test_a_handler_of_a_training_before_that_was_put_back_does_not_end_the_next() -> None:
-    process = subprocess.run([sys.executable, "-c", STALE], capture_output=True, text=True, check=False, timeout=30)
-    assert process.stdout.startswith("requested"), process.stderr
-    assert process.returncode == 143
+@pytest.mark.parametrize("earlier", EARLIER)
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, -signal.SIGINT)])
+def test_one_of_another_training_does_not_end_this(earlier: str, number: signal.Signals, status: int) -> None:
+    command = [sys.executable, "-c", TRAINING.format(EARLIER[earlier]), number.name]
+    process = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
+    assert (process.returncode, process.stdout) == (status, "requested True\n"), process.stderr
+    process = subprocess.run([*command, "twice"], capture_output=True, text=True, check=False, timeout=30)
+    assert (process.returncode, process.stdout) == (-number, "requested True\n"), process.stderr

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import json
 import logging
 import re
+import signal
 import sys
+import weakref
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -491,3 +495,29 @@ def test_fit_still_begins_with_the_attribute_that_is_set() -> None:
 
     assert fit(Begin(), network=network) == [2]
     assert np.isfinite(network.get_weights()[0]).all()
+
+
+def test_models_go_when_their_trainings_are_over(outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "excepthook", sys.__excepthook__)  # without those of trainings in other tests
+
+    def train(*callbacks: keras.callbacks.Callback) -> weakref.ref[keras.Model]:
+        network = model()
+        with contextlib.suppress(RuntimeError):
+            fit(PolyaxonCallback(), *callbacks, network=network)
+        return weakref.ref(network)
+
+    # Two that fail, and one that is tried in their place.
+    models = [train(Interrupt(epoch=1)), train(Interrupt(epoch=1)), train()]
+    gc.collect()
+    assert [one() for one in models] == [None] * 3
+    assert sys.excepthook is sys.__excepthook__
+
+
+def test_a_training_within_another_leaves_its_hooks(outputs: Path) -> None:
+    class Teacher(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch: int, logs: object = None) -> None:
+            before = sys.excepthook, signal.getsignal(signal.SIGTERM)
+            fit(PolyaxonCallback(), epochs=1)
+            assert (sys.excepthook, signal.getsignal(signal.SIGTERM)) == before
+
+    fit(PolyaxonCallback(), Teacher(), epochs=1)

@@ -84,3 +84,34 @@ def test_an_exception_in_the_middle_of_an_optimizer_step_is_not_saved_after(tmp_
     assert "RuntimeError: mine" in failed.stderr
     assert "Saved step" not in failed.stderr
     assert len(list((tmp_path / "checkpoints" / "resume").glob("step=*4-epoch=1-*"))) == 1
+
+
+FAILED_BEFORE = """
+import os, signal
+import numpy as np
+import keras
+from polyaxon_keras import PolyaxonCallback
+from polyaxon_tracking import Interruption
+
+class Fail(keras.callbacks.Callback):
+    def on_train_batch_end(self, batch, logs=None):
+        raise ArithmeticError
+
+model = keras.Sequential([keras.layers.Dense(1)])
+model.compile("sgd", "mse")
+try:
+    model.fit(np.zeros((8, 2)), np.zeros(8), callbacks=[PolyaxonCallback(), Fail()])
+except ArithmeticError:
+    with Interruption() as interruption:  # of a loop of one's own, or of another framework
+        os.kill(os.getpid(), signal.SIGTERM)
+        open("saved", "w").close()
+        interruption.end()
+"""
+
+
+def test_a_signal_is_heard_in_a_training_after_one_that_failed(tmp_path: Path) -> None:
+    process = subprocess.run(
+        [sys.executable, "-c", FAILED_BEFORE], capture_output=True, text=True, check=False, timeout=300
+    )
+    assert process.returncode == 128 + signal.SIGTERM, process.stderr
+    assert (tmp_path / "saved").exists()

@@ -163,6 +163,10 @@ def test_a_new_trainer_in_the_same_process_begins_at_the_first_step(outputs: Pat
     trainer(PolyaxonCallback(resume=True), longer, num_train_epochs=4, **QUIET).train()
     assert newest(outputs)[0] == 16  # of the first, as one asks for who trains on in a notebook
     assert longer.steps == list(range(5, 17))
+    third = trainer(PolyaxonCallback(), num_train_epochs=1, **QUIET)
+    third.train()
+    assert third.args.output_dir == str(outputs / "checkpoints" / "bert-3")
+    assert newest(outputs, "resume-3")[0] == 4
 
 
 @pytest.mark.parametrize("step", [5, 6, 7, 8])
