@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterable, Mapping
+from datetime import timedelta
+from numbers import Integral
 
 from polyaxon_tracking.background import wait_for_all
 from polyaxon_tracking.checkpoints import CheckpointManager
@@ -100,6 +102,24 @@ class Run:
     def checkpoints_path(self) -> str:
         """Where checkpoints go: ``checkpoints`` below the outputs path."""
         return join_below(self.outputs_path, "checkpoints")
+
+    @staticmethod
+    def check_frequency(every_n_train_steps: int | None, train_time_interval: timedelta | None) -> None:
+        """Check how often a callback is told to save: when it is made, before training starts.
+
+        Raises:
+            TrackingError: `every_n_train_steps` is not a whole number above zero, or `train_time_interval` not a
+                timedelta above zero.
+        """
+        steps: object = every_n_train_steps  # whatever it is: few scripts are checked for types
+        interval: object = train_time_interval
+        if steps is not None and (isinstance(steps, bool) or not isinstance(steps, Integral) or steps < 1):
+            raise TrackingError(f"Received every_n_train_steps={steps!r}. Expected a whole number, 1 or more, or None.")
+        if interval is not None and not (isinstance(interval, timedelta) and interval > timedelta(0)):
+            raise TrackingError(
+                f"Received train_time_interval={interval!r}. Expected a timedelta above zero, such as "
+                f"timedelta(minutes=10), or None."
+            )
 
     def data_path(self, name: str) -> str:
         """Where the dataset `name` is, one of those that were given as `datasets`.
@@ -253,10 +273,13 @@ def checked_outputs(path: str, whence: str = OUTPUTS_PATH) -> str:
         with staging(path):
             pass
     except OSError as error:
+        problem, advice = error.strerror, "Mount the volume for writing"
+        if isinstance(error, NotADirectoryError):
+            problem, advice = f"{shown_path(error.filename)} is a file", "Move it away"
         # `from None`: the message says all that the error does
         raise TrackingError(
-            f"Received the outputs path {shown_path(path)}, which cannot be written to: {error.strerror}. Expected a "
-            f"directory that this user may write to. Mount the volume for writing, or set {whence} to another path."
+            f"Received the outputs path {shown_path(path)}, which cannot be written to: {problem}. Expected a "
+            f"directory that this user may write to. {advice}, or set {whence} to another path."
         ) from None
     return path
 

@@ -104,14 +104,7 @@ class PolyaxonCallback(keras.callbacks.ModelCheckpoint):
     ) -> None:
         if filepath is None:
             filepath = ("best" if save_best_only else "model") + (".weights.h5" if save_weights_only else ".keras")
-        if every_n_train_steps is not None and every_n_train_steps < 1:
-            raise TrackingError(f"Received every_n_train_steps={every_n_train_steps!r}. Expected 1 or more, or None.")
-        if train_time_interval is not None and not (
-            isinstance(train_time_interval, timedelta) and train_time_interval > timedelta(0)
-        ):
-            raise TrackingError(
-                f"Received train_time_interval={train_time_interval!r}. Expected a timedelta above zero, or None."
-            )
+        Run.check_frequency(every_n_train_steps, train_time_interval)
         self._restored = list(restore)
         if wrong := [callback for callback in self._restored if not isinstance(callback, keras.callbacks.Callback)]:
             raise TrackingError(f"Received restore={wrong!r}. Expected a list of callbacks that `fit` is given too.")

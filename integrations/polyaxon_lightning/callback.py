@@ -99,14 +99,7 @@ class PolyaxonCallback(Callback):
     ) -> None:
         super().__init__()
         save_time(self)
-        if every_n_train_steps is not None and every_n_train_steps < 1:
-            raise TrackingError(f"Received every_n_train_steps={every_n_train_steps!r}. Expected 1 or more, or None.")
-        if train_time_interval is not None and not (
-            isinstance(train_time_interval, timedelta) and train_time_interval > timedelta(0)
-        ):
-            raise TrackingError(
-                f"Received train_time_interval={train_time_interval!r}. Expected a timedelta above zero, or None."
-            )
+        Run.check_frequency(every_n_train_steps, train_time_interval)
         self._run = Run(datasets=datasets, loggers=[*_LIGHTNING_LOGGERS, *loggers], resume=resume)
         self._run.training(max_epochs=0, max_to_keep=max_to_keep)  # raises for a wrong `max_to_keep`
         self._every_n_train_steps = every_n_train_steps

@@ -128,7 +128,7 @@ def test_paths_are_made_absolute_and_urls_are_left_as_they_are(
         ),
         (
             ["--outputs", "file"],
-            "Received the outputs path '{here}/file', which cannot be written to: Expected a directory, but there is a file of this name. Expected a directory that this user may write to. Mount the volume for writing, or set --outputs to another path.",
+            "Received the outputs path '{here}/file', which cannot be written to: '{here}/file' is a file. Expected a directory that this user may write to. Move it away, or set --outputs to another path.",
         ),
         (["--outputs", ""], "Received an empty --outputs. Expected a directory, or a URL such as s3://bucket/run."),
     ],

@@ -60,13 +60,14 @@ def test_the_outputs_path_becomes_an_absolute_local_one(
     assert not (tmp_path / "file:").exists()
 
 
-def test_an_outputs_path_that_is_a_file(outputs: Path) -> None:
-    outputs.parent.mkdir(parents=True)
-    outputs.write_text("")
+@pytest.mark.parametrize("below", [False, True], ids=["a file", "below a file"])
+def test_an_outputs_path_that_is(below: bool, outputs: Path) -> None:
+    file = outputs.parent if below else outputs
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("")
     assert message() == (
-        f"Received the outputs path '{outputs}', which cannot be written to: Expected a directory, but there is a file of this "
-        f"name. Expected a directory that this user may write to. Mount the volume for writing, or set "
-        f"POLYAXON_RUN_OUTPUTS_PATH to another path."
+        f"Received the outputs path '{outputs}', which cannot be written to: '{file}' is a file. Expected a directory that "
+        f"this user may write to. Move it away, or set POLYAXON_RUN_OUTPUTS_PATH to another path."
     )
 
 

@@ -526,13 +526,17 @@ def test_a_state_that_is_more_than_tensors_and_plain_values(outputs: Path) -> No
     ("options", "message"),
     [
         ({"max_to_keep": 0}, "Received max_to_keep=0. Expected a whole number, 1 or more."),
-        ({"every_n_train_steps": 0}, "Received every_n_train_steps=0. Expected 1 or more, or None."),
+        ({"every_n_train_steps": 0}, "Received every_n_train_steps=0. Expected a whole number, 1 or more, or None."),
         (
-            {"train_time_interval": timedelta(0)},
-            "Received train_time_interval=datetime.timedelta(0). Expected a timedelta above zero, or None.",
+            {"every_n_train_steps": "9"},
+            "Received every_n_train_steps='9'. Expected a whole number, 1 or more, or None.",
+        ),
+        (
+            {"train_time_interval": 600},
+            "Received train_time_interval=600. Expected a timedelta above zero, such as timedelta(minutes=10), or None.",
         ),
     ],
-    ids=["max_to_keep", "every_n_train_steps", "train_time_interval"],
+    ids=["max_to_keep", "every_n_train_steps", "not a number", "train_time_interval"],
 )
 def test_arguments_out_of_range(options: dict[str, Any], message: str) -> None:
     with pytest.raises(TrackingError) as error:

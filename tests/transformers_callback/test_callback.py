@@ -436,8 +436,8 @@ def test_wrong_use_is_told_of_before_training(outputs: Path, monkeypatch: pytest
     with pytest.raises(TrackingError, match=r"Received a PolyaxonCallback with `trainer.add_callback`"):
         late.train()
     for options, expected in (
-        ({"every_n_train_steps": 0}, "Expected 1 or more, or None"),
-        ({"train_time_interval": 5}, "Expected a timedelta above zero, or None"),
+        ({"every_n_train_steps": 0}, "Expected a whole number, 1 or more, or None"),
+        ({"train_time_interval": 5}, "Expected a timedelta above zero, such as"),
         ({"max_to_keep": 0}, "Expected a whole number, 1 or more"),
         ({"datasets": ["reviews"]}, "reviews"),
     ):
