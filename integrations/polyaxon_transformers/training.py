@@ -89,7 +89,7 @@ class Training:
         self._evaluating = False
         self._random_before: dict[str, Any] = {}
         self._random_after: dict[str, Any] | None = None
-        self._unpacked: str | None = None
+        self._unpacked = contextlib.ExitStack()
         self._nothing_left = False
         self._epoch = 0
         self._epoch_ends = False
@@ -104,13 +104,11 @@ class Training:
         """The folder to give to the Trainer.
 
         Raises:
-            TrackingError: the checkpoint is of another framework.
+            TrackingError: the checkpoint is of another framework, or there is no room to unpack it.
         """
         folder = newest.path
         if folder.endswith(".tar"):
-            self._unpacked = folder = tempfile.mkdtemp(prefix="polyaxon-tracking-")
-            unpack(newest.path, folder)
-            self.checkpoints.release()
+            folder = self._unpack(newest)
         elif not folder.endswith(_SUFFIX):
             raise TrackingError(
                 f"Received {newest.source}, which Hugging Face's Trainer did not save. Expected an outputs path with "
@@ -124,6 +122,29 @@ class Training:
             if not os.path.isdir(here):  # the pod was made anew
                 unpack(cached_path(f"{self._users}/{self._best}.tar"), here)
         return folder
+
+    def _unpack(self, newest: Checkpoint) -> str:
+        """The folder that was packed in `newest`: once on each machine, until the end of training.
+
+        In a directory that, should this process be killed, the next start removes.
+        """
+        here, folder = tempfile.gettempdir(), ""
+        try:
+            with self.processes.together():
+                if self._trainer.is_local_process_zero():
+                    needed, free = os.path.getsize(newest.path), shutil.disk_usage(here).free
+                    if needed > free:
+                        raise TrackingError(
+                            f"Received {newest.source} of {needed:,} bytes to unpack in {here}, where {free:,} bytes "
+                            f"are free. Expected room for it. Set TMPDIR to a directory on a larger disk."
+                        )
+                    folder = self._unpacked.enter_context(open_directory(here).staged(folder_name(newest.step)))
+                    unpack(newest.path, folder)
+        finally:
+            self.checkpoints.release()
+        # The processes of one machine are numbered one after the other.
+        first = self.processes.rank - int(self._trainer.args.local_process_index)
+        return self.processes.gather(folder)[first]
 
     @contextlib.contextmanager
     def attached(self) -> Iterator[None]:
@@ -253,8 +274,7 @@ class Training:
         self.active = False
         self.interruption.uninstall()
         self.processes.part()
-        if self._unpacked is not None:
-            shutil.rmtree(self._unpacked, ignore_errors=True)
+        self._unpacked.close()
         del self._trainer  # `interruption` refers to this, and the model is to go with the Trainer
 
     def _path_of(self, name: str) -> str:

@@ -4,28 +4,38 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
+import sysconfig
 import tarfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pytest
 from transformers import BertForSequenceClassification
-from transformers_script import digest
+from transformers_script import digest, trainer
 
-from polyaxon_tracking import cached_path
+from polyaxon_tracking import TrackingError, cached_path
+from polyaxon_transformers import PolyaxonCallback
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from servers import Store
 
 SCRIPT = str(Path(__file__).with_name("transformers_script.py"))
+ALONE = [sys.executable, "-W", "ignore", SCRIPT]
+TWO = [os.path.join(sysconfig.get_path("scripts"), "torchrun"), "--standalone", "--nproc-per-node=2", SCRIPT]
 
 
-def run(directory: Path, outputs: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def run(
+    directory: Path, outputs: str, command: list[str] = ALONE, **environment: str
+) -> subprocess.CompletedProcess[str]:
     """In a directory of its own, as in a pod that is made anew."""
     directory.mkdir()
     return subprocess.run(
-        [sys.executable, "-W", "ignore", SCRIPT],
+        command,
         cwd=directory,
         env=os.environ | {"POLYAXON_RUN_OUTPUTS_PATH": outputs} | environment,
         capture_output=True,
@@ -69,3 +79,38 @@ def test_the_best_model_of_a_pod_that_is_gone_is_loaded_at_the_end(store: Store,
     assert resumed.returncode == uninterrupted.returncode == 0, resumed.stderr
     assert resumed.stdout == uninterrupted.stdout
     assert "checkpoints/bert/checkpoint-8.tar" in store.names()
+
+
+@pytest.mark.parametrize("store", ["s3"], indirect=True)
+def test_a_state_is_unpacked_once_on_a_machine_and_goes_also_after_a_kill(store: Store, tmp_path: Path) -> None:
+    def unpacked() -> list[str]:
+        return [path.name for path in Path(os.environ["TMPDIR"]).glob(".*/checkpoint-*")]
+
+    threads = {"OMP_NUM_THREADS": "1"}
+    killed = run(tmp_path / "killed", store.url, TWO, DIE_AT_STEP="10", FOREGROUND="1", **threads)
+    assert killed.returncode, killed.stderr
+    again = run(tmp_path / "again", store.url, TWO, DIE_AT_STEP="11", FOREGROUND="1", **threads)
+    assert again.returncode, again.stderr
+    assert unpacked() == ["checkpoint-8"]
+    resumed = run(tmp_path / "resumed", store.url, TWO, **threads)
+    uninterrupted = run(tmp_path / "uninterrupted", str(tmp_path / "outputs"), TWO, **threads)
+    assert resumed.returncode == uninterrupted.returncode == 0, resumed.stderr
+    assert set(resumed.stdout.splitlines()) == set(uninterrupted.stdout.splitlines())
+    assert unpacked() == []
+
+
+@pytest.mark.parametrize("store", ["s3"], indirect=True)
+def test_a_disk_without_room_to_unpack_a_state_is_told_of(
+    store: Store, new_process: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("POLYAXON_RUN_OUTPUTS_PATH", store.url)
+    trainer(PolyaxonCallback(), num_train_epochs=1).train()
+    new_process()
+    usage = shutil.disk_usage("/")
+    rooms = iter([usage, usage._replace(free=99_999)])  # when it is downloaded, and then
+    monkeypatch.setattr("shutil.disk_usage", lambda path: next(rooms))
+    with pytest.raises(
+        TrackingError, match=r"step=0{9}4-\S+\.tar of [\d,]+ bytes to unpack in .*99,999 bytes are free"
+    ):
+        trainer(PolyaxonCallback(), num_train_epochs=2).train()
+    assert [path for path in Path(os.environ["TMPDIR"]).rglob("*") if path.is_file()] == []
