@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import uuid
+from datetime import timedelta
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import fsspec
 import pytest
@@ -112,6 +113,31 @@ def outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path = tmp_path / "run" / "outputs"
     monkeypatch.setenv("POLYAXON_RUN_OUTPUTS_PATH", str(path))
     return path
+
+
+@pytest.fixture(
+    params=[
+        ({"max_to_keep": 0}, "Received max_to_keep=0. Expected a whole number, 1 or more."),
+        ({"every_n_train_steps": 0}, "Received every_n_train_steps=0. Expected a whole number, 1 or more, or None."),
+        (
+            {"every_n_train_steps": "9"},
+            "Received every_n_train_steps='9'. Expected a whole number, 1 or more, or None.",
+        ),
+        (
+            {"train_time_interval": timedelta(0)},
+            "Received train_time_interval=datetime.timedelta(0). Expected a timedelta above zero, such as timedelta(minutes=10), or None.",
+        ),
+        (
+            {"train_time_interval": 600},
+            "Received train_time_interval=600. Expected a timedelta above zero, such as timedelta(minutes=10), or None.",
+        ),
+    ],
+    ids=["max_to_keep", "every_n_train_steps", "not a number", "train_time_interval", "not a timedelta"],
+)
+def wrong_argument(request: pytest.FixtureRequest) -> tuple[dict[str, Any], str]:
+    """An argument that every callback refuses, and with which message."""
+    wrong: tuple[dict[str, Any], str] = request.param
+    return wrong
 
 
 @pytest.fixture(scope="session")

@@ -30,7 +30,7 @@ _logger = logging.getLogger("polyaxon_tracking")
 
 # The trainings of this process that have come to their end: the directories of their training states, by the place of
 # their folders.
-_finished: dict[str, list[str]] = {}
+_finished: dict[str, set[str]] = {}
 
 
 class PolyaxonCallback(TrainerCallback):
@@ -202,7 +202,7 @@ class PolyaxonCallback(TrainerCallback):
         limit = args.max_steps if args.max_steps > 0 else args.num_train_epochs
         # A Trainer never trains on where another one ended, so only who asks for it gets that within one process.
         checkpoints = self._run.training(max_epochs=limit if self._resume else 0, max_to_keep=self._max_to_keep)
-        earlier = _finished.setdefault(users or folder, [])
+        earlier = _finished.setdefault(users or folder, set())
         if earlier and checkpoints.directory not in earlier:  # whose folders of the same steps are to stay
             args.output_dir = f"{folder}-{len(earlier) + 1}"
             users = users and f"{users}-{len(earlier) + 1}"
@@ -232,8 +232,7 @@ class PolyaxonCallback(TrainerCallback):
             with training.attached():
                 result = train(**options)
             training.wait()
-            if checkpoints.directory not in earlier:  # it may have gone on with `resume=True`
-                earlier.append(checkpoints.directory)
+            earlier.add(checkpoints.directory)
             self._run.finish(checkpoints, max_epochs=limit)
             training.finish()
         except BaseException as error:

@@ -432,23 +432,8 @@ def test_only_damaged_states_left(outputs: Path) -> None:
         fit(PolyaxonCallback(), epochs=2)
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"max_to_keep": 0}, "Received max_to_keep=0. Expected a whole number, 1 or more."),
-        ({"every_n_train_steps": 0}, "Received every_n_train_steps=0. Expected a whole number, 1 or more, or None."),
-        (
-            {"every_n_train_steps": "9"},
-            "Received every_n_train_steps='9'. Expected a whole number, 1 or more, or None.",
-        ),
-        (
-            {"train_time_interval": 600},
-            "Received train_time_interval=600. Expected a timedelta above zero, such as timedelta(minutes=10), or None.",
-        ),
-    ],
-    ids=["max_to_keep", "every_n_train_steps", "not a number", "train_time_interval"],
-)
-def test_arguments_out_of_range(options: dict[str, Any], message: str) -> None:
+def test_arguments_out_of_range(wrong_argument: tuple[dict[str, Any], str]) -> None:
+    options, message = wrong_argument
     with pytest.raises(TrackingError) as error:
         PolyaxonCallback(**options)
     assert str(error.value) == message

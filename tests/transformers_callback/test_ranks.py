@@ -5,22 +5,19 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-import sysconfig
 from pathlib import Path
 
 import pytest
+from transformers_script import TORCHRUN
 
 from polyaxon_tracking import CheckpointManager
-
-SCRIPT = str(Path(__file__).with_name("transformers_script.py"))
-COMMAND = [os.path.join(sysconfig.get_path("scripts"), "torchrun"), "--standalone", "--nproc-per-node=2", SCRIPT]
 
 
 def train(outputs: Path, **environment: str) -> tuple[int, str, str]:
     """Its exit status and what it printed; where it hangs, an error."""
     settings = {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", "POLYAXON_RUN_OUTPUTS_PATH": str(outputs)}
     process = subprocess.Popen(
-        COMMAND,
+        TORCHRUN,
         env=os.environ | settings | environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

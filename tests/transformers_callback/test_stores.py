@@ -7,14 +7,13 @@ import re
 import shutil
 import subprocess
 import sys
-import sysconfig
 import tarfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 from transformers import BertForSequenceClassification
-from transformers_script import digest, trainer
+from transformers_script import TORCHRUN, digest, trainer
 
 from polyaxon_tracking import TrackingError, cached_path
 from polyaxon_transformers import PolyaxonCallback
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
 
 SCRIPT = str(Path(__file__).with_name("transformers_script.py"))
 ALONE = [sys.executable, "-W", "ignore", SCRIPT]
-TWO = [os.path.join(sysconfig.get_path("scripts"), "torchrun"), "--standalone", "--nproc-per-node=2", SCRIPT]
 
 
 def run(
@@ -87,13 +85,13 @@ def test_a_state_is_unpacked_once_on_a_machine_and_goes_also_after_a_kill(store:
         return [path.name for path in Path(os.environ["TMPDIR"]).glob(".*/checkpoint-*")]
 
     threads = {"OMP_NUM_THREADS": "1"}
-    killed = run(tmp_path / "killed", store.url, TWO, DIE_AT_STEP="10", FOREGROUND="1", **threads)
+    killed = run(tmp_path / "killed", store.url, TORCHRUN, DIE_AT_STEP="10", FOREGROUND="1", **threads)
     assert killed.returncode, killed.stderr
-    again = run(tmp_path / "again", store.url, TWO, DIE_AT_STEP="11", FOREGROUND="1", **threads)
+    again = run(tmp_path / "again", store.url, TORCHRUN, DIE_AT_STEP="11", FOREGROUND="1", **threads)
     assert again.returncode, again.stderr
     assert unpacked() == ["checkpoint-8"]
-    resumed = run(tmp_path / "resumed", store.url, TWO, **threads)
-    uninterrupted = run(tmp_path / "uninterrupted", str(tmp_path / "outputs"), TWO, **threads)
+    resumed = run(tmp_path / "resumed", store.url, TORCHRUN, **threads)
+    uninterrupted = run(tmp_path / "uninterrupted", str(tmp_path / "outputs"), TORCHRUN, **threads)
     assert resumed.returncode == uninterrupted.returncode == 0, resumed.stderr
     assert set(resumed.stdout.splitlines()) == set(uninterrupted.stdout.splitlines())
     assert unpacked() == []

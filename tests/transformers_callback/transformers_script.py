@@ -7,6 +7,7 @@ import os
 import resource
 import signal
 import sys
+import sysconfig
 import time
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,9 @@ from transformers import (
 )
 
 from polyaxon_transformers import PolyaxonCallback
+
+# This script in two processes.
+TORCHRUN = [os.path.join(sysconfig.get_path("scripts"), "torchrun"), "--standalone", "--nproc-per-node=2", __file__]
 
 
 class Words(Dataset[dict[str, torch.Tensor]]):
