@@ -14,6 +14,9 @@ import fsspec
 import pytest
 from packaging.version import Version
 
+# Read by torch when it is imported. Tests run two at a time: the threads of one training, which wait for each other,
+# would take the time of the others, and a training of seconds take minutes.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Read by gcsfs when it is imported. The emulator knows nothing of the layouts that it would ask for.
 os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = "false"
 

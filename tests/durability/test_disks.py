@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import ctypes
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import forked
 import pytest
 
 from polyaxon_tracking import CheckpointManager
+
+if TYPE_CHECKING:
+    import subprocess
 
 TESTS = Path(__file__).parents[1]
 TROUBLE = Path(__file__).with_name("trouble.py")
@@ -20,30 +21,16 @@ SCRIPTS = {
     "keras": TESTS / "keras_callback" / "keras_script.py",
     "transformers": TESTS / "transformers_callback" / "transformers_script.py",
 }
-PR_CAPBSET_DROP, CAP_DAC_OVERRIDE = 24, 1
 
 
-def obey_modes() -> None:
-    """Root may write where the mode forbids it; without this capability it may not."""
-    ctypes.CDLL(None).prctl(PR_CAPBSET_DROP, CAP_DAC_OVERRIDE, 0, 0, 0)
-
-
-def train(outputs: Path, mode: str, *command: str) -> subprocess.CompletedProcess[str]:
+def train(framework: str, outputs: Path, mode: str, *command: str) -> subprocess.CompletedProcess[str]:
     settings = {
         mode: "1",
         "POLYAXON_RUN_OUTPUTS_PATH": str(outputs),
         "KERAS_BACKEND": "torch",
         "SECONDS_PER_BATCH": "0.1",
     }
-    return subprocess.run(
-        [sys.executable, "-W", "ignore", *command],
-        env=os.environ | settings,
-        capture_output=True,
-        text=True,
-        check=False,
-        preexec_fn=obey_modes,
-        timeout=120,
-    )
+    return forked.run(framework, *command, **settings)
 
 
 @pytest.mark.parametrize("mode", ["BACKGROUND", "FOREGROUND"])
@@ -53,7 +40,7 @@ def test_the_checkpoint_before_stays_and_the_error_says_what_is_missing(
     tmp_path: Path, mode: str, framework: str, kind: str, reason: str
 ) -> None:
     script = str(SCRIPTS[framework])
-    failed = train(tmp_path, mode, str(TROUBLE), kind, script)
+    failed = train(framework, tmp_path, mode, str(TROUBLE), kind, script)
     assert failed.returncode == 1, failed.stderr
     room = r"\. It needs more than [\d,]+ bytes, [\d,]+ bytes are free on its file system" if kind == "full" else "\n"
     message = rf"(?:OSError|PermissionError): \[Errno \d+\] {re.escape(str(tmp_path))}\S+ was not saved, and what was there before is untouched: {reason}{room}"
@@ -63,7 +50,7 @@ def test_the_checkpoint_before_stays_and_the_error_says_what_is_missing(
     latest = CheckpointManager(tmp_path / "checkpoints" / "resume").latest()
     assert latest is not None
     assert latest.epoch in (2, 3)
-    resumed = train(tmp_path, mode, script)
+    resumed = train(framework, tmp_path, mode, script)
     assert resumed.returncode == 0, resumed.stderr
     assert f"Resuming from {latest.path}: epoch {latest.epoch}" in resumed.stderr
     assert resumed.stdout.startswith("trained 24 ")

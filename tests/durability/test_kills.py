@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "durability.py"
@@ -16,16 +15,9 @@ OTHER_FILE_SYSTEM = "/dev/shm"
 
 
 def killed(framework: str, outputs: Path, *, kills: int, moment: str = "saving", tmp: str | None = None) -> Any:
-    command = [sys.executable, "-W", "ignore", str(SCRIPT), "--json", "--subjects", framework]
-    command += ["--kills", str(kills), "--moment", moment, "--outputs", str(outputs)]
-    process = subprocess.run(
-        command,
-        env=os.environ | {"KERAS_BACKEND": "torch"} | ({"TMPDIR": tmp} if tmp else {}),
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
+    options = f"--json --subjects {framework} --kills {kills} --moment {moment} --outputs".split()
+    environment = {"KERAS_BACKEND": "torch"} | ({"TMPDIR": tmp} if tmp else {})
+    process = forked.run(framework.removesuffix("_foreground"), SCRIPT, *options, outputs, **environment)
     assert process.returncode == 0, process.stderr
     starts = json.loads(process.stdout)
     assert len(starts) > kills

@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import forked
 import pytest
 from packaging.version import Version
 
@@ -44,11 +43,13 @@ class Training:
             **environment,
         }
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-W", "ignore", str(SCRIPTS[framework])],
-                env=os.environ | {"PYTHONUNBUFFERED": "1"} | settings,
-                stdout=log,
-                stderr=subprocess.STDOUT,
+            self.process = forked.start(
+                framework,
+                SCRIPTS[framework],
+                stdout=log.fileno(),
+                stderr=log.fileno(),
+                PYTHONUNBUFFERED="1",
+                **settings,
             )
 
     def wait_for_epochs(self, epochs: int) -> None:

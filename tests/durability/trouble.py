@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import resource
 import runpy
@@ -13,6 +14,22 @@ import threading
 import time
 
 from polyaxon_tracking import CheckpointManager
+
+CAP_DAC_OVERRIDE = 1
+CAPABILITY_VERSION_3 = 0x20080522
+
+
+def obey_modes() -> None:
+    """Root may write where the mode of a directory forbids it; without this capability root may not: capset(2)."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    header = (ctypes.c_uint32 * 2)(CAPABILITY_VERSION_3, 0)  # of the calling thread
+    sets = (ctypes.c_uint32 * 6)()  # effective, permitted, inheritable; and the same of the capabilities above 31
+    if libc.capget(header, sets) == 0:
+        for index in (0, 1):
+            sets[index] &= ~(1 << CAP_DAC_OVERRIDE)
+        if libc.capset(header, sets) == 0:
+            return
+    raise OSError(ctypes.get_errno(), "The capability to override modes could not be given up")
 
 
 def cause_trouble(kind: str) -> None:
@@ -28,5 +45,6 @@ def cause_trouble(kind: str) -> None:
 
 
 if __name__ == "__main__":
+    obey_modes()  # before any thread starts: each has capabilities of its own
     threading.Thread(target=cause_trouble, args=sys.argv[1:2], daemon=True).start()
     runpy.run_path(sys.argv[2], run_name="__main__")

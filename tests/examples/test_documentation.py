@@ -9,12 +9,12 @@ import re
 import runpy
 import shlex
 import subprocess
-import sys
 import sysconfig
 from importlib.metadata import metadata
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
+import forked
 import pytest
 import tomllib
 
@@ -36,14 +36,7 @@ def blocks(page: Path) -> str:
 
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)], ids=lambda page: page.name)
 def test_the_code_of_a_page_runs(page: Path) -> None:
-    process = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", blocks(page)],
-        env=os.environ | {"KERAS_BACKEND": "torch"},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
+    process = forked.run("all", "-c", blocks(page), KERAS_BACKEND="torch")
     assert process.returncode == 0, process.stderr
 
 

@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import os
 import re
 import signal
-import subprocess
-import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import forked
 import pytest
+
+if TYPE_CHECKING:
+    import subprocess
 
 TRAIN = Path(__file__).with_name("keras_script.py")
 
 
 def train(outputs: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, str(TRAIN)],
-        env=os.environ | {"POLYAXON_RUN_OUTPUTS_PATH": str(outputs), **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
+    return forked.run("keras", TRAIN, POLYAXON_RUN_OUTPUTS_PATH=str(outputs), **environment)
 
 
 def trained(process: subprocess.CompletedProcess[str]) -> str:
@@ -110,8 +105,6 @@ except ArithmeticError:
 
 
 def test_a_signal_is_heard_in_a_training_after_one_that_failed(tmp_path: Path) -> None:
-    process = subprocess.run(
-        [sys.executable, "-c", FAILED_BEFORE], capture_output=True, text=True, check=False, timeout=300
-    )
+    process = forked.run("keras", "-c", FAILED_BEFORE)
     assert process.returncode == 128 + signal.SIGTERM, process.stderr
     assert (tmp_path / "saved").exists()

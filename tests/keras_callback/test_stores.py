@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import forked
 import keras
 import numpy as np
 import pytest
@@ -19,20 +18,15 @@ from polyaxon_keras import PolyaxonCallback
 from polyaxon_tracking import cached_path, stores
 
 if TYPE_CHECKING:
+    import subprocess
+
     from servers import Proxy, Store
 
 HERE = Path(__file__).parent
 
 
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-W", "ignore", *arguments],
-        env=os.environ | {"PYTHONPATH": str(HERE)} | environment,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
+    return forked.run("keras", *arguments, PYTHONPATH=str(HERE), **environment)
 
 
 def fit(*callbacks: keras.callbacks.Callback, epochs: int) -> keras.Model:

@@ -11,6 +11,7 @@ import sysconfig
 import time
 from pathlib import Path
 
+import forked
 import lightning
 import pytest
 from packaging.version import Version
@@ -34,7 +35,12 @@ def train(outputs: Path, **environment: str) -> subprocess.CompletedProcess[str]
     return run(str(TRAIN), POLYAXON_RUN_OUTPUTS_PATH=str(outputs), **environment)
 
 
-def run(*arguments: str, python: str = sys.executable, **environment: str) -> subprocess.CompletedProcess[str]:
+def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return forked.run("lightning", *arguments, **environment)
+
+
+def run_new(*arguments: str, python: str = sys.executable, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a new interpreter, which has imported nothing."""
     return subprocess.run(
         [python, "-W", "ignore", *arguments],
         env=os.environ | environment,
@@ -95,14 +101,8 @@ def test_within_an_epoch_a_data_loader_without_state_begins_anew_and_that_is_sai
 
 def test_a_signal_to_the_whole_process_group_ends_as_a_signal_does(tmp_path: Path) -> None:
     """Also where Lightning first meets the end of the data loader's workers, which get it as well."""
-    process = subprocess.Popen(
-        [sys.executable, "-W", "ignore", str(TRAIN)],
-        env=os.environ | {"POLYAXON_RUN_OUTPUTS_PATH": str(tmp_path), "WORKERS": "2", "SECONDS_PER_BATCH": "0.2"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    settings = {"POLYAXON_RUN_OUTPUTS_PATH": str(tmp_path), "WORKERS": "2", "SECONDS_PER_BATCH": "0.2"}
+    process = forked.start("lightning", TRAIN, **settings)
     while not list(tmp_path.glob("checkpoints/resume/step=*")) and process.poll() is None:
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGTERM)
@@ -187,7 +187,7 @@ for epochs in (1, 2):
 def test_the_package_that_was_imported_first_is_the_one_in_use(
     tmp_path: Path, trainer: str, imported_first: list[str]
 ) -> None:
-    process = run("-c", PACKAGES, trainer, *imported_first, POLYAXON_RUN_OUTPUTS_PATH=str(tmp_path))
+    process = run_new("-c", PACKAGES, trainer, *imported_first, POLYAXON_RUN_OUTPUTS_PATH=str(tmp_path))
     assert process.returncode == 0, process.stderr
     assert process.stdout.splitlines() == ["steps 2", "steps 4"]
     assert "Resuming from" in process.stderr
@@ -205,7 +205,7 @@ def test_one_package_alone_suffices(tmp_path: Path, trainer: str, absent: set[st
     for path in Path(sysconfig.get_path("purelib")).iterdir():
         if path.name.partition("-")[0] not in absent:
             (packages / path.name).symlink_to(path)
-    process = run(
+    process = run_new(
         "-c", PACKAGES, trainer, python=str(environment / "bin/python"), POLYAXON_RUN_OUTPUTS_PATH=str(tmp_path / "run")
     )
     assert process.returncode == 0, process.stderr
@@ -214,7 +214,7 @@ def test_one_package_alone_suffices(tmp_path: Path, trainer: str, absent: set[st
 
 @other_package
 def test_a_trainer_of_the_other_package_is_refused_before_training(tmp_path: Path) -> None:
-    process = run("-c", PACKAGES, "pytorch_lightning", "lightning.pytorch", POLYAXON_RUN_OUTPUTS_PATH=str(tmp_path))
+    process = run_new("-c", PACKAGES, "pytorch_lightning", "lightning.pytorch", POLYAXON_RUN_OUTPUTS_PATH=str(tmp_path))
     assert process.returncode == 1
     assert process.stderr.splitlines()[-1] == (
         "polyaxon_tracking.errors.TrackingError: Received a Trainer of 'pytorch_lightning', but PolyaxonCallback was made "

@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import forked
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -20,6 +19,8 @@ from polyaxon_lightning import PolyaxonCallback
 from polyaxon_tracking import CheckpointManager, cached_path
 
 if TYPE_CHECKING:
+    import subprocess
+
     from servers import Proxy, Store
 
 HERE = Path(__file__).parent
@@ -39,14 +40,7 @@ print("best", best.best_model_path, len(best.best_k_models), best.last_model_pat
 
 
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-W", "ignore", *arguments],
-        env=os.environ | {"PYTHONPATH": str(HERE)} | environment,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
+    return forked.run("lightning", *arguments, PYTHONPATH=str(HERE), **environment)
 
 
 def line(process: subprocess.CompletedProcess[str], start: str) -> str:

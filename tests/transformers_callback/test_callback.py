@@ -5,15 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import os
 import re
 import signal
-import subprocess
-import sys
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import forked
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
@@ -33,6 +31,7 @@ from polyaxon_tracking import CheckpointManager, TrackingError
 from polyaxon_transformers import PolyaxonCallback
 
 if TYPE_CHECKING:
+    import subprocess
     from collections.abc import Callable
 
     from torch import nn
@@ -41,14 +40,7 @@ SCRIPT = str(Path(__file__).with_name("transformers_script.py"))
 
 
 def run(outputs: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-W", "ignore", SCRIPT],
-        env=os.environ | {"POLYAXON_RUN_OUTPUTS_PATH": str(outputs)} | environment,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
+    return forked.run("transformers", SCRIPT, POLYAXON_RUN_OUTPUTS_PATH=str(outputs), **environment)
 
 
 def trained(process: subprocess.CompletedProcess[str]) -> str:

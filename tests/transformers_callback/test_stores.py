@@ -6,11 +6,11 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 import tarfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import forked
 import pytest
 from transformers import BertForSequenceClassification
 from transformers_script import TORCHRUN, digest, trainer
@@ -24,16 +24,19 @@ if TYPE_CHECKING:
     from servers import Store
 
 SCRIPT = str(Path(__file__).with_name("transformers_script.py"))
-ALONE = [sys.executable, "-W", "ignore", SCRIPT]
 
 
-def run(
-    directory: Path, outputs: str, command: list[str] = ALONE, **environment: str
-) -> subprocess.CompletedProcess[str]:
-    """In a directory of its own, as in a pod that is made anew."""
+def run(directory: Path, outputs: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Train in a directory of its own, as in a new pod."""
+    directory.mkdir()
+    return forked.run("transformers", SCRIPT, directory=directory, POLYAXON_RUN_OUTPUTS_PATH=outputs, **environment)
+
+
+def run_torchrun(directory: Path, outputs: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Train in two processes of torchrun, in a directory of their own."""
     directory.mkdir()
     return subprocess.run(
-        command,
+        TORCHRUN,
         cwd=directory,
         env=os.environ | {"POLYAXON_RUN_OUTPUTS_PATH": outputs} | environment,
         capture_output=True,
@@ -85,13 +88,13 @@ def test_a_state_is_unpacked_once_on_a_machine_and_goes_also_after_a_kill(store:
         return [path.name for path in Path(os.environ["TMPDIR"]).glob(".*/checkpoint-*")]
 
     threads = {"OMP_NUM_THREADS": "1"}
-    killed = run(tmp_path / "killed", store.url, TORCHRUN, DIE_AT_STEP="10", FOREGROUND="1", **threads)
+    killed = run_torchrun(tmp_path / "killed", store.url, DIE_AT_STEP="10", FOREGROUND="1", **threads)
     assert killed.returncode, killed.stderr
-    again = run(tmp_path / "again", store.url, TORCHRUN, DIE_AT_STEP="11", FOREGROUND="1", **threads)
+    again = run_torchrun(tmp_path / "again", store.url, DIE_AT_STEP="11", FOREGROUND="1", **threads)
     assert again.returncode, again.stderr
     assert unpacked() == ["checkpoint-8"]
-    resumed = run(tmp_path / "resumed", store.url, TORCHRUN, **threads)
-    uninterrupted = run(tmp_path / "uninterrupted", str(tmp_path / "outputs"), TORCHRUN, **threads)
+    resumed = run_torchrun(tmp_path / "resumed", store.url, **threads)
+    uninterrupted = run_torchrun(tmp_path / "uninterrupted", str(tmp_path / "outputs"), **threads)
     assert resumed.returncode == uninterrupted.returncode == 0, resumed.stderr
     assert set(resumed.stdout.splitlines()) == set(uninterrupted.stdout.splitlines())
     assert unpacked() == []

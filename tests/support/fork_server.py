@@ -1,0 +1,116 @@
+"""Import frameworks once, then fork a process for each script that a test starts: `forked.py` is the client.
+
+`multiprocessing.forkserver` was looked at first. Its children end with `os._exit`, so they run neither `atexit` nor the
+interpreter's own end, where several of our promises are kept; it has one list of modules to import for a whole process;
+and its children have the session, environment and standard streams of the server.
+
+Run as ``python -W ignore fork_server.py DESCRIPTOR MODULE...``. The descriptor is one end of a socket. Each message on it
+is a script to run, with four descriptors: the three standard streams, and a pipe to which the server writes the child's
+process id and later its exit status.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import json
+import os
+import select
+import socket
+import sys
+import tempfile
+import types
+from pathlib import Path
+from typing import Any
+
+MESSAGE_BYTES = 1 << 17
+# Restarted in the child by jemalloc itself, which registers handlers with pthread_atfork.
+SAFE_THREADS = {"jemalloc_bg_thd"}
+
+
+def import_frameworks(modules: list[str]) -> None:
+    """Import the modules, which must leave this process with one thread: others would not exist in a child.
+
+    Raises:
+        RuntimeError: an import has started a thread.
+    """
+    for module in modules:
+        importlib.import_module(module)
+    threads = [Path(task, "comm").read_text().strip() for task in Path("/proc/self/task").iterdir()]
+    if len([thread for thread in threads if thread not in SAFE_THREADS]) > 1:
+        raise RuntimeError(f"Importing {modules} started threads, so forking is not safe: {sorted(threads)}.")
+
+
+def serve(channel: socket.socket) -> tuple[dict[str, Any], list[int]]:
+    """Fork a child for each message on the channel. Returns in the child alone, with the message and its streams."""
+    running: dict[int, tuple[int, int]] = {}  # by the child's pidfd: its process id, and where to report it
+    while True:
+        for ready in select.select([channel, *running], [], [])[0]:
+            if ready in running:
+                pid, report = running.pop(ready)
+                _, status = os.waitpid(pid, 0)
+                os.write(report, f"{os.waitstatus_to_exitcode(status)}\n".encode())
+                os.close(ready)
+                os.close(report)
+                continue
+            message, descriptors, _, _ = socket.recv_fds(channel, MESSAGE_BYTES, 4)
+            if not message:  # the test process has ended
+                os._exit(0)
+            *streams, report = descriptors
+            pid = os.fork()
+            if not pid:
+                channel.close()
+                for other, (_, report_of_other) in running.items():
+                    os.close(other)
+                    os.close(report_of_other)
+                os.close(report)
+                return json.loads(message), streams
+            for stream in streams:
+                os.close(stream)
+            running[os.pidfd_open(pid)] = pid, report
+            os.write(report, f"{pid}\n".encode())
+
+
+def become(arguments: list[str], environment: dict[str, str], directory: str, streams: list[int]) -> None:
+    """Make this child what a new interpreter with these arguments would be."""
+    os.setsid()
+    for number, stream in enumerate(streams):
+        os.dup2(stream, number)
+        os.close(stream)
+    os.chdir(directory)
+    own_path = [entry for entry in environment.get("PYTHONPATH", "").split(os.pathsep) if entry]
+    os.environ.clear()
+    os.environ.update(environment)
+    if environment.get("PYTHONUNBUFFERED"):
+        sys.stdout.reconfigure(write_through=True)  # type: ignore[union-attr]  # an ordinary text stream
+    # What imported modules have read from the server's environment, or drawn at random.
+    tempfile.tempdir = None
+    if fsspec := sys.modules.get("fsspec.config"):
+        fsspec.set_conf_env(fsspec.conf)
+    if numpy := sys.modules.get("numpy"):
+        numpy.random.seed()
+    script, *rest = arguments
+    sys.path[:] = ["" if script == "-c" else str(Path(script).parent), *own_path, *sys.path[1:]]
+    sys.argv[:] = ["-c", *rest[1:]] if script == "-c" else arguments
+
+
+def main_module(script: str) -> types.ModuleType:
+    """Return a new ``__main__``, which `pickle` and the processes that the script starts find by that name."""
+    module = types.ModuleType("__main__")
+    if script != "-c":
+        module.__file__ = script
+    sys.modules["__main__"] = module
+    return module
+
+
+if __name__ == "__main__":
+    channel = socket.socket(fileno=int(sys.argv[1]))
+    import_frameworks(sys.argv[2:])
+    gc.freeze()  # a collection would touch, and so copy, every object that the child shares with the server
+    channel.send(b"ready")
+    request, standard_streams = serve(channel)
+    become(request["arguments"], request["environment"], request["directory"], standard_streams)
+    first = request["arguments"][0]
+    code = request["arguments"][1] if first == "-c" else Path(first).read_text()
+    # At the top level, so that the child ends as every interpreter does.
+    exec(compile(code, "<string>" if first == "-c" else first, "exec"), vars(main_module(first)))
