@@ -33,8 +33,10 @@ def of_jax(how: str) -> None:
 
     if "COORDINATOR" in os.environ:
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
-        # As keras.distribution.initialize does, which knows no time after which a process that says nothing is dead.
-        jax.distributed.initialize(os.environ["COORDINATOR"], 2, RANK, heartbeat_timeout_seconds=10)
+        # As keras.distribution.initialize does, which has no option for the time after which a silent process is dead.
+        # On a busy machine a process that lives may be silent for seconds: 100 is JAX's default.
+        seconds = int(os.environ.get("HEARTBEAT_SECONDS", "100"))
+        jax.distributed.initialize(os.environ["COORDINATOR"], 2, RANK, heartbeat_timeout_seconds=seconds)
     else:
         jax.config.update("jax_num_cpu_devices", 2)
     if how == "DataParallel":

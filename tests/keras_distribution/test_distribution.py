@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import NamedTuple
 
+import forked
 import keras
 import pytest
 
@@ -41,15 +39,13 @@ def train(outputs: Path, how: str = "DataParallel", processes: int = 2, **enviro
         with socket.create_server(("127.0.0.1", 0)) as server:
             settings["COORDINATOR"] = f"127.0.0.1:{server.getsockname()[1]}"
     started = [
-        subprocess.Popen(
-            [sys.executable, SCRIPT],
-            env=os.environ
-            | settings
-            | {"RANK": str(rank), "POLYAXON_RUN_OUTPUTS_PATH": str(outputs).replace("$RANK", str(rank))}
-            | environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
+        forked.start(
+            "keras_on_tensorflow_data",
+            SCRIPT,
+            RANK=str(rank),
+            POLYAXON_RUN_OUTPUTS_PATH=str(outputs).replace("$RANK", str(rank)),
+            **settings,
+            **environment,
         )
         for rank in range(processes)
     ]
@@ -73,7 +69,7 @@ def test_a_killed_and_resumed_training_has_the_weights_of_an_uninterrupted_one(
 ) -> None:
     whole = train(tmp_path / "whole", how, processes)
     assert [one.status for one in whole] == [0] * processes, whole
-    killed = train(tmp_path / "killed", how, processes, DIE_AFTER="13", FOREGROUND="1")
+    killed = train(tmp_path / "killed", how, processes, DIE_AFTER="13", FOREGROUND="1", HEARTBEAT_SECONDS="10")
     assert -signal.SIGKILL in [one.status for one in killed], killed
     names = {path.name for path in (tmp_path / "killed").glob("**/*.*")}
     assert {"best.keras", "resume"} > {name for name in names if not name.startswith("step=")}
@@ -86,7 +82,7 @@ def test_a_killed_and_resumed_training_has_the_weights_of_an_uninterrupted_one(
 
 
 def test_a_state_of_several_processes_may_be_resumed_by_one(tmp_path: Path) -> None:
-    killed = train(tmp_path, "ModelParallel", 2, DIE_AFTER="13")
+    killed = train(tmp_path, "ModelParallel", 2, DIE_AFTER="13", HEARTBEAT_SECONDS="10")
     assert -signal.SIGKILL in [one.status for one in killed], killed
     [alone] = train(tmp_path, "DataParallel", 1)
     assert alone.status == 0, alone.stderr
@@ -111,7 +107,7 @@ def test_a_signal_in_the_validation_ends_all(tmp_path: Path) -> None:
 
 
 def test_a_killed_process_ends_the_other_and_the_next_start_resumes(tmp_path: Path) -> None:
-    ended = train(tmp_path, DIE_AFTER="9", ON_RANK="1", FOREGROUND="1")
+    ended = train(tmp_path, DIE_AFTER="9", ON_RANK="1", FOREGROUND="1", HEARTBEAT_SECONDS="10")
     assert ended[1].status == -signal.SIGKILL
     assert ended[0].status != 0
     resumed = train(tmp_path)

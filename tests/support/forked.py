@@ -10,7 +10,6 @@ from __future__ import annotations
 import atexit
 import contextlib
 import functools
-import itertools
 import json
 import os
 import select
@@ -25,10 +24,11 @@ from typing import IO
 
 FRAMEWORKS = {
     "keras": ["keras", "h5py"],
+    "keras_on_tensorflow_data": ["keras", "h5py", "tensorflow"],
     "lightning": ["lightning.pytorch", "torchdata.stateful_dataloader"],
     "transformers": ["transformers.trainer", "transformers.models.bert.modeling_bert"],
 }
-FRAMEWORKS["all"] = list(itertools.chain(*FRAMEWORKS.values()))
+FRAMEWORKS["all"] = [*FRAMEWORKS["keras"], *FRAMEWORKS["lightning"], *FRAMEWORKS["transformers"]]
 SERVER = Path(__file__).with_name("fork_server.py")
 
 
