@@ -15,9 +15,9 @@ import tempfile
 import time
 
 from polyaxon_tracking.errors import TrackingError, shown_path
-from polyaxon_tracking.files import lock_file
 from polyaxon_tracking.paths import is_url, local_path
 from polyaxon_tracking.progress import Progress
+from polyaxon_tracking.staging import lock_file, sweep
 
 __all__ = ["cached_path"]
 
@@ -155,21 +155,31 @@ def _remove(directory: str, lock: int) -> None:
         lock_file(lock)
         shutil.rmtree(directory, ignore_errors=True)
     os.close(lock)
+    _remove_empty(directory)
+
+
+def _remove_empty(directory: str) -> None:
+    """Remove `directory` where the name of its lock file outlived the file: NFS keeps it until the file is closed."""
+    with contextlib.suppress(OSError):  # not empty: another process uses it
+        os.rmdir(directory)
 
 
 def _sweep() -> None:
-    """Remove the copies of processes that were killed."""
+    """Remove what processes that were killed had downloaded, and what they were about to upload."""
+    sweep(workspace())
     with os.scandir(workspace()) as entries:
         found = [entry.path for entry in entries if entry.name.startswith("copy-")]
     for directory in found:
         try:
             lock = os.open(os.path.join(directory, _LOCK), os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
         except OSError:
-            continue  # it is being made, or has just gone
+            _remove_empty(directory)  # a process that is making it makes it again
+            continue
         with contextlib.suppress(BlockingIOError):  # in use
             if lock_file(lock):
                 shutil.rmtree(directory, ignore_errors=True)
         os.close(lock)
+        _remove_empty(directory)
 
 
 def _release_all() -> None:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from polyaxon_tracking import stores
 from polyaxon_tracking.cache import cached_path, release, workspace
 from polyaxon_tracking.credentials import locate
-from polyaxon_tracking.files import Directory, checked_file, explained, staging
+from polyaxon_tracking.files import Directory, checked_file, explained
+from polyaxon_tracking.staging import staging
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
