@@ -15,9 +15,9 @@ import tempfile
 import time
 
 from polyaxon_tracking.errors import TrackingError, shown_path
-from polyaxon_tracking.files import lock_file
 from polyaxon_tracking.paths import is_url, local_path
 from polyaxon_tracking.progress import Progress
+from polyaxon_tracking.staging import lock_file, sweep
 
 __all__ = ["cached_path"]
 
@@ -53,17 +53,18 @@ def cached_path(path: str | os.PathLike[str]) -> str:
     from polyaxon_tracking import stores  # here and not above: it is for URLs alone
     from polyaxon_tracking.credentials import locate
 
-    url = locate(path).url
+    location = locate(path)
     information = stores.information(path)
     # All that the store says of an object changes with its content; an entity tag, where there is one, suffices.
     version = next((information[tag] for tag in ("ETag", "etag", "generation") if tag in information), information)
-    key = hashlib.sha256(f"{url} {information['size']} {version}".encode()).hexdigest()[:32]
-    file = os.path.join(workspace(), f"copy-{key}", url.rpartition("/")[2])
+    identity = f"{location.url}{location.query} {information['size']} {version}"
+    key = hashlib.sha256(identity.encode()).hexdigest()[:32]
+    file = os.path.join(workspace(), f"copy-{key}", location.url.rpartition("/")[2])
     hold = _held.get(file)
     if hold is None or hold.process != os.getpid():  # the process that this one was forked from has its own
         if not _held:
             atexit.register(_release_all)
-        hold = _held[file] = _Hold(_shared(file, url, information["size"]), os.getpid())
+        hold = _held[file] = _Hold(_shared(file, path, information["size"]), os.getpid())
     hold.count += 1
     return file
 
@@ -99,6 +100,8 @@ def workspace() -> str:
 
 def _shared(file: str, url: str, size: int) -> int:
     """A lock that keeps `file` from being removed, when it is there; one process downloads it, the others wait."""
+    from polyaxon_tracking.credentials import locate  # as above
+
     directory = os.path.dirname(file)
     while True:
         os.makedirs(directory, mode=0o700, exist_ok=True)
@@ -110,7 +113,7 @@ def _shared(file: str, url: str, size: int) -> int:
             try:
                 lock_file(lock, fcntl.LOCK_SH)
             except BlockingIOError:
-                _logger.info("Waiting for another process of this machine that downloads %s", url)
+                _logger.info("Waiting for another process of this machine that downloads %s", locate(url).url)
                 fcntl.flock(lock, fcntl.LOCK_SH)
             if not os.path.exists(file):
                 lock_file(lock, fcntl.LOCK_EX)
@@ -130,19 +133,21 @@ def _shared(file: str, url: str, size: int) -> int:
 
 def _download(url: str, file: str, size: int) -> None:
     from polyaxon_tracking import stores
+    from polyaxon_tracking.credentials import locate
 
+    place = locate(url).url
     free = shutil.disk_usage(os.path.dirname(file)).free
     if size > free:
         raise TrackingError(
-            f"Received {shown_path(url)} of {size:,} bytes to download to {workspace()}, where {free:,} bytes are "
+            f"Received {shown_path(place)} of {size:,} bytes to download to {workspace()}, where {free:,} bytes are "
             f"free. Expected room for it. Set TMPDIR to a directory on a larger disk."
         )
     part = f"{file}.part"
     try:
-        with Progress(f"Downloading {url}", size) as progress:
+        with Progress(f"Downloading {place}", size) as progress:
             stores.download(url, part, progress)
         if (received := os.path.getsize(part)) != size:
-            raise OSError(errno.EIO, f"{url} was not downloaded whole: {received:,} of {size:,} bytes came")
+            raise OSError(errno.EIO, f"{place} was not downloaded whole: {received:,} of {size:,} bytes came")
         os.replace(part, file)
     finally:
         with contextlib.suppress(FileNotFoundError):
@@ -155,21 +160,31 @@ def _remove(directory: str, lock: int) -> None:
         lock_file(lock)
         shutil.rmtree(directory, ignore_errors=True)
     os.close(lock)
+    _remove_empty(directory)
+
+
+def _remove_empty(directory: str) -> None:
+    """Remove `directory` where the name of its lock file outlived the file: NFS keeps it until the file is closed."""
+    with contextlib.suppress(OSError):  # not empty: another process uses it
+        os.rmdir(directory)
 
 
 def _sweep() -> None:
-    """Remove the copies of processes that were killed."""
+    """Remove what processes that were killed had downloaded, and what they were about to upload."""
+    sweep(workspace())
     with os.scandir(workspace()) as entries:
         found = [entry.path for entry in entries if entry.name.startswith("copy-")]
     for directory in found:
         try:
             lock = os.open(os.path.join(directory, _LOCK), os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
         except OSError:
-            continue  # it is being made, or has just gone
+            _remove_empty(directory)  # a process that is making it makes it again
+            continue
         with contextlib.suppress(BlockingIOError):  # in use
             if lock_file(lock):
                 shutil.rmtree(directory, ignore_errors=True)
         os.close(lock)
+        _remove_empty(directory)
 
 
 def _release_all() -> None:

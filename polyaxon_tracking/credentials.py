@@ -10,12 +10,18 @@ from urllib.parse import unquote
 
 from polyaxon_tracking.errors import TrackingError, shown
 
-__all__ = ["Location", "locate"]
+__all__ = ["Location", "locate", "locate_directory"]
 
 # Polyaxon 0.4-0.6, polypod/templates/env_vars.py and stores/service.py.
 ACCESS_KEYS = "POLYSTORES_RUN_STORES_ACCESS_KEYS"
 
 _PROTOCOLS = {"s3a": "s3", "s3n": "s3", "gcs": "gs", "wasb": "abfs", "wasbs": "abfs", "abfss": "abfs", "az": "abfs"}
+
+# What stands before the "@" in URLs of these names a place: a repository or a bucket.
+_NAMES_BEFORE_AT = ("git", "github", "hf", "oci")
+
+# A "?" alone may be part of a name.
+_QUERY = re.compile(r"\?[^/=]+=")
 
 _AZURE_ACCOUNT = re.compile(r"([^@]+)@([^./@]+)\.(?:blob|dfs)\.core\.windows\.net")
 
@@ -32,21 +38,32 @@ _AZURE_KEYS = {
     "connection_string": "AZURE_CONNECTION_STRING",
 }
 
-# What URLs of this process held beside bucket and path: they are written down nowhere else.
-_seen: dict[str, dict[str, Any]] = {}
+# What URLs of this process held beside bucket (or host) and path, `Location.options` and `Location.user_info`: they are
+# written down nowhere else.
+_seen: dict[str, tuple[dict[str, Any], str]] = {}
 
 
 class Location(NamedTuple):
     """A place in an object store, and how to get at it."""
 
     url: str
-    """Without any secret, as fsspec takes it."""
+    """Without any secret, as fsspec takes it: what names the place, and nothing else."""
     protocol: str
     """Of the driver: ``s3``, ``gs``, ``abfs``, or another that fsspec knows."""
     options: dict[str, Any]
     """Arguments for the driver; empty where it finds its credentials itself."""
     whence: str | None
     """The variable that the credentials came from, or ``None``."""
+    user_info: str = ""
+    """User and password that the URL holds, up to and with the ``@``."""
+    query: str = ""
+    """The query of a URL of HTTP, from the ``?`` on: where it is signed, it lets anybody in."""
+
+    @property
+    def secret_url(self) -> str:
+        """The whole URL, for the driver alone."""
+        scheme, _, rest = self.url.partition("://")
+        return f"{scheme}://{self.user_info}{rest}{self.query}"
 
     def __repr__(self) -> str:
         return f"Location({self.url!r})"
@@ -61,22 +78,39 @@ def locate(url: str) -> Location:
     scheme, _, rest = url.partition("://")
     protocol = _PROTOCOLS.get(scheme.lower(), scheme.lower())
     options: dict[str, Any] = {}
+    user_info = query = ""
     if protocol == "abfs":
         rest, options = _azure(url, rest)
     elif protocol in ("s3", "gs"):
         rest, options = _user_info(url, rest, protocol)
+    elif protocol not in _NAMES_BEFORE_AT:
+        rest, user_info, query = _taken_apart(url, rest, protocol)
     if protocol in ("s3", "gs", "abfs") and not rest.partition("/")[0]:
         raise TrackingError(f"Received the URL {shown(url)}. Expected a bucket in it, such as {scheme}://bucket/path.")
     clean = f"{protocol}://{rest.rstrip('/')}"
     bucket = "/".join(clean.split("/", 3)[:3])
-    if options:
-        _seen[bucket] = options
+    if options or user_info:
+        _seen[bucket] = options, user_info
     whence = None
     if bucket in _seen:
-        options = _seen[bucket]
+        options, user_info = _seen[bucket]
     elif given := _platform_options(clean, protocol):
         options, whence = given, ACCESS_KEYS
-    return Location(clean, protocol, options, whence)
+    return Location(clean, protocol, options, whence, user_info, query)
+
+
+def locate_directory(url: str) -> Location:
+    """Take the `url` of a directory apart, below which there are objects.
+
+    Raises:
+        TrackingError: it has a query, which is of one object alone; or as `locate`.
+    """
+    location = locate(url)
+    if location.query:
+        raise TrackingError(
+            f"Received the URL {shown(url)} of a directory. Expected one without a query: what is signed is one object."
+        )
+    return location
 
 
 def _azure(url: str, rest: str) -> tuple[str, dict[str, Any]]:
@@ -107,9 +141,37 @@ def _user_info(url: str, rest: str, protocol: str) -> tuple[str, dict[str, Any]]
         user_info, _, rest = rest.partition("@")
         key, _, secret = user_info.partition(":")
         options = {"key": unquote(key), "secret": unquote(secret)}
-    if "?" in rest.partition("/")[0] or re.search(r"\?\w+=", rest):
+    if "?" in rest.partition("/")[0] or _QUERY.search(rest):
         raise TrackingError(f"Received the URL {shown(url)}. Expected a bucket and a path alone, without a query.")
     return rest, options
+
+
+def _taken_apart(url: str, rest: str, protocol: str) -> tuple[str, str, str]:
+    """Return `rest` of `url` without user info and query, and these: of any protocol that is not a known store's."""
+    if re.search(r"::\w+://", url) and re.search(r"[@?]", rest):
+        raise TrackingError(
+            f"Received the URL {shown(url)}, in which '::' chains one to another. Expected no credentials in such a "
+            f"URL: give the last one by itself."
+        )
+    authority, slash, path = rest.partition("/")
+    user_info, at, host = authority.rpartition("@")
+    # Of "user:p/ss@host", the password's second half is in the path.
+    in_path = "@" in path and re.search(r":(?!\d*$)[^]]*$", host)
+    if in_path or re.search(r"[\s?#[\]]", user_info):
+        raise TrackingError(
+            f"Received the URL {shown(url)}, whose user or password holds white space or one of /?#[]. Expected these "
+            f"percent-encoded, such as %2F for /."
+        )
+    rest, query = f"{host}{slash}{path}", ""
+    if protocol in ("http", "https"):
+        rest, mark, query = rest.partition("?")
+        query = mark + query
+    elif _QUERY.search(rest):
+        raise TrackingError(
+            f"Received the URL {shown(url)}. Expected no query in it: give the options of the driver in the variables "
+            f"or the file from which fsspec reads its configuration."
+        )
+    return rest, user_info + at, query
 
 
 def access_keys() -> dict[str, str | None]:

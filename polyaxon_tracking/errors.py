@@ -8,8 +8,8 @@ _SHOWN_CHARACTERS = 200
 # Masking looks no further than this, since a variable may hold 100 kB.
 _MASKED_CHARACTERS = 4_000
 
-# Scheme and user info of a URL, up to its last "@": a secret key may itself hold "/" or "@".
-_USER_INFO = r"(\w*)(:(?:\\?/){2})([^\s\"'<>]*)@"
+# Scheme and user info of a URL, up to its last "@": a secret key may itself hold "/", "@" or a quote.
+_USER_INFO = r"(\w*)(:(?:\\?/){2})(\S*)@"
 # What stands before the "@" in wasbs://container@account is no secret, unless it has a password.
 _AZURE_SCHEMES = ("wasb", "wasbs", "abfs", "abfss")
 
@@ -67,6 +67,9 @@ def mask_urls(text: str) -> str:
             return match[0]
         return f"{scheme}{slashes}***@"
 
+    if re.match(r"[\w.+:-]+://", text):  # white space and quotes end nothing in it
+        text = re.sub(r"(?s)(\w*)(://)(.*)@", user_info, text)
+        return re.sub(r"(?s)\?.+", "?***", text)
     text = re.sub(_USER_INFO, user_info, text)
     return re.sub(_QUERY, r"\1***", text)
 

@@ -11,23 +11,19 @@ from __future__ import annotations
 import abc
 import contextlib
 import errno
-import fcntl
 import os
-import secrets
 import shutil
 import stat
 from typing import TYPE_CHECKING
 
 from polyaxon_tracking.errors import TrackingError, shown_path
 from polyaxon_tracking.paths import is_url, local_path
+from polyaxon_tracking.staging import ABANDONED_SECONDS, STAGING, staging, statuses, sync_directory, was_removed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 __all__ = ["Directory", "atomic_write", "open_directory"]
-
-_STAGING = ".staging-"
-_LOCK = ".lock"
 
 _PROBE_BYTES = 1 << 20
 
@@ -216,19 +212,6 @@ class LocalDirectory(Directory):
         """Do nothing: it is the file itself."""
 
 
-@contextlib.contextmanager
-def staging(directory: str) -> Iterator[str]:
-    """A hidden directory inside `directory` to write in, gone afterwards; those of killed processes are swept first."""
-    make_directory(directory)
-    _sweep(directory)
-    staged, lock = _create_staging(directory)
-    try:
-        yield staged
-    finally:
-        shutil.rmtree(staged, ignore_errors=True)  # litter at most, and the next start sweeps it
-        os.close(lock)
-
-
 def checked_file(path: str) -> int:
     """A descriptor of the file `path`.
 
@@ -265,40 +248,22 @@ def sync_file(path: str) -> None:
         os.close(descriptor)
 
 
-def sync_directory(directory: str) -> None:
-    """Return when the names in `directory` are on disk."""
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        # Some network and FUSE file systems have no fsync of a directory and say so with EINVAL: nothing to wait for.
-        if error.errno not in {errno.EINVAL, errno.ENOTSUP}:
-            raise
-    finally:
-        os.close(descriptor)
-
-
-def make_directory(directory: str) -> None:
-    """Make `directory` and what is missing above it, durably."""
-    if os.path.isdir(directory):
-        return
-    parent = os.path.dirname(directory)
-    if parent != directory:
-        make_directory(parent)
-    with contextlib.suppress(FileExistsError):  # another process was quicker
-        os.mkdir(directory)
-    if not os.path.isdir(directory):
-        raise NotADirectoryError(errno.ENOTDIR, "Expected a directory, but there is a file of this name", directory)
-    sync_directory(parent)
-
-
 @contextlib.contextmanager
 def explained(path: str, staged: str | None = None) -> Iterator[None]:
     """Add to an error in writing `staged` what a reader of the log needs: which file, and where it is so, the room."""
     try:
         yield
-    except (OSError, RuntimeError) as error:
-        if isinstance(error, OSError) and is_url(str(error.filename)):  # of a store, which says it all
+    except (OSError, RuntimeError, TrackingError) as error:
+        if staged is not None and was_removed(directory := os.path.dirname(staged)):
+            raise FileNotFoundError(
+                errno.ENOENT,
+                f"{path} was not saved, and what was there before is untouched: the directory {directory}, where it "
+                f"was being written, was removed meanwhile, and not by this process. A training on another machine "
+                f"removes what nobody has written to for {ABANDONED_SECONDS / 60:.0f} minutes, and a job that cleans "
+                f"up may do so at any time. Give each training an outputs path of its own, and keep such jobs away "
+                f"from {STAGING}*",
+            ) from error
+        if isinstance(error, TrackingError) or is_url(str(getattr(error, "filename", ""))):  # which say it all
             raise
         room = _room(path, staged)  # before the bytes of `_refusal`
         cause = error if isinstance(error, OSError) else None
@@ -315,24 +280,25 @@ def explained(path: str, staged: str | None = None) -> Iterator[None]:
 
 
 def _room(path: str, staged: str | None) -> str:
-    """How much room `path` needs, of which `staged` holds what was written so far, and how much there is without it."""
-    written = taken = 0
-    for status in _statuses(staged):
-        written += status.st_size
-        taken += status.st_blocks * 512  # whatever the file system; see stat(2)
+    """Return how much room `path` needs, of which `staged` holds what was written so far, and how much there is."""
+    written = sum(status.st_size for status in statuses(staged))
     needed = f"It needs more than {written:,} bytes, " if written else ""
-    free = free_bytes(os.path.dirname(staged or path)) + taken
-    return f". {needed}{free:,} bytes are free {'in TMPDIR' if is_url(path) else 'on its file system'}"
+    directory = os.path.dirname(staged or path)
+    free = free_bytes(directory) + _bytes_taken(staged)
+    room = f". {needed}{free:,} bytes are free {'in TMPDIR' if is_url(path) else 'on its file system'}"
+    parent, name = os.path.split(directory)
+    others = [
+        f"{other} ({taken:,} bytes)"
+        for other in (sorted(os.listdir(parent)) if name.startswith(STAGING) else ())
+        if other.startswith(STAGING) and other != name and (taken := _bytes_taken(os.path.join(parent, other)))
+    ]
+    if others:  # they are hidden, and what a killed pod left nobody knows of
+        room += f". Saves that are not finished, or were killed, take room there: {', '.join(others)}"
+    return room
 
 
-def _statuses(path: str | None) -> Iterator[os.stat_result]:
-    """Those of the file `path`, or of all files in the directory; none where it has gone."""
-    if path is None:
-        return
-    names = [os.path.join(directory, name) for directory, _, found in os.walk(path) for name in found]
-    for name in names if os.path.isdir(path) else [path]:
-        with contextlib.suppress(OSError):
-            yield os.lstat(name)
+def _bytes_taken(path: str | None) -> int:
+    return sum(status.st_blocks * 512 for status in statuses(path))  # whatever the file system; see stat(2)
 
 
 def _refusal(path: str | None) -> OSError | None:
@@ -358,52 +324,3 @@ def free_bytes(directory: str) -> int:
         directory = os.path.dirname(directory)
     status = os.statvfs(directory)
     return status.f_bavail * status.f_frsize
-
-
-def _create_staging(directory: str) -> tuple[str, int]:
-    while True:
-        staged = os.path.join(directory, _STAGING + secrets.token_hex(8))
-        os.mkdir(staged, 0o700)
-        try:
-            lock = os.open(os.path.join(staged, _LOCK), os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        except FileNotFoundError:
-            continue  # another process swept the directory before it was locked
-        with contextlib.suppress(BlockingIOError):  # another process holds the lock, so it is sweeping the directory
-            lock_file(lock)
-            if os.fstat(lock).st_nlink:
-                return staged, lock
-        os.close(lock)  # swept before it was locked
-
-
-def _sweep(directory: str) -> None:
-    """Remove the staging directories whose process is gone; a process holds a lock on its own until it ends."""
-    with os.scandir(directory) as entries:
-        found = [entry.path for entry in entries if entry.name.startswith(_STAGING)]
-    for staged in found:
-        try:
-            lock = os.open(os.path.join(staged, _LOCK), os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
-        except OSError:
-            with contextlib.suppress(OSError):  # killed before it made its lock; not empty means that it lives
-                os.rmdir(staged)
-            continue
-        try:
-            with contextlib.suppress(BlockingIOError):  # its process lives
-                if lock_file(lock):
-                    shutil.rmtree(staged, ignore_errors=True)
-        finally:
-            os.close(lock)
-
-
-def lock_file(descriptor: int, operation: int = fcntl.LOCK_EX) -> bool:
-    """Whether this process now holds the lock; not where the file system has no locks (some network mounts).
-
-    Raises:
-        BlockingIOError: another process holds it.
-    """
-    try:
-        fcntl.flock(descriptor, operation | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise
-    except OSError:
-        return False
-    return True

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 from polyaxon_tracking import stores
 from polyaxon_tracking.cache import cached_path, release, workspace
-from polyaxon_tracking.credentials import locate
-from polyaxon_tracking.files import Directory, checked_file, explained, staging
+from polyaxon_tracking.credentials import locate_directory
+from polyaxon_tracking.files import Directory, checked_file, explained
+from polyaxon_tracking.staging import staging
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,7 +22,7 @@ class RemoteDirectory(Directory):
     """A place in a store, which knows no directories: all objects whose names begin with it."""
 
     def __init__(self, url: str) -> None:
-        super().__init__(locate(url).url)
+        super().__init__(locate_directory(url).url)
 
     def names(self) -> list[str]:
         """Names of the objects right below it."""

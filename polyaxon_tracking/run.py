@@ -11,7 +11,6 @@ from numbers import Integral
 from polyaxon_tracking.background import wait_for_all
 from polyaxon_tracking.checkpoints import CheckpointManager
 from polyaxon_tracking.errors import TrackingError, closest, mask_urls, shown_path
-from polyaxon_tracking.files import staging
 from polyaxon_tracking.paths import (
     DATA_PATHS,
     NO_OP,
@@ -25,6 +24,7 @@ from polyaxon_tracking.paths import (
     local_path,
     unknown_dataset,
 )
+from polyaxon_tracking.staging import staging, sweep_below
 
 __all__ = ["Run"]
 
@@ -81,6 +81,8 @@ class Run:
         """Whether training goes on from the newest checkpoint."""
         self.outputs_path: str = checked_outputs(LOCAL_OUTPUTS if outputs is None else outputs)
         """Where outputs go: an absolute local path, or a URL without secrets, as fsspec takes it."""
+        if not self.is_remote:
+            sweep_below(self.checkpoints_path)
         self._data_paths = _checked_datasets(datasets)
         if not self.on_cluster:
             why = f"{NO_OP} is true" if is_true(NO_OP) else f"{OUTPUTS_PATH} is not set"

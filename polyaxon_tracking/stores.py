@@ -14,8 +14,9 @@ import os
 import secrets
 import time
 from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import unquote
 
-from polyaxon_tracking.credentials import ACCESS_KEYS, Location, locate
+from polyaxon_tracking.credentials import ACCESS_KEYS, Location, locate, locate_directory
 from polyaxon_tracking.errors import TrackingError, mask_secrets, shown_path
 from polyaxon_tracking.progress import Progress
 
@@ -47,7 +48,12 @@ _USUAL_CREDENTIALS = {
 _NO_CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError", "DefaultCredentialsError")
 
 # Loggers of drivers that write down requests: at DEBUG with the tokens that they are sent with, or each at INFO.
-_TALKATIVE = {"botocore": logging.INFO, "azure.core.pipeline.policies.http_logging_policy": logging.WARNING}
+_TALKATIVE = {
+    "azure.core.pipeline.policies.http_logging_policy": logging.WARNING,
+    "botocore": logging.INFO,
+    "fsspec.http": logging.INFO,
+    "webhdfs": logging.INFO,
+}
 
 
 def list_files(url: str) -> dict[str, int]:
@@ -146,9 +152,10 @@ def check_writable(url: str, whence: str) -> str:
         TrackingError: that did not work; the message names `whence`, where the URL came from.
         ModuleNotFoundError: the driver is not installed.
     """
-    location, fs, path = _opened(url)
-    probe = f"{path}/.polyaxon-tracking-{secrets.token_hex(8)}"
+    location = locate_directory(url)
     with _explained(location, whence, "takes this run's files", "write to", "write and delete"):
+        _, fs, path = _opened(url)
+        probe = f"{path}/.polyaxon-tracking-{secrets.token_hex(8)}"
         _patiently(None, location, lambda: fs.pipe_file(probe, _PROBE), at_start=True)
         _patiently(None, location, lambda: fs.rm_file(probe), at_start=True)
     return location.url
@@ -161,8 +168,9 @@ def exists(url: str, whence: str) -> bool:
         TrackingError: the store does not say; the message names `whence`, where the URL came from.
         ModuleNotFoundError: the driver is not installed.
     """
-    location, fs, path = _opened(url)
+    location = locate(url)
     with _explained(location, whence, "can be read", "read", "read"):
+        _, fs, path = _opened(url)
         try:
             _patiently(None, location, lambda: fs.info(path), at_start=True)
         except FileNotFoundError:
@@ -199,17 +207,29 @@ def configure_driver(url: str) -> None:
     the driver finds its credentials by itself.
     """
     location = locate(url)
-    if location.options:
+    if location.options or location.user_info:
         import fsspec
 
-        fsspec.config.conf.setdefault(location.protocol, {}).update(location.options)
+        fsspec.config.conf.setdefault(location.protocol, {}).update(_driver_options(location))
+
+
+def _driver_options(location: Location) -> dict[str, Any]:
+    """Return the driver's arguments, with those that it takes from a URL with user and password: it decodes neither."""
+    if not location.user_info:
+        return location.options
+    import fsspec
+
+    driver = fsspec.get_filesystem_class(location.protocol)
+    without = driver._get_kwargs_from_urls(location.url)  # noqa: SLF001  # as below
+    given = driver._get_kwargs_from_urls(location.secret_url)  # noqa: SLF001
+    return {name: unquote(value) for name, value in given.items() if without.get(name) != value}
 
 
 def credentials_for(location: Location) -> str:
     """Where the credentials for `location` come from."""
     if location.whence is not None:
         return f"credentials in {location.whence}"
-    if location.options:
+    if location.options or location.user_info or location.query:
         return "credentials in the URL"
     usual = _USUAL_CREDENTIALS.get(location.protocol)
     return f"credentials ({usual}; or {ACCESS_KEYS})" if usual else "credentials"
@@ -218,14 +238,14 @@ def credentials_for(location: Location) -> str:
 def _opened(url: str) -> tuple[Location, Any, str]:
     location = locate(url)
     options = tuple(sorted((name, repr(value)) for name, value in location.options.items()))
-    bucket = "/".join(location.url.split("/", 3)[:3])
+    bucket = "/".join(location._replace(query="").secret_url.split("/", 3)[:3])
     fs = _file_system(bucket, options, os.getpid())
-    return location, fs, fs._strip_protocol(location.url)  # noqa: SLF001  # documented for users, and in all drivers
+    return location, fs, fs._strip_protocol(location.secret_url)  # noqa: SLF001  # documented for users, and in all drivers
 
 
 # fsspec's own cache of instances has one for each thread, and every background write may be in another.
 @functools.lru_cache(maxsize=8)
-def _file_system(bucket: str, options: tuple[tuple[str, str], ...], process: int) -> Any:  # noqa: ARG001  # the key
+def _file_system(bucket: str, given: tuple[tuple[str, str], ...], process: int) -> Any:  # noqa: ARG001  # the key
     location = locate(bucket)
     for name, level in _TALKATIVE.items():
         if logging.getLogger(name).level == logging.NOTSET:
@@ -234,7 +254,8 @@ def _file_system(bucket: str, options: tuple[tuple[str, str], ...], process: int
     try:
         import fsspec
 
-        return fsspec.core.url_to_fs(bucket, **location.options, skip_instance_cache=True, use_listings_cache=False)[0]
+        options = {**_driver_options(location), "skip_instance_cache": True, "use_listings_cache": False}
+        return fsspec.core.url_to_fs(location.url, **options)[0]
     except ImportError as error:
         if extra is None:
             raise
@@ -247,6 +268,8 @@ def _file_system(bucket: str, options: tuple[tuple[str, str], ...], process: int
             f"Received the URL {shown_path(location.url)}, which cannot be opened: {_reason(error)}. Expected a URL "
             f"that fsspec knows, and {credentials_for(location)} for it."
         ) from None
+    except Exception as error:  # noqa: BLE001  # a driver that connects at once may raise anything
+        raise OSError(_number(error), f"{_kind(error)}: {_reason(error)}", location.url) from None
 
 
 def _patiently(what: str | None, location: Location, call: Callable[[], _T], *, at_start: bool = False) -> _T:

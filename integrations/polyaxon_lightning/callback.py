@@ -186,7 +186,7 @@ class PolyaxonCallback(Callback):
             if resumed is not None:
                 _logger.warning(
                     "Going on from ckpt_path=%s as asked, though %s is there. Leave `ckpt_path` out to resume from it",
-                    own_path,
+                    self._run.clean_path(os.fspath(own_path)),
                     resumed.source,
                 )
         elif resumed is not None:

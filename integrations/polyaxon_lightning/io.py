@@ -92,8 +92,9 @@ class DurableCheckpointIO(TorchCheckpointIO):
         self.wait()
         local = cached_path(path) if _is_url(path) else path
         if os.path.isfile(local) and (problem := _damage(local)):
+            place = _absolute(os.fspath(path).partition("?")[0]) if _is_url(path) else path
             raise TrackingError(
-                f"Received the checkpoint {path}, which is damaged: {problem}. Expected the bytes that were saved. "
+                f"Received the checkpoint {place}, which is damaged: {problem}. Expected the bytes that were saved. "
                 f"Give another file, or leave `ckpt_path` out to go on from the newest intact training state; this one "
                 f"stays as it is."
             )
@@ -173,7 +174,11 @@ def _is_url(path: str | Path) -> bool:
 
 
 def _absolute(path: str | Path) -> str:
-    return os.fspath(path) if _is_url(path) else os.path.abspath(path)
+    """Return `path` as an absolute path; a URL without secrets, since lines and errors name it."""
+    if not _is_url(path):
+        return os.path.abspath(path)
+    parent, _, name = os.fspath(path).rpartition("/")
+    return f"{open_directory(parent).path}/{name}"
 
 
 def _store(path: str) -> list[str]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from polyaxon_tracking.cli.rows import ERROR, INFO, OK, WARNING, Row, displayed, readable_size
 from polyaxon_tracking.credentials import locate
 from polyaxon_tracking.errors import TrackingError, mask_secrets
-from polyaxon_tracking.files import free_bytes, staging, sync_directory, sync_file
+from polyaxon_tracking.files import free_bytes, sync_file
 from polyaxon_tracking.paths import (
     CONTEXT_ROOT,
     DATA_PATHS,
@@ -28,6 +28,7 @@ from polyaxon_tracking.paths import (
     value_of,
 )
 from polyaxon_tracking.run import LOCAL_OUTPUTS
+from polyaxon_tracking.staging import staging, sync_directory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -576,9 +576,9 @@ def test_sweeping_by_other_processes_never_takes_a_staging_directory_that_is_bei
 ) -> None:
     code = """
 import os, sys
-from polyaxon_tracking import files
+from polyaxon_tracking import staging
 while os.getppid() == int(sys.argv[2]):
-    files._sweep(sys.argv[1])
+    staging.sweep(sys.argv[1])
 """
     os.makedirs(manager.directory)
     sweeping = [

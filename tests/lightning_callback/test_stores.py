@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import forked
+import fsspec
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning_script import Classifier, data, trainer
-from servers import Azure
+from servers import FTP, Azure
 
 from polyaxon_lightning import PolyaxonCallback
 from polyaxon_tracking import CheckpointManager, cached_path
@@ -215,3 +216,24 @@ def test_secrets_in_the_url_of_a_directory_are_in_no_checkpoint(store: Store, ou
     contents = [store.fs.cat_file(store.path(f"mine/{name}")) for name in store.names("mine")]
     contents += [path.read_bytes() for path in outputs.rglob("*.ckpt")]
     assert not [content for content in contents if b"s3cr3t" in content or b"AKIAMINE" in content]
+
+
+def test_a_password_in_the_url_of_the_outputs_is_used_by_lightning_too_and_is_in_no_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    directory = tmp_path / "ftp"
+    (directory / "run").mkdir(parents=True)
+    server = FTP(directory, "alice", "s3/cr3t")
+    monkeypatch.setitem(fsspec.config.conf, "ftp", {})
+    monkeypatch.setenv("POLYAXON_RUN_OUTPUTS_PATH", f"ftp://alice:s3%2Fcr3t@127.0.0.1:{server.port}/run")
+    for epochs in (1, 2):
+        checkpoint = ModelCheckpoint()
+        trainer(PolyaxonCallback(), checkpoint, max_epochs=epochs).fit(Classifier(), data(), data())
+    server.stop()
+    place = f"ftp://127.0.0.1:{server.port}/run/checkpoints"
+    assert f"Resuming from {place}/resume/step=0000000004" in caplog.text
+    assert checkpoint.best_model_path == f"{place}/epoch=1-step=8.ckpt"
+    contents = [path.read_bytes() for path in directory.rglob("*.ckpt")]
+    assert len(contents) == 3
+    assert not [content for content in contents if b"cr3t" in content or b"alice" in content]
+    assert "cr3t" not in caplog.text

