@@ -1,8 +1,11 @@
-# `make demo` and `make test` set up everything they need in .venv; both need only python3 and make.
+# `make demo` and `make test` set up what they need, each in an environment of its own; both need only python3 and make.
 
 VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
+# They say what is set up and how far it is; where something is missing, one line says what.
+SET_UP := bash tools/set_up.sh $(PYTHON)
+STEP := bash tools/step.sh
 # Keras binds its backend at import. With the others than torch run the tests of what depends on it: how the model's
 # variables are read, copied and restored, and that a training which was killed or failed resumes.
 OTHER_BACKENDS := tensorflow jax
@@ -13,8 +16,9 @@ PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 
 .PHONY: demo test coverage bench lint types docs clean
 
-demo: $(VENV)/.installed
-	$(BIN)/python examples/demo.py
+# With an environment of its own, a quarter of that of the tests.
+demo: .venv-demo/.installed
+	@.venv-demo/bin/python examples/demo.py
 
 test: $(VENV)/.installed $(VENV)/.chromium
 	KERAS_BACKEND=torch $(PYTEST) $(COVERAGE)
@@ -44,24 +48,28 @@ types: $(VENV)/.installed
 docs: $(VENV)/.installed
 	$(BIN)/mkdocs build --strict
 
+.venv-demo/.installed: pyproject.toml
+	@$(SET_UP) .venv-demo 1400 "for the demo with PyTorch Lightning and Keras" --editable ".[demo]"
+	@mv .venv-demo/.incomplete $@
+
 # Polyaxon's own client wants an older Jinja than MkDocs: beside the environment, for the one test that uses it.
 $(VENV)/.installed: pyproject.toml
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
-	$(BIN)/npm install --silent --no-audit --no-fund --prefix $(VENV)/azurite azurite@3.37.0
-	$(PYTHON) -m venv $(VENV)/traceml
-	$(VENV)/traceml/bin/python -m pip install --quiet --disable-pip-version-check polyaxon traceml
-	touch $@
+	@$(SET_UP) $(VENV) 5300 "for all tests, with every framework and object store; some 4 minutes" --editable ".[dev]"
+	@$(STEP) $(VENV) $(BIN)/npm install --loglevel=error --no-audit --no-fund --prefix $(VENV)/azurite azurite@3.37.0
+	@$(STEP) $(VENV) $(PYTHON) -m venv $(VENV)/traceml
+	@$(STEP) $(VENV) $(VENV)/traceml/bin/python -m pip install --disable-pip-version-check polyaxon traceml
+	@mv $(VENV)/.incomplete $@
 
 .venv-bench/.installed: pyproject.toml
-	$(PYTHON) -m venv .venv-bench
-	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check --editable ".[bench]"
-	touch $@
+	@$(SET_UP) .venv-bench 3500 "for the benchmarks, with what they compare with" --editable ".[bench]"
+	@mv .venv-bench/.incomplete $@
 
 # For the test that looks at TensorBoard.
 $(VENV)/.chromium: | $(VENV)/.installed
-	command -v chromium > /dev/null || bash tests/examples/unpack_chromium.sh $(VENV)/chromium
-	touch $@
+	@command -v chromium > /dev/null || { \
+		echo "Setting up Chromium in $(VENV), for the test that looks at TensorBoard: about 400 MB."; \
+		$(STEP) $(VENV) bash tests/examples/unpack_chromium.sh $(VENV)/chromium; }
+	@touch $@
 
 clean:
-	rm -rf $(VENV) .venv-bench build dist site demo-outputs outputs .coverage .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-bench .venv-demo build dist site demo-outputs outputs .coverage .mypy_cache .pytest_cache .ruff_cache

@@ -1,0 +1,48 @@
+#!/usr/bin/env bash
+# Make a virtual environment: say what it is for and how large it becomes, check Python and the disk, let pip install.
+#
+#     set_up.sh PYTHON DIRECTORY MEGABYTES PURPOSE PIP-ARGUMENT ...
+#
+# DIRECTORY/.incomplete is there from the first moment on. Whoever has finished the set-up renames it.
+set -euo pipefail
+
+python=$1 directory=$2 megabytes=$3 purpose=$4
+shift 4
+step=$(dirname "$0")/step.sh
+
+fail() {
+    echo "$*" >&2
+    exit 1
+}
+
+command -v "$python" > /dev/null || fail "There is no $python here: install Python, or name the one to use, as in: make demo PYTHON=python3.12"
+# Before venv and pip, which say other things where Python is too old. The oldest that will do stands in pyproject.toml.
+oldest=$(sed -n 's/^requires-python = ">=\(.*\)"/\1/p' pyproject.toml)
+version=$("$python" -c 'import platform; print(platform.python_version())' 2> /dev/null) || fail "$python does not run: install Python $oldest or newer, and name it, as in: make demo PYTHON=python3.12"
+if [[ $(printf '%s\n' "$oldest" "$version" | sort --version-sort | head -n 1) != "$oldest" ]]; then
+    fail "$python is Python $version, and $oldest or newer is needed: install one, and name it, as in: make demo PYTHON=python3.12"
+fi
+
+# What an interrupted set-up left must go: pip takes a package of which files are missing for an installed one.
+if [[ -e $directory/.incomplete ]]; then
+    echo "Removing $directory, whose set-up was interrupted."
+    rm -rf "$directory"
+fi
+mkdir -p "$directory"
+
+# While pip works, what it has downloaded lies beside what it has unpacked: a third more.
+needed=$((megabytes * 4 / 3 - $(du -sm "$directory" | cut -f 1)))
+free=$(df -Pm "$directory" | awk 'NR == 2 { print $4 }')
+if ((free < needed)); then
+    fail "There is no room for $directory: setting it up takes $needed MB, and $free MB are free on its disk. Make room, and start again."
+fi
+
+rm -f "$directory/.installed"
+touch "$directory/.incomplete"
+echo "Setting up $directory, $purpose: about $megabytes MB (more where pip finds a torch with CUDA)."
+bash "$step" "$directory" "$python" -m venv "$directory"
+bash "$step" "$directory" "$directory/bin/python" -m pip install --disable-pip-version-check --no-compile "$@"
+# On all cores, which takes half the time of pip's own compiling.
+echo "  Compiling what was installed"
+bash "$step" "$directory" "$directory/bin/python" -c \
+    'import compileall, sys; compileall.compile_dir(sys.argv[1], quiet=2, workers=0)' "$directory/lib"
