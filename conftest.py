@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import uuid
 from datetime import timedelta
 from importlib import metadata
@@ -22,10 +23,10 @@ os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = "false"
 
 from servers import KINDS, Proxy, Store
 
-from polyaxon_tracking import credentials
+from polyaxon_tracking import credentials, run
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from servers import Server
 
@@ -108,6 +109,18 @@ def _log_levels_are_left_as_they_were() -> Iterator[None]:
 def _credentials_in_urls_are_forgotten() -> Iterator[None]:
     yield
     credentials._seen.clear()
+
+
+@pytest.fixture
+def new_process() -> Callable[[], None]:
+    """To call where a script would be started again: the new process knows of no training."""
+
+    def forget() -> None:
+        run._begun.clear()
+        if callback := sys.modules.get("polyaxon_transformers.callback"):
+            callback._sharing.clear()
+
+    return forget
 
 
 @pytest.fixture

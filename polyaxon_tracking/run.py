@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import weakref
 from collections.abc import Iterable, Mapping
 from datetime import timedelta
 from numbers import Integral
@@ -32,9 +33,9 @@ _logger = logging.getLogger("polyaxon_tracking")
 
 LOCAL_OUTPUTS = "outputs"
 
-# What this process has trained to its end: the directory of the resume checkpoints, and the limit (epochs, or steps
-# where there is no limit of epochs) that ended it. See `Run.training`.
-_finished: dict[str, float] = {}
+# The trainings of this process: each one's directory of checkpoints, and what is trained, or `()` once the training has
+# finished. Weak references, because a model must be freed with its training. See `Run.training`.
+_begun: dict[str, tuple[weakref.ref[object], ...]] = {}
 
 
 class Run:
@@ -57,7 +58,8 @@ class Run:
         >>> run = Run(datasets={"digits": "."})
         >>> run.on_cluster, run.data_path("digits")
         (False, '.')
-        >>> run.training(max_epochs=20).latest() is None
+        >>> class Model: ...
+        >>> run.training(Model()).latest() is None
         True
     """
 
@@ -191,42 +193,39 @@ class Run:
             return f"checkpoints go to {checkpoints.directory}"
         return f"{checkpoints.directory} holds step {newest.step}, and keeps it; resume=True would go on from it"
 
-    def training(
-        self, *, max_epochs: float, max_to_keep: int = 2, after: CheckpointManager | None = None
-    ) -> CheckpointManager:
-        """The checkpoints that the training which now begins resumes from and adds to.
+    def training(self, model: object, *others: object, max_to_keep: int = 2) -> CheckpointManager:
+        """Return the checkpoints that the training which now begins resumes from and adds to.
 
-        A script may train more than once (folds, stages), and each training resumes from its own checkpoints: the
-        first from ``checkpoints/resume``, the next from ``checkpoints/resume-2`` and so on, in the order of the script.
-        A training counts as the next one when one that this process has finished could not be gone on with: it was
-        given as many epochs, or more.
+        A script may train more than once (trials, folds, stages), and each training has checkpoints of its own: the
+        first in ``checkpoints/resume``, the next in ``checkpoints/resume-2`` and so on, in the order of the script.
+        Within one process a training belongs to its model: the same object continues a training that ended with an
+        exception or a signal. Another model begins the next training, however the previous one ended, and so does the
+        same model once its training has finished.
 
         Args:
-            max_epochs: the number of epochs (or steps, where nothing else is given) after which it will end.
+            model: what is trained: any object that can be weakly referenced.
+            others: further objects that must be the same, too, to continue a training.
             max_to_keep: how many of the newest checkpoints stay.
-            after: what this returned for the training before, where the same model is trained on in memory.
         """
         wait_for_all()  # what a training that ended with an exception has not yet written is to be found
-        number = 1 if after is None else self._number(after) + 1
+        objects = (model, *others)
+        new = tuple(map(weakref.ref, objects))
+        number = 1
         while True:
             directory = join_below(self.checkpoints_path, "resume" if number == 1 else f"resume-{number}")
-            if max_epochs > _finished.get(directory, -1):
+            begun = _begun.setdefault(directory, new)  # at once, because trials may run in threads
+            if begun is new or _refer_to(begun, objects):
                 return CheckpointManager(directory, max_to_keep)
             number += 1
 
-    def _number(self, checkpoints: CheckpointManager) -> int:
-        parent, _, name = checkpoints.directory.rpartition("/")
-        stem, _, number = name.partition("-")
-        if parent != self.checkpoints_path or stem != "resume" or not (number or "1").isdecimal():
-            raise TrackingError(
-                f"Received after={checkpoints!r}. Expected what `training` of this run returned before, a directory "
-                f"'resume' or 'resume-2' and so on in {self.checkpoints_path}."
-            )
-        return int(number or "1")
+    def finish(self, checkpoints: CheckpointManager) -> None:
+        """Note that the training for which `training` returned `checkpoints` has finished."""
+        _begun[checkpoints.directory] = ()
 
-    def finish(self, checkpoints: CheckpointManager, *, max_epochs: float) -> None:
-        """Note that the training which `training` returned `checkpoints` for has come to its end."""
-        _finished[checkpoints.directory] = max_epochs
+
+def _refer_to(references: tuple[weakref.ref[object], ...], objects: tuple[object, ...]) -> bool:
+    # By identity, because models may compare as they like.
+    return len(references) == len(objects) and all(ref() is one for ref, one in zip(references, objects, strict=True))
 
 
 class _LastResort(logging.StreamHandler):  # type: ignore[type-arg]  # subscripting it needs Python 3.11

@@ -18,14 +18,20 @@ from polyaxon_keras.framework import keras
 from polyaxon_keras.neighbours import neighbours, refuse_second_restorer, training_weights, warn_of_files_outside
 from polyaxon_keras.processes import JaxProcesses
 from polyaxon_keras.staging import Background, values
-from polyaxon_tracking import BackgroundWriter, Interruption, Run, TrackingError, Wishes, atomic_write
+from polyaxon_tracking import (
+    BackgroundWriter,
+    CheckpointManager,
+    Interruption,
+    Run,
+    TrackingError,
+    Wishes,
+    atomic_write,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
     from types import FrameType, TracebackType
     from typing import NoReturn
-
-    from polyaxon_tracking import CheckpointManager
 
 __all__ = ["PolyaxonCallback"]
 
@@ -135,8 +141,7 @@ class PolyaxonCallback(keras.callbacks.ModelCheckpoint):
         self._resume = resume
         self._reserves = True
         self._unchanged = False
-        self._finished: CheckpointManager | None = None
-        self._checkpoints = self._run.training(max_epochs=0, max_to_keep=max_to_keep)
+        self._checkpoints = CheckpointManager(self._run.checkpoints_path, max_to_keep)  # until training begins
         self._epoch = 0
         self._batch = -1
         self._step = 0
@@ -178,9 +183,7 @@ class PolyaxonCallback(keras.callbacks.ModelCheckpoint):
             warn_of_files_outside(self._neighbours, self._run)
         if self._saves_in_background and self._background is None and self._processes.rank == 0:
             self._background = Background(self._write_timeout)
-        self._checkpoints = self._run.training(
-            max_epochs=self.params["epochs"], max_to_keep=self._max_to_keep, after=self._finished
-        )
+        self._checkpoints = self._run.training(self.model, max_to_keep=self._max_to_keep)
         self._step = self._saved_step = 0
         self._reserves = True
         self._saved_at = time.monotonic()
@@ -259,9 +262,9 @@ class PolyaxonCallback(keras.callbacks.ModelCheckpoint):
             self._save_training(epoch + 1)
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
-        """Note that this training is done; end where a signal came after its last batch.
+        """Note that this training has finished; end where a signal came after its last batch.
 
-        The next one in this script has checkpoints of its own.
+        The next one has checkpoints of its own, also that of the same model.
         """
         self._unchanged = False
         super().on_train_end(logs)
@@ -278,8 +281,7 @@ class PolyaxonCallback(keras.callbacks.ModelCheckpoint):
         if self.model.optimizer is not None:
             vars(self.model.optimizer).pop("apply", None)
         _begin_at(self.model, None)
-        self._finished = self._checkpoints
-        self._run.finish(self._checkpoints, max_epochs=epochs)
+        self._run.finish(self._checkpoints)
         self._processes.end_where_asked(self._interruption)
 
     def _agree(self) -> Wishes:

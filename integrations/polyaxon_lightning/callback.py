@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from polyaxon_lightning.framework import pl
 from polyaxon_lightning.io import DurableCheckpointIO, StreamCheckpointIO
-from polyaxon_lightning.ranks import Ranks
+from polyaxon_lightning.ranks import Ranks, launching_trainer
 from polyaxon_lightning.staging import Background
 from polyaxon_lightning.stream import ResumeStream, save_time, stream_io
-from polyaxon_tracking import BackgroundWriter, Run, TrackingError
+from polyaxon_tracking import BackgroundWriter, CheckpointManager, Run, TrackingError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger
     from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-    from polyaxon_tracking import Checkpoint, CheckpointManager
+    from polyaxon_tracking import Checkpoint
 else:
     Callback, ModelCheckpoint = pl.callbacks.Callback, pl.callbacks.ModelCheckpoint
     Logger = pl.loggers.Logger
@@ -101,7 +101,7 @@ class PolyaxonCallback(Callback):
         save_time(self)
         Run.check_frequency(every_n_train_steps, train_time_interval)
         self._run = Run(datasets=datasets, loggers=[*_LIGHTNING_LOGGERS, *loggers], resume=resume)
-        self._run.training(max_epochs=0, max_to_keep=max_to_keep)  # raises for a wrong `max_to_keep`
+        CheckpointManager(self._run.checkpoints_path, max_to_keep)  # raises for a wrong `max_to_keep`
         self._every_n_train_steps = every_n_train_steps
         self._train_time_interval = train_time_interval
         self._max_to_keep = max_to_keep
@@ -109,7 +109,7 @@ class PolyaxonCallback(Callback):
         self._saves_in_background = background
         self._write_timeout = write_timeout
         self._weights_only = weights_only
-        self._finished: CheckpointManager | None = None
+        self._launched = 0, ""
         self._stream: ResumeStream | None = None
         self._resumed: Checkpoint | None = None
 
@@ -153,9 +153,7 @@ class PolyaxonCallback(Callback):
         if not user_checkpoints:
             _logger.info("The Trainer has enable_checkpointing=False: nothing is saved, and nothing is resumed from")
             return
-        checkpoints = self._run.training(
-            max_epochs=_limit(trainer), max_to_keep=self._max_to_keep, after=self._finished
-        )
+        checkpoints = self._checkpoints_of(pl_module)
         self._attach_stream(trainer, checkpoints, background)
         # Lightning looks for "last" before it calls any callback, where the checkpoints would be without this one.
         asked_for_last = trainer.ckpt_path is None and _asked_for(trainer) == "last"
@@ -197,10 +195,9 @@ class PolyaxonCallback(Callback):
             _logger.info("Starting fresh: %s", self._run.why_fresh(checkpoints))
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Note that this training is done: the next one in this script has checkpoints of its own."""
+        """Note that this training has finished: the next one, also of the same model, has checkpoints of its own."""
         if self._stream is not None:
-            self._finished = self._stream.checkpoints
-            self._run.finish(self._finished, max_epochs=_limit(trainer))
+            self._run.finish(self._stream.checkpoints)
             trainer.callbacks = _without_stream(trainer.callbacks)  # type: ignore[attr-defined]
             self._stream = None
             for callback in trainer.checkpoint_callbacks:
@@ -243,6 +240,18 @@ class PolyaxonCallback(Callback):
                     f"The files of {name}",
                     f"Pass Trainer(default_root_dir=callback.outputs_path), or {name}(callback.outputs_path)",
                 )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Note where checkpoints go, where a process is started that trains with what is sent to it."""
+        _note_launch()
+        return vars(self).copy()
+
+    def _checkpoints_of(self, model: pl.LightningModule) -> CheckpointManager:
+        """Return the checkpoints of the training of `model`; in a process that was launched, those that were noted."""
+        launched_by, directory = self._launched
+        if launched_by not in (0, os.getpid()):
+            return CheckpointManager(directory, self._max_to_keep)
+        return self._run.training(model, max_to_keep=self._max_to_keep)
 
     def _attach_stream(
         self, trainer: pl.Trainer, checkpoints: CheckpointManager, background: Background | None
@@ -381,9 +390,19 @@ def _without_stream(callbacks: Sequence[Any]) -> list[Any]:
     return [callback for callback in callbacks if not isinstance(callback, ResumeStream)]
 
 
-def _limit(trainer: pl.Trainer) -> float:
-    """The number of epochs, or else of steps, after which the Trainer ends."""
-    for limit in (trainer.max_epochs, trainer.max_steps):
-        if limit is not None and limit != -1:
-            return limit
-    return float("inf")
+def _note_launch() -> None:
+    """Note, in the process that is about to launch others to train, where the checkpoints of that training go.
+
+    What the launched processes note is lost with them, and the next training in the script must not resume from there.
+    Whether the training has finished is not known here, so only the same Trainer and model continue it.
+    """
+    trainer = launching_trainer()
+    if trainer is not None and trainer.state.fn == "fit":
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, PolyaxonCallback):
+                checkpoints = callback._run.training(trainer.lightning_module, trainer)  # noqa: SLF001
+                callback._launched = os.getpid(), checkpoints.directory  # noqa: SLF001
+
+
+if hasattr(os, "register_at_fork"):  # what is forked needs no pickling
+    os.register_at_fork(before=_note_launch)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import functools
+import sys
+import traceback
 from typing import TYPE_CHECKING, Any
 
+from polyaxon_lightning.framework import pl
 from polyaxon_torch import TorchProcesses
 
 if TYPE_CHECKING:
     from lightning.pytorch.strategies import Strategy
 
-__all__ = ["Ranks"]
+__all__ = ["Ranks", "launching_trainer"]
 
 
 class Ranks(TorchProcesses):
@@ -36,3 +39,16 @@ class Ranks(TorchProcesses):
         """End what this began: the training is over, on all ranks."""
         vars(strategy).pop("save_checkpoint", None)
         self.part()
+
+
+def launching_trainer() -> pl.Trainer | None:
+    """Return the Trainer that is launching processes (``ddp_spawn``, ``ddp_fork``), or ``None``.
+
+    Found in the call stack, because Lightning calls no hook in the process that launches.
+    """
+    launcher = pl.strategies.launchers._MultiProcessingLauncher  # noqa: SLF001
+    for frame, _ in traceback.walk_stack(sys._getframe()):  # noqa: SLF001
+        if isinstance(frame.f_locals.get("self"), launcher):
+            # In a process that was forked, the launcher's own function is further in.
+            return frame.f_locals.get("trainer") if frame.f_code.co_name == "launch" else None
+    return None

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
-from polyaxon_tracking import BackgroundWriter, Run, TrackingError
+from polyaxon_tracking import BackgroundWriter, CheckpointManager, Run, TrackingError
 from polyaxon_transformers.training import Training
 
 if TYPE_CHECKING:
@@ -28,9 +28,8 @@ __all__ = ["PolyaxonCallback"]
 
 _logger = logging.getLogger("polyaxon_tracking")
 
-# The trainings of this process that have come to their end: the directories of their training states, by the place of
-# their folders.
-_finished: dict[str, set[str]] = {}
+# The trainings of this process that share an `output_dir`: the directories of their training states, in their order.
+_sharing: dict[str, list[str]] = {}
 
 
 class PolyaxonCallback(TrainerCallback):
@@ -82,8 +81,7 @@ class PolyaxonCallback(TrainerCallback):
     ) -> None:
         Run.check_frequency(every_n_train_steps, train_time_interval)
         self._run = Run(datasets=datasets, loggers=["transformers", "accelerate", *loggers], resume=resume)
-        self._run.training(max_epochs=0, max_to_keep=max_to_keep)  # raises for a wrong `max_to_keep`
-        self._resume = resume
+        CheckpointManager(self._run.checkpoints_path, max_to_keep)  # raises for a wrong `max_to_keep`
         self._every_n_train_steps = every_n_train_steps
         self._interval = None if train_time_interval is None else train_time_interval.total_seconds()
         self._max_to_keep = max_to_keep
@@ -199,13 +197,15 @@ class PolyaxonCallback(TrainerCallback):
             _logger.info("A trial of a hyperparameter search: it is not resumed, and saves what save_strategy asks for")
             return train(**options)
         args = trainer.args
-        limit = args.max_steps if args.max_steps > 0 else args.num_train_epochs
-        # A Trainer never trains on where another one ended, so only who asks for it gets that within one process.
-        checkpoints = self._run.training(max_epochs=limit if self._resume else 0, max_to_keep=self._max_to_keep)
-        earlier = _finished.setdefault(users or folder, set())
-        if earlier and checkpoints.directory not in earlier:  # whose folders of the same steps are to stay
-            args.output_dir = f"{folder}-{len(earlier) + 1}"
-            users = users and f"{users}-{len(earlier) + 1}"
+        # With `model_init`, each call of `train` makes the model again.
+        trained = trainer if trainer.model_init is not None else trainer.accelerator.unwrap_model(trainer.model)
+        checkpoints = self._run.training(trained, max_to_keep=self._max_to_keep)
+        sharing = _sharing.setdefault(users or folder, [])
+        if checkpoints.directory not in sharing:
+            sharing.append(checkpoints.directory)
+        if number := sharing.index(checkpoints.directory):  # the folders of the first are to stay
+            args.output_dir = f"{folder}-{number + 1}"
+            users = users and f"{users}-{number + 1}"
             _logger.info("A training before has its folders in %s: this one's go to %s", folder, args.output_dir)
         # What it saves is to be what all other callbacks have come to.
         trainer.pop_callback(self)
@@ -232,8 +232,7 @@ class PolyaxonCallback(TrainerCallback):
             with training.attached():
                 result = train(**options)
             training.wait()
-            earlier.add(checkpoints.directory)
-            self._run.finish(checkpoints, max_epochs=limit)
+            self._run.finish(checkpoints)
             training.finish()
         except BaseException as error:
             training.after_exception(error)

@@ -8,12 +8,14 @@ import logging
 import os
 import shutil
 import tempfile
+import weakref
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from polyaxon_tracking import CheckpointManager, Run, TrackingError
+from polyaxon_tracking import Run, TrackingError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -230,19 +232,55 @@ def test_when_a_training_resumes(
     assert Run(resume=resume).resumes is resumes
 
 
+class Model:
+    """One that is equal to every other."""
+
+    def __eq__(self, other: object) -> bool:
+        return True
+
+    def __hash__(self) -> int:
+        return 0
+
+
 def test_each_training_of_a_script_has_checkpoints_of_its_own(outputs: Path) -> None:
+    def place(*objects: object) -> str:
+        return os.path.relpath(Run().training(*objects).directory, outputs / "checkpoints")
+
+    models = [Model(), Model(), Model()]
+    assert [place(model) for model in models] == ["resume", "resume-2", "resume-3"]
+    assert place(models[1]) == "resume-2"  # it has not finished, and continues
+    Run().finish(Run().training(models[1]))
+    assert place(models[1]) == "resume-4"  # its next stage
+    assert place(models[0]) == "resume"
+    assert place(models[0], models[1]) == "resume-5"
+    assert place(models[0], models[2]) == "resume-6"
+    assert place(models[0], models[1]) == "resume-5"
+
+
+def test_another_outputs_path_counts_from_the_first(outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Model()
+    Run().training(model)
+    monkeypatch.setenv("POLYAXON_RUN_OUTPUTS_PATH", str(outputs / "other"))
+    assert Run().training(model).directory == str(outputs / "other" / "checkpoints" / "resume")
+
+
+def test_a_model_is_not_held_and_the_next_one_at_its_address_is_another(outputs: Path) -> None:
+    directories = set()
+    for _ in range(50):  # CPython gives the memory of one that was freed to the next
+        model = Model()
+        reference = weakref.ref(model)
+        directories.add(Run().training(model).directory)
+        del model
+        assert reference() is None
+    assert len(directories) == 50
+
+
+def test_trainings_that_begin_in_several_threads_share_no_checkpoints(outputs: Path) -> None:
+    models = [Model() for _ in range(64)]
     run = Run()
-    directory = outputs / "checkpoints"
-    first = run.training(max_epochs=5)
-    assert first.directory == str(directory / "resume")
-    assert run.training(max_epochs=5).directory == first.directory  # interrupted: the same again
-    run.finish(first, max_epochs=5)
-    second = run.training(max_epochs=5)
-    assert second.directory == str(directory / "resume-2")
-    assert run.training(max_epochs=6).directory == first.directory  # the first, gone on with
-    run.finish(second, max_epochs=5)
-    assert Run().training(max_epochs=3).directory == str(directory / "resume-3")
-    assert run.training(max_epochs=9, after=first).directory == str(directory / "resume-2")
+    with ThreadPoolExecutor(8) as threads:
+        directories = list(threads.map(lambda model: run.training(model).directory, models))
+    assert len(set(directories)) == 64
 
 
 # Names of checkpoints
@@ -265,11 +303,6 @@ def test_an_absolute_path_is_left_alone(
     assert Run().checkpoint_path(path) == path
     warning = f"Checkpoints go to {path}, outside the outputs path {outputs}, and may be lost with the pod. Leave the path out, or choose one below it"
     assert [(record.levelname, record.message) for record in caplog.records] == [("WARNING", warning)] * (not inside)
-
-
-def test_a_training_after_one_that_is_not_of_this_run(outputs: Path, tmp_path: Path) -> None:
-    with pytest.raises(TrackingError, match="Expected what `training` of this run returned before"):
-        Run().training(max_epochs=1, after=CheckpointManager(tmp_path / "elsewhere"))
 
 
 def test_a_string_in_place_of_a_list_of_loggers() -> None:

@@ -141,11 +141,11 @@ def test_the_next_training_finds_what_one_that_was_interrupted_had_not_yet_writt
                 threading.Timer(0.3, held._go_on.set).start()
                 raise KeyboardInterrupt
 
-    held = Held(monkeypatch)
+    held, network = Held(monkeypatch), model("functional")
     with pytest.raises(KeyboardInterrupt):
-        fit(held, PolyaxonCallback(), Interrupt())
+        fit(held, PolyaxonCallback(), Interrupt(), network=network)
     monkeypatch.undo()
-    network = fit(PolyaxonCallback())
+    fit(PolyaxonCallback(), network=network)
     assert int(network.optimizer.iterations) == 12
     assert len(list((outputs / "checkpoints" / "resume").glob("*-start=1-*"))) == 2
 

@@ -20,7 +20,7 @@ import pytest
 from keras_script import data, digest, model
 
 from polyaxon_keras import PolyaxonCallback
-from polyaxon_tracking import CheckpointManager, TrackingError
+from polyaxon_tracking import CheckpointManager, TrackingError, run
 from polyaxon_tracking.background import wait_for_all
 
 # The one shuffling that cannot go on where it stopped: its state is inside TensorFlow.
@@ -69,9 +69,15 @@ class Score(keras.callbacks.Callback):
 
 
 def fit(
-    *callbacks: keras.callbacks.Callback, network: keras.Model | None = None, epochs: int = 3, **options: Any
+    *callbacks: keras.callbacks.Callback,
+    network: keras.Model | None = None,
+    epochs: int = 3,
+    same_process: bool = False,
+    **options: Any,
 ) -> list[int]:
-    """Train a new model, with four batches an epoch, and return the epochs that were trained."""
+    """Train with four batches an epoch, as a script that is started again would; return the epochs that were trained."""
+    if not same_process:
+        run._begun.clear()
     x, y = data()
     seen = Epochs()
     options = {"batch_size": 18, "validation_data": (x, y), "verbose": 0, **options}
@@ -309,13 +315,12 @@ def test_callbacks_that_keras_lets_begin_anew_go_on(tmp_path: Path, monkeypatch:
     assert resumed[1:] == whole[1:]
 
 
-def test_a_training_that_stopped_early_stays_stopped(outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_training_that_stopped_early_stays_stopped(outputs: Path) -> None:
     def train() -> list[int]:
         stopping = keras.callbacks.EarlyStopping("score", mode="max", patience=1)
         return fit(PolyaxonCallback(), Score(0.9, 0.1, 0.1, 0.1), stopping, epochs=4)
 
     assert train() == [0, 1]
-    monkeypatch.setattr("polyaxon_tracking.run._finished", {})  # as in a new process
     assert train() == []
 
 
@@ -348,19 +353,20 @@ def test_resume_false_begins_anew_and_its_states_are_the_newest_from_then_on(out
 
 
 def test_a_finished_training_does_nothing_when_started_again(outputs: Path, caplog: pytest.LogCaptureFixture) -> None:
-    network = model()
-    fit(PolyaxonCallback(), network=network, epochs=3)
-    again = model()
-    # As a new process would: this one remembers what it has finished, to keep the folds of one script apart.
-    assert fit(PolyaxonCallback(), network=again, epochs=3) == [0, 1, 2]
+    network, again = model(), model()
+    fit(PolyaxonCallback(), network=network)
+    assert fit(PolyaxonCallback(), network=again) == []
+    assert digest(again) == digest(network)
+    # Another model in the same process is another training.
+    assert fit(PolyaxonCallback(), same_process=True) == [0, 1, 2]
     assert {path.name for path in (outputs / "checkpoints").iterdir() if path.is_dir()} == {"resume", "resume-2"}
 
 
 def test_a_second_fit_of_one_model_goes_on_in_memory(outputs: Path) -> None:
     polyaxon, network = PolyaxonCallback(), model()
-    assert fit(polyaxon, network=network, epochs=2) == [0, 1]
-    assert fit(polyaxon, network=network, epochs=3) == [0, 1, 2]
-    assert fit(polyaxon, network=network, epochs=5, initial_epoch=3) == [3, 4]
+    assert fit(polyaxon, network=network, epochs=2, same_process=True) == [0, 1]
+    assert fit(polyaxon, network=network, epochs=3, same_process=True) == [0, 1, 2]
+    assert fit(polyaxon, network=network, epochs=5, initial_epoch=3, same_process=True) == [3, 4]
     assert int(network.optimizer.iterations) == 4 * (2 + 3 + 2)
 
 
@@ -492,7 +498,7 @@ def test_models_go_when_their_trainings_are_over(outputs: Path, monkeypatch: pyt
     def train(*callbacks: keras.callbacks.Callback) -> weakref.ref[keras.Model]:
         network = model()
         with contextlib.suppress(RuntimeError):
-            fit(PolyaxonCallback(), *callbacks, network=network)
+            fit(PolyaxonCallback(), *callbacks, network=network, same_process=True)
         return weakref.ref(network)
 
     # Two that fail, and one that is tried in their place.
@@ -506,7 +512,7 @@ def test_a_training_within_another_leaves_its_hooks(outputs: Path) -> None:
     class Teacher(keras.callbacks.Callback):
         def on_epoch_begin(self, epoch: int, logs: object = None) -> None:
             before = sys.excepthook, signal.getsignal(signal.SIGTERM)
-            fit(PolyaxonCallback(), epochs=1)
+            fit(PolyaxonCallback(), epochs=1, same_process=True)
             assert (sys.excepthook, signal.getsignal(signal.SIGTERM)) == before
 
     fit(PolyaxonCallback(), Teacher(), epochs=1)

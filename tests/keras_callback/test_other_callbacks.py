@@ -12,7 +12,7 @@ import pytest
 from keras_script import data, digest, model
 
 from polyaxon_keras import PolyaxonCallback
-from polyaxon_tracking import TrackingError
+from polyaxon_tracking import TrackingError, run
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,6 +33,7 @@ class Fail(keras.callbacks.Callback):
 
 
 def fit(*callbacks: keras.callbacks.Callback, **options: Any) -> keras.Model:
+    run._begun.clear()  # as in a script that is started again
     keras.utils.set_random_seed(0)
     network = model("functional", optimizer=keras.optimizers.Adam(0.01, use_ema=True))
     x, y = data()

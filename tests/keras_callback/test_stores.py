@@ -16,6 +16,7 @@ from keras_script import data, digest, model
 
 from polyaxon_keras import PolyaxonCallback
 from polyaxon_tracking import cached_path, stores
+from polyaxon_tracking.run import _begun
 
 if TYPE_CHECKING:
     import subprocess
@@ -30,6 +31,7 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
 
 
 def fit(*callbacks: keras.callbacks.Callback, epochs: int) -> keras.Model:
+    _begun.clear()  # as in a script that is started again
     x, y = data()
     keras.utils.set_random_seed(0)
     network = model("functional")

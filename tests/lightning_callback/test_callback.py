@@ -7,7 +7,7 @@ import random
 import re
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -19,8 +19,11 @@ from lightning_script import Classifier, data, digest, trainer
 
 from polyaxon_lightning import PolyaxonCallback
 from polyaxon_lightning.io import DurableCheckpointIO
-from polyaxon_tracking import CheckpointManager, TrackingError
+from polyaxon_tracking import CheckpointManager, TrackingError, run
 from polyaxon_tracking.background import wait_for_all
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 class Epochs(Callback):
@@ -44,9 +47,15 @@ class Steps(Callback):
 
 
 def fit(
-    *callbacks: Callback, model: LightningModule | None = None, ckpt_path: str | None = None, **options: Any
+    *callbacks: Callback,
+    model: LightningModule | None = None,
+    ckpt_path: str | None = None,
+    same_process: bool = False,
+    **options: Any,
 ) -> list[int]:
-    """Train with a new Trainer, and return the epochs that it trained."""
+    """Train with a new Trainer, as a script that is started again would; return the epochs that were trained."""
+    if not same_process:
+        run._begun.clear()
     epochs = Epochs()
     trainer(*callbacks, epochs, **options).fit(model or Classifier(), data(), data(), ckpt_path=ckpt_path)
     return epochs.trained
@@ -326,7 +335,11 @@ def test_a_second_fit_of_one_trainer_goes_on_in_memory(outputs: Path) -> None:
 
 
 def test_folds_in_one_script_train_each_on_its_own(outputs: Path) -> None:
-    assert [fit(PolyaxonCallback(), max_epochs=2) for _ in range(3)] == [[0, 1]] * 3
+    assert [fit(PolyaxonCallback(), max_epochs=epochs, same_process=True) for epochs in (2, 2, 3)] == [
+        [0, 1],
+        [0, 1],
+        [0, 1, 2],
+    ]
     kept = {path.name for path in (outputs / "checkpoints").iterdir() if path.is_dir()}
     assert kept == {"resume", "resume-2", "resume-3"}
 
@@ -377,14 +390,11 @@ def test_last_off_the_cluster_is_found_below_the_outputs(tmp_path: Path) -> None
     assert fit(PolyaxonCallback(), max_epochs=4, ckpt_path="last") == [2, 3]
 
 
-def test_a_training_that_stopped_early_stays_stopped(
-    outputs: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_training_that_stopped_early_stays_stopped(outputs: Path, caplog: pytest.LogCaptureFixture) -> None:
     def stopping() -> EarlyStopping:
         return EarlyStopping("val_loss", min_delta=1e9, patience=1)
 
     assert fit(PolyaxonCallback(), stopping(), max_epochs=9) == [0, 1]
-    monkeypatch.setattr("polyaxon_tracking.run._finished", {})  # as in a process that is started again
     assert fit(PolyaxonCallback(), stopping(), max_epochs=9) == []
     assert "This training had been stopped early, at epoch 2: nothing is left" in caplog.messages
 
@@ -530,12 +540,13 @@ def test_arguments_out_of_range(wrong_argument: tuple[dict[str, Any], str]) -> N
 
 
 def test_a_training_in_three_parts_has_the_weights_of_one_in_a_piece(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, new_process: Callable[[], None]
 ) -> None:
     digests = []
     for stops in ([6], [2, 4, 6]):
         monkeypatch.setenv("POLYAXON_RUN_OUTPUTS_PATH", str(tmp_path / str(len(stops))))
         for stop in stops:
+            new_process()
             torch.manual_seed(0 if stop == stops[0] else stop)
             model = Classifier()
             trainer(PolyaxonCallback(), max_epochs=stop).fit(model, data(shuffle=True), data())

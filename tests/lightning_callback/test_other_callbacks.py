@@ -100,6 +100,7 @@ MODELS: dict[str, Callable[[], Any]] = {
 def assert_resumes_as_if_uninterrupted(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    new_process: Callable[[], None],
     model: Callable[[], Any] = Classifier,
     other: Callable[[], Callback] = Callback,
     **options: Any,
@@ -108,6 +109,7 @@ def assert_resumes_as_if_uninterrupted(
     for starts in (1, 2):
         monkeypatch.setenv("POLYAXON_RUN_OUTPUTS_PATH", str(tmp_path / str(starts)))
         for start in range(starts):
+            new_process()
             torch.manual_seed(start)
             trained = model()
             last = start == starts - 1
@@ -122,20 +124,20 @@ def assert_resumes_as_if_uninterrupted(
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_beside(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_beside(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, new_process: Callable[[], None]) -> None:
     model = Normalized if name == "StochasticWeightAveraging" else Classifier
     logger = CSVLogger(tmp_path) if name == "LearningRateMonitor" else False
-    assert_resumes_as_if_uninterrupted(tmp_path, monkeypatch, model, OTHERS[name], logger=logger)
+    assert_resumes_as_if_uninterrupted(tmp_path, monkeypatch, new_process, model, OTHERS[name], logger=logger)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_with(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert_resumes_as_if_uninterrupted(tmp_path, monkeypatch, **KINDS[kind])
+def test_with(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, new_process: Callable[[], None]) -> None:
+    assert_resumes_as_if_uninterrupted(tmp_path, monkeypatch, new_process, **KINDS[kind])
 
 
 @pytest.mark.parametrize("kind", MODELS)
-def test_of(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert_resumes_as_if_uninterrupted(tmp_path, monkeypatch, MODELS[kind])
+def test_of(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, new_process: Callable[[], None]) -> None:
+    assert_resumes_as_if_uninterrupted(tmp_path, monkeypatch, new_process, MODELS[kind])
 
 
 # What decides by itself where training goes on from
@@ -160,9 +162,10 @@ class Bad(Callback):
 
 
 def test_an_on_exception_checkpoint_does_not_take_training_back(
-    outputs: Path, caplog: pytest.LogCaptureFixture
+    outputs: Path, caplog: pytest.LogCaptureFixture, new_process: Callable[[], None]
 ) -> None:
     def fit(*others: Callback) -> Trainer:
+        new_process()
         caplog.clear()
         training = trainer(PolyaxonCallback(), callbacks.OnExceptionCheckpoint(outputs), *others, max_epochs=6)
         training.fit(Classifier(), data(), data())
@@ -249,9 +252,10 @@ class WithData(Classifier):
 
 
 def test_the_callback_in_a_file_of_the_lightning_cli(
-    outputs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    outputs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, new_process: Callable[[], None]
 ) -> None:
     for max_epochs in (2, 3):
+        new_process()
         (tmp_path / "config.yaml").write_text(CONFIGURATION.format(max_epochs=max_epochs))
         cli = LightningCLI(WithData, args=["fit", "--config", "config.yaml"], save_config_kwargs={"overwrite": True})
     assert cli.trainer.global_step == 12

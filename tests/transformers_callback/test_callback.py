@@ -250,6 +250,7 @@ def test_another_adapter_is_told_of(outputs: Path, new_process: Callable[[], Non
     new_process()
     with pytest.raises(TrackingError, match=r"query.lora_A.weight is \(8, 16\), saved as \(4, 16\);"):
         trainer(PolyaxonCallback(), model=adapted(8)).train()
+    new_process()
     # As many weights of the same shapes: PEFT goes on with new ones.
     with pytest.raises(TrackingError, match=r"key.lora_A.weight was not saved; .*value.lora_A.weight was saved and is"):
         trainer(PolyaxonCallback(), model=adapted(targets=("query", "key"))).train()
@@ -284,6 +285,7 @@ def test_off_the_cluster_outputs_go_to_a_local_directory_and_training_starts_fre
     again.train()
     assert caplog.text.count("Starting fresh: ") == 2
     assert "holds step 4, and keeps it; resume=True would go on from it" in caplog.text
+    new_process()
     trainer(PolyaxonCallback(resume=True), num_train_epochs=3).train()
     assert "step=0000000008-epoch=2-start=2" in caplog.text
     assert ": epoch 2, step 8" in caplog.text
@@ -323,12 +325,14 @@ def test_a_model_or_an_optimizer_that_is_not_the_one_saved_is_told_of(
         TrackingError, match=r"bert.embeddings.word_embeddings.weight is \(50, 32\), saved as \(50, 16\)"
     ):
         trainer(PolyaxonCallback(), model=tiny(32)).train()
+    new_process()
     deeper = tiny()
     deeper.classifier = torch.nn.Sequential(torch.nn.Linear(16, 2))
     with pytest.raises(
         TrackingError, match=r"classifier.0.weight was not saved; .*classifier.weight was saved and is no more"
     ):
         trainer(PolyaxonCallback(), model=deeper).train()
+    new_process()
     with pytest.raises(TrackingError, match="its optimizer is SGD, saved was AdamW"):
         trainer(PolyaxonCallback(), optim="sgd").train()
     assert resume_directory(outputs).latest() == before

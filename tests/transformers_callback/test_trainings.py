@@ -154,21 +154,6 @@ def test_folds_with_one_output_dir_keep_their_best_models(outputs: Path, new_pro
     assert folds() == again
 
 
-def test_a_new_trainer_in_the_same_process_begins_at_the_first_step(outputs: Path) -> None:
-    trainer(PolyaxonCallback(), num_train_epochs=1, **QUIET).train()
-    second = At()
-    trainer(PolyaxonCallback(), second, num_train_epochs=3, **QUIET).train()
-    assert second.steps == list(range(1, 13))
-    longer = At()
-    trainer(PolyaxonCallback(resume=True), longer, num_train_epochs=4, **QUIET).train()
-    assert newest(outputs)[0] == 16  # of the first, as one asks for who trains on in a notebook
-    assert longer.steps == list(range(5, 17))
-    third = trainer(PolyaxonCallback(), num_train_epochs=1, **QUIET)
-    third.train()
-    assert third.args.output_dir == str(outputs / "checkpoints" / "bert-3")
-    assert newest(outputs, "resume-3")[0] == 4
-
-
 @pytest.mark.parametrize("step", [5, 6, 7, 8])
 def test_a_signal_at_a_step_with_an_evaluation_changes_no_bit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, new_process: Callable[[], None], step: int

@@ -65,7 +65,7 @@ assert_type(directory.names(), list[str])
 
 # An integration of one's own.
 run = Run(datasets=["digits"], loggers=["mine"], resume=True)
-assert_type(run.training(max_epochs=20), CheckpointManager)
+assert_type(run.training(run), CheckpointManager)
 assert_type((run.outputs_path, run.on_cluster, run.resumes), tuple[str, bool, bool])
 writer = BackgroundWriter(timedelta(minutes=5))
 writer.submit("model.txt", lambda: Path("model.txt").write_text("weights", encoding="utf-8"))

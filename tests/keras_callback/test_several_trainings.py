@@ -1,0 +1,128 @@
+"""Which training is this? Several in one process with Keras, whatever the ending of each."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import keras
+import pytest
+from keras_script import data, digest, model
+
+from polyaxon_keras import PolyaxonCallback
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+
+class Once(keras.callbacks.Callback):
+    """Raises once, in an epoch; notes the epochs that are trained, and the weights that training begins with."""
+
+    def __init__(self, epoch: int | None = None, error: type[BaseException] = ArithmeticError) -> None:
+        super().__init__()
+        self.epoch, self.error = epoch, error
+        self.epochs: list[int] = []
+        self.began_with = ""
+
+    def on_train_begin(self, logs: object = None) -> None:
+        self.epochs = []
+
+    def on_epoch_begin(self, epoch: int, logs: object = None) -> None:
+        if not self.epochs:
+            self.began_with = digest(self.model)
+        self.epochs.append(epoch)
+
+    def on_train_batch_end(self, batch: int, logs: object = None) -> None:
+        if self.epochs[-1] == self.epoch:
+            self.epoch = None
+            raise self.error
+
+
+def fit(network: keras.Model, *callbacks: keras.callbacks.Callback, epochs: int = 4) -> None:
+    x, y = data()
+    network.fit(x, y, batch_size=18, epochs=epochs, verbose=0, callbacks=list(callbacks))
+
+
+def fails(
+    network: keras.Model, *callbacks: keras.callbacks.Callback, error: type[BaseException] = ArithmeticError
+) -> None:
+    with pytest.raises(error):
+        fit(network, *callbacks)
+
+
+def places(outputs: Path) -> list[str]:
+    return sorted(path.name for path in (outputs / "checkpoints").glob("resume*"))
+
+
+@pytest.mark.parametrize("error", [ArithmeticError, KeyboardInterrupt])
+@pytest.mark.parametrize("shared", [True, False], ids=["the same callback", "a new callback"])
+def test_the_same_model_continues(outputs: Path, error: type[BaseException], shared: bool) -> None:
+    network, polyaxon, once = model("functional"), PolyaxonCallback(), Once(2, error)
+    fails(network, polyaxon, once, error=error)
+    network.evaluate(*data(), verbose=0)
+    fit(network, polyaxon if shared else PolyaxonCallback(), once)
+    assert once.epochs == [2, 3]
+    assert int(network.optimizer.iterations) == 16
+    assert places(outputs) == ["resume"]
+
+
+@pytest.mark.parametrize("shared", [True, False], ids=["one callback", "a callback for each"])
+def test_another_model_is_another_training(outputs: Path, shared: bool) -> None:
+    network, polyaxon, once = model("functional"), PolyaxonCallback(), Once()
+    fails(model("functional"), polyaxon, Once(2))
+    new = digest(network)
+    fit(network, polyaxon if shared else PolyaxonCallback(), once)
+    assert (once.epochs, once.began_with) == ([0, 1, 2, 3], new)
+    assert places(outputs) == ["resume", "resume-2"]
+
+
+def test_the_next_stage_of_a_model_continues_in_memory_and_resumes_from_its_own_state(
+    outputs: Path, new_process: Callable[[], None]
+) -> None:
+    def first_stage() -> keras.Model:
+        network = model("functional")
+        fit(network, PolyaxonCallback(), epochs=2)
+        return network
+
+    network, once = first_stage(), Once(1)
+    after_first = digest(network)
+    fails(network, PolyaxonCallback(), once)
+    assert (once.epochs, once.began_with) == ([0, 1], after_first)
+    new_process()
+    network, once = first_stage(), Once()
+    assert digest(network) == after_first
+    fit(network, PolyaxonCallback(), once)
+    assert once.epochs == [1, 2, 3]
+    assert int(network.optimizer.iterations) == 4 * (2 + 4)
+    assert places(outputs) == ["resume", "resume-2"]
+
+
+def test_a_training_within_another_has_a_place_of_its_own(outputs: Path) -> None:
+    student = Once()
+
+    class Teacher(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch: int, logs: object = None) -> None:
+            if epoch == 1:
+                fit(model("functional"), PolyaxonCallback(), student)
+
+    fit(model("functional"), PolyaxonCallback(), Teacher())
+    assert student.epochs == [0, 1, 2, 3]
+    assert places(outputs) == ["resume", "resume-2"]
+
+
+def test_off_the_cluster_nothing_is_resumed_from(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    network, once = model("functional"), Once(2)
+    fails(network, PolyaxonCallback(), once)
+    fit(network, PolyaxonCallback(), once)
+    assert once.epochs == [0, 1, 2, 3]
+    fit(model("functional"), PolyaxonCallback())
+    assert "Resuming from" not in caplog.text
+    assert places(tmp_path / "outputs") == ["resume", "resume-2"]
+
+
+def test_resume_true_is_no_reason_to_continue_another_training(tmp_path: Path) -> None:
+    once = Once()
+    fails(model("functional"), PolyaxonCallback(resume=True), Once(2))
+    fit(model("functional"), PolyaxonCallback(resume=True), once)
+    assert once.epochs == [0, 1, 2, 3]
+    assert places(tmp_path / "outputs") == ["resume", "resume-2"]
