@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import re
 import signal
-import subprocess
-import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import forked
 import pytest
+
+if TYPE_CHECKING:
+    import subprocess
 
 TESTS = Path(__file__).parents[1]
 SWEEP = """
@@ -93,19 +95,8 @@ LINE = r"Resuming from \S+/checkpoints/(\S+)/step=\S+: epoch (\d), step (\d+)\n"
 
 
 def sweep(framework: str, outputs: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    settings = {
-        "POLYAXON_RUN_OUTPUTS_PATH": str(outputs),
-        "PYTHONPATH": os.pathsep.join([str(TESTS / f"{framework}_callback"), *filter(None, sys.path)]),
-        "KERAS_BACKEND": os.environ.get("KERAS_BACKEND", "torch"),
-    }
-    return subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", SCRIPTS[framework] + SWEEP],
-        env=os.environ | settings | environment,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
+    settings = {"POLYAXON_RUN_OUTPUTS_PATH": str(outputs), "PYTHONPATH": str(TESTS / f"{framework}_callback")}
+    return forked.run(framework, "-c", SCRIPTS[framework] + SWEEP, **settings, **environment)
 
 
 def trials(process: subprocess.CompletedProcess[str]) -> list[str]:
