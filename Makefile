@@ -14,7 +14,7 @@ BACKEND_TESTS := $(addprefix tests/keras_callback/,test_background.py test_callb
 # Two at a time: many tests wait for processes of their own.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 
-.PHONY: demo test coverage bench lint types docs clean
+.PHONY: demo test test-pythons coverage bench lint types docs clean
 
 # With an environment of its own, a quarter of that of the tests.
 demo: .venv-demo/.installed
@@ -25,6 +25,10 @@ test: $(VENV)/.installed $(VENV)/.chromium
 	for backend in $(OTHER_BACKENDS); do \
 		KERAS_BACKEND=$$backend $(PYTEST) $(BACKEND_TESTS) $(COVERAGE) || exit 1; \
 	done
+
+# With the other Pythons that are installed, those of pyenv included, in an environment for each.
+test-pythons:
+	$(PYTHON) tests/pythons.py
 
 # Which lines the tests run, in all their processes: it takes a quarter longer than the tests alone.
 coverage: $(VENV)/.installed
@@ -72,4 +76,4 @@ $(VENV)/.chromium: | $(VENV)/.installed
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .venv-bench .venv-demo build dist site demo-outputs outputs .coverage .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-bench .venv-demo .venv-pythons build dist site demo-outputs outputs .coverage .mypy_cache .pytest_cache .ruff_cache
