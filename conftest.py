@@ -4,36 +4,22 @@ from __future__ import annotations
 
 import logging
 import os
-import uuid
 from datetime import timedelta
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import fsspec
 import pytest
-from packaging.version import Version
-
-# Read by torch when it is imported. Tests run two at a time: the threads of one training, which wait for each other,
-# would take the time of the others, and a training of seconds take minutes.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-# Read by gcsfs when it is imported. The emulator knows nothing of the layouts that it would ask for.
-os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = "false"
-
-from servers import KINDS, Proxy, Store
 
 from polyaxon_tracking import credentials
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from servers import Server
+# Read by torch when it is imported. Tests run two at a time: the threads of one training, which wait for each other,
+# would take the time of the others, and a training of seconds take minutes.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 collect_ignore = ["tests/typing"]  # only for type checkers
-if Version(metadata.version("lightning")) < Version("2.4"):  # has no ModelParallelStrategy
-    collect_ignore += ["tests/lightning_callback/sharded_script.py", "tests/lightning_callback/test_sharded.py"]
-if "model_checkpoint_test.py" not in {file.name for file in metadata.files("keras") or ()}:  # Keras shipped no tests
-    collect_ignore += ["tests/keras_callback/test_in_place_of_model_checkpoint.py"]
 
 # Set by pytest, and by torch, Lightning, TensorFlow, JAX and h5py when they are imported or first used.
 _NOT_OURS = {
@@ -141,50 +127,3 @@ def wrong_argument(request: pytest.FixtureRequest) -> tuple[dict[str, Any], str]
     """An argument that every callback refuses, and with which message."""
     wrong: tuple[dict[str, Any], str] = request.param
     return wrong
-
-
-@pytest.fixture(scope="session")
-def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Server]]:
-    """The stores that were started, by their kind."""
-    started: dict[str, Server] = {}
-    yield started
-    for server in started.values():
-        server.kill()
-
-
-@pytest.fixture(params=list(KINDS))
-def store(
-    request: pytest.FixtureRequest,
-    servers: dict[str, Server],
-    tmp_path_factory: pytest.TempPathFactory,
-    monkeypatch: pytest.MonkeyPatch,
-) -> Store:
-    """A bucket of a store that runs on this machine; the environment leads to it."""
-    if request.param not in servers:
-        server = KINDS[request.param](tmp_path_factory.mktemp(request.param))
-        server.start()
-        servers[request.param] = server
-    server = servers[request.param]
-    bucket = f"bucket-{uuid.uuid4().hex[:12]}"
-    server.make_bucket(bucket)
-    return _entered(Store(server, bucket, server.port), monkeypatch, tmp_path_factory)
-
-
-@pytest.fixture
-def proxy(store: Store, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
-    """A proxy on the way to the store: what is requested, and what goes wrong."""
-    proxy = Proxy(store.server.port)
-    store.environment = store.server.environment(proxy.port)
-    _entered(store, monkeypatch, tmp_path_factory)
-    yield proxy
-    proxy.stop()
-
-
-def _entered(store: Store, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Store:
-    for name, value in store.environment.items():
-        monkeypatch.setenv(name, value)
-    fsspec.get_filesystem_class(store.server.protocol).clear_instance_cache()  # of another test's environment
-    monkeypatch.setitem(fsspec.config.conf, "gs", {"token": "anon"})  # read from the environment at its import
-    monkeypatch.setenv("TMPDIR", str(tmp_path_factory.mktemp("tmp")))
-    monkeypatch.setattr("tempfile.tempdir", None)
-    return store

@@ -15,7 +15,6 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "stores"))
-os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = "false"  # of which the emulator knows nothing
 os.environ["FSSPEC_GS_TOKEN"] = "anon"
 
 from servers import KINDS, Proxy, Server, Store

@@ -36,8 +36,8 @@ _INSTALLED = [
     ("rich",),
 ]
 
-# The first versions without known holes in loading files.
-_LOADS_SAFELY_FROM = {"torch": (2, 10), "keras": (3, 13, 2)}
+# The first versions without known holes in loading files. Keras 3.12 is the last for Python 3.10, and is mended too.
+_LOADS_SAFELY_FROM: dict[str, list[tuple[int, ...]]] = {"torch": [(2, 10)], "keras": [(3, 12, 1), (3, 13, 2)]}
 
 # GHSA-w37p-236h-pfx3.
 _MALICIOUS = {"lightning": ("2.6.2", "2.6.3"), "pytorch-lightning": ("2.6.2", "2.6.3")}
@@ -83,8 +83,10 @@ def _installed(name: str, version: str) -> Row:
     if version in _MALICIOUS.get(name, ()):
         advice = f"This release holds malicious code (GHSA-w37p-236h-pfx3). Replace it: pip install --upgrade {name}"
         return Row("Versions", name, ERROR, version, "", advice)
-    safe = _LOADS_SAFELY_FROM.get(name)
-    if safe is not None and _numbers(version) < safe:
+    numbers = _numbers(version)
+    # Of those in the same series, or a later one, the first.
+    safe = next((first for first in _LOADS_SAFELY_FROM.get(name, []) if numbers[:2] <= first[:2]), None)
+    if safe is not None and numbers < safe:
         advice = (
             f"Versions before {'.'.join(map(str, safe))} have known holes in loading files. Resume only from "
             f"directories that you trust, or: pip install --upgrade {name}"

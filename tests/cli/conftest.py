@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import subprocess
 import sys
 from typing import TYPE_CHECKING
 
 import pytest
+from reports import Report
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -39,5 +41,24 @@ def command() -> Callable[..., subprocess.CompletedProcess[str]]:
         return subprocess.run(  # type: ignore[call-overload,no-any-return]
             [*COMMAND, *arguments], capture_output=True, text=True, check=False, timeout=120, env=environment, **options
         )
+
+    return start
+
+
+@pytest.fixture
+def doctor(command: Callable[..., subprocess.CompletedProcess[str]]) -> Callable[..., Report]:
+    def start(**options: object) -> Report:
+        """Return the rows by name, after checking what holds for every report."""
+        process = command("doctor", "--json", **options)
+        assert process.stderr == ""
+        report = json.loads(process.stdout)
+        rows = report["checks"]
+        assert report["errors"] == sum(row["status"] == "error" for row in rows)
+        assert report["warnings"] == sum(row["status"] == "warning" for row in rows)
+        assert report["ok"] == (report["errors"] == 0)
+        assert process.returncode == (0 if report["ok"] else 1)
+        for row in rows:
+            assert bool(row["advice"]) == (row["status"] in ("warning", "error")), row
+        return Report(process.returncode, {row["name"]: row for row in rows})
 
     return start

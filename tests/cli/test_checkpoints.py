@@ -12,32 +12,17 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
+from reports import fill, listed
 
 from polyaxon_tracking import CheckpointManager
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from servers import Store
-
     Command = Callable[..., subprocess.CompletedProcess[str]]
-
-
-def fill(outputs: str, *directories: str) -> None:
-    """Two checkpoints in each of the directories."""
-    for directory in directories:
-        manager = CheckpointManager(f"{outputs}/{directory}")
-        for step in (10, 20):
-            with manager.save(step, step // 10) as path:
-                Path(path).write_text(f"step {step}")
-
-
-def listed(process: subprocess.CompletedProcess[str]) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = json.loads(process.stdout)["checkpoints"]
-    return found
 
 
 def places(process: subprocess.CompletedProcess[str], root: object) -> list[tuple[str, int]]:
@@ -255,48 +240,6 @@ def test_lines_say_how_far_verifying_is_off_a_terminal(tmp_path: Path) -> None:
     )
     assert len(json.loads(process.stdout)["checkpoints"]) == 2
     assert process.stderr.splitlines() == ["polyaxon_tracking: Verifying: 0 of 0 MB"] * 2
-
-
-# In stores
-
-
-def test_a_bucket(command: Command, store: Store) -> None:
-    fill(store.url, "checkpoints/resume", "checkpoints/resume-2")
-    for given in ("", "/checkpoints", "/checkpoints/resume"):
-        process = command("checkpoints", f"{store.url}{given}", "--json", "--verify")
-        assert process.returncode == 0, process.stderr
-        assert len(listed(process)) == (2 if given.endswith("resume") else 4)
-    name = store.names("checkpoints/resume-2")[-1]
-    store.fs.pipe_file(store.path(f"checkpoints/resume-2/{name}"), b"stap 20")
-    process = command("checkpoints", "--verify", "--json", env={"POLYAXON_RUN_OUTPUTS_PATH": store.url})
-    assert process.returncode == 1, process.stderr
-    assert [(found["step"], found["size"], found["intact"]) for found in listed(process)] == [
-        *((20, 7, True), (10, 7, True), (20, 7, False), (10, 7, True)),
-    ]
-    assert listed(process)[0]["path"].endswith(f"/checkpoints/resume/{store.names('checkpoints/resume')[-1]}")
-    assert all(found["age_seconds"] < 3600 for found in listed(process))
-    assert not [path for path in Path(os.environ["TMPDIR"]).rglob("*") if path.is_file()]
-
-
-@pytest.mark.parametrize("store", ["s3"], indirect=True)
-def test_nothing_at_a_url(command: Command, store: Store) -> None:
-    process = command("checkpoints", f"{store.url}/nothing")
-    assert (process.returncode, process.stdout) == (2, "")
-    assert "/nothing', where there is nothing" in process.stderr
-    process = command("checkpoints", env={"POLYAXON_RUN_OUTPUTS_PATH": store.url})
-    assert process.returncode == 0
-    assert process.stdout.startswith("No checkpoints in s3://")
-
-
-def test_a_driver_that_is_missing(tmp_path: Path) -> None:
-    code = "import sys; sys.modules['s3fs'] = None; from polyaxon_tracking.cli import main; main()"
-    url = "s3://key:wJalrXUtnFEMI@bucket/run"
-    process = subprocess.run(
-        [sys.executable, "-c", code, "checkpoints", url], capture_output=True, text=True, check=False, timeout=60
-    )
-    assert (process.returncode, process.stdout) == (2, "")
-    assert process.stderr.endswith('Install it with: pip install "polyaxon-tracking[s3]"\n')
-    assert "wJalr" not in process.stderr
 
 
 def test_nothing_is_changed(command: Command, tmp_path: Path) -> None:

@@ -9,64 +9,23 @@ import resource
 import subprocess
 import sys
 from importlib import metadata
-from typing import TYPE_CHECKING, NamedTuple
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
 
 import pytest
 from packaging.version import Version
-from servers import Azure
+from reports import ACCESS_KEYS, DATA, INSTANCE, LEVEL, OUTPUTS, REFS, SECRET
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from servers import Proxy, Store
+    from reports import Report
 
     Command = Callable[..., subprocess.CompletedProcess[str]]
 
-OUTPUTS = "POLYAXON_RUN_OUTPUTS_PATH"
-REFS = "POLYAXON_REFS_OUTPUTS_PATHS"
-DATA = "POLYAXON_RUN_DATA_PATHS"
-LEVEL = "POLYAXON_LOG_LEVEL"
-INSTANCE = "POLYAXON_RUN_INSTANCE"
-ACCESS_KEYS = "POLYSTORES_RUN_STORES_ACCESS_KEYS"
-SECRET = "wJalrXUtnFEMI"
-
-
 # Of the oldest Keras that is allowed, which is tested too.
-WARNED_OF = ["keras"] if Version(metadata.version("keras")) < Version("3.13.2") else []
-
-
-class Report(NamedTuple):
-    code: int
-    rows: dict[str, dict[str, str]]
-
-    def told(self, name: str) -> tuple[str, object]:
-        return self.rows[name]["status"], self.rows[name]["value"]
-
-    def advice(self, name: str) -> str:
-        return self.rows[name]["advice"]
-
-    def with_status(self, status: str) -> list[str]:
-        return [name for name, row in self.rows.items() if row["status"] == status]
-
-
-@pytest.fixture
-def doctor(command: Command) -> Callable[..., Report]:
-    def start(**options: object) -> Report:
-        """The rows by name, after what holds for every report was looked at."""
-        process = command("doctor", "--json", **options)
-        assert process.stderr == ""
-        report = json.loads(process.stdout)
-        rows = report["checks"]
-        assert report["errors"] == sum(row["status"] == "error" for row in rows)
-        assert report["warnings"] == sum(row["status"] == "warning" for row in rows)
-        assert report["ok"] == (report["errors"] == 0)
-        assert process.returncode == (0 if report["ok"] else 1)
-        for row in rows:
-            assert bool(row["advice"]) == (row["status"] in ("warning", "error")), row
-        return Report(process.returncode, {row["name"]: row for row in rows})
-
-    return start
+WARNED_OF = ["keras"] if Version(metadata.version("keras")) < Version("3.12.1") else []
 
 
 def distribution(directory: Path, name: str, version: str, *, requires: str = "", entry_points: str = "") -> None:
@@ -274,20 +233,27 @@ def test_no_framework_is_imported(tmp_path: Path) -> None:
     assert not frameworks & set(json.loads(output))
 
 
-def test_versions_with_holes(doctor: Callable[..., Report], tmp_path: Path) -> None:
+@pytest.mark.parametrize(("keras", "mended"), [("3.10.0", "3.12.1"), ("3.12.0", "3.12.1"), ("3.13.1", "3.13.2")])
+def test_versions_with_holes(doctor: Callable[..., Report], tmp_path: Path, keras: str, mended: str) -> None:
     distribution(tmp_path, "torch", "2.9.1+cpu")
-    distribution(tmp_path, "keras", "3.13.1")
+    distribution(tmp_path, "keras", keras)
     report = doctor(env=before(tmp_path))
     assert report.code == 0
     assert report.with_status("warning")[:2] == ["torch", "keras"]
     assert report.told("torch") == ("warning", "2.9.1+cpu")
-    assert "Versions before 3.13.2 have known holes in loading files." in report.advice("keras")
+    assert f"Versions before {mended} have known holes in loading files." in report.advice("keras")
 
 
-@pytest.mark.parametrize("version", ["2.10.0", "2.13.0+cpu", "3.0"])
-def test_versions_without(doctor: Callable[..., Report], tmp_path: Path, version: str) -> None:
-    distribution(tmp_path, "torch", version)
-    assert doctor(env=before(tmp_path)).told("torch") == ("ok", version)
+@pytest.mark.parametrize(
+    ("name", "version"),
+    [
+        *(("torch", "2.10.0"), ("torch", "2.13.0+cpu"), ("torch", "3.0")),
+        *(("keras", "3.12.1"), ("keras", "3.12.4"), ("keras", "3.13.2"), ("keras", "3.14.0"), ("keras", "4.0")),
+    ],
+)
+def test_versions_without(doctor: Callable[..., Report], tmp_path: Path, name: str, version: str) -> None:
+    distribution(tmp_path, name, version)
+    assert doctor(env=before(tmp_path)).told(name) == ("ok", version)
 
 
 def test_a_release_with_malicious_code(doctor: Callable[..., Report], tmp_path: Path) -> None:
@@ -307,9 +273,10 @@ def test_integrations_are_found_with_what_they_need(doctor: Callable[..., Report
     )
     report = doctor(env=before(tmp_path))
     assert report.told("polyaxon_other") == ("info", "Callback: no-such-framework is not installed")
-    assert report.told("polyaxon_keras") == ("ok", "PolyaxonCallback")
-    assert report.told("polyaxon_lightning") == ("ok", "PolyaxonCallback")
-    assert report.told("polyaxon_transformers") == ("ok", "PolyaxonCallback")
+    for framework in ("keras", "lightning", "transformers"):
+        missing = find_spec(framework) is None  # on other Pythons, without torch
+        told = ("info", f"PolyaxonCallback: {framework} is not installed") if missing else ("ok", "PolyaxonCallback")
+        assert report.told(f"polyaxon_{framework}") == told
 
 
 # Secrets
@@ -352,90 +319,3 @@ def test_the_text_says_the_same(command: Command, doctor: Callable[..., Report])
         assert [line for line in lines if re.match(rf"  {row['status']} +{re.escape(name)}  ", line)], name
         if row["advice"]:
             assert f"           {row['advice']}" in lines
-
-
-# In stores
-
-
-def test_a_bucket(doctor: Callable[..., Report], store: Store) -> None:
-    store.fs.pipe_file(store.path("digits/1.png"), b"image")
-    bucket = store.server.url(store.bucket)
-    report = doctor(
-        env={
-            OUTPUTS: store.url,
-            DATA: json.dumps({"digits": f"{store.url}/digits", "file": f"{store.url}/digits/1.png", "bucket": bucket}),
-            REFS: json.dumps({"jobs": [f"{store.url}/nothing"]}),
-        }
-    )
-    assert report.code == 0, report
-    assert report.told("outputs: writable") == ("ok", "yes, and what was written was removed")
-    assert report.told("outputs: driver") == (
-        "ok",
-        {"s3": "s3fs", "gs": "gcsfs", "abfs": "adlfs"}[store.server.protocol],
-    )
-    for name in ("digits", "file", "bucket"):
-        assert report.told(f"data {name}")[0] == "ok"
-    assert report.told("jobs 1") == ("warning", f"{store.url}/nothing: there is nothing")
-    assert report.told("TMPDIR: writable") == ("ok", "yes")
-    assert store.names() == ["digits/1.png"]
-
-
-def test_a_bucket_that_does_not_exist(doctor: Callable[..., Report], store: Store) -> None:
-    url = store.server.url("no-such-bucket")
-    report = doctor(env={OUTPUTS: f"{url}/run", DATA: json.dumps({"digits": f"{url}/digits"})})
-    assert report.with_status("error") == ["outputs: writable", "data digits"]
-    assert "which does not exist. Expected a bucket that takes this run's files." in report.advice("outputs: writable")
-
-
-def test_credentials_that_are_refused(command: Command, store: Store, proxy: Proxy) -> None:
-    environment = {OUTPUTS: store.url, DATA: json.dumps({"digits": f"{store.url}/digits"})}
-    if isinstance(store.server, Azure):
-        key = f"AAAA{SECRET}A=="
-        environment["AZURE_STORAGE_CONNECTION_STRING"] = store.server.connection_string(proxy.port, key=key)
-    else:
-        proxy.answer = lambda _: 403
-    process = command("doctor", env=environment)
-    assert process.returncode == 1
-    assert "which this process may not write to" in process.stdout
-    assert "which this process may not read" in process.stdout
-    assert "Give credentials (" in process.stdout
-    assert "Traceback" not in process.stderr
-    assert SECRET not in process.stdout + process.stderr
-
-
-@pytest.mark.parametrize("store", ["s3"], indirect=True)
-def test_a_driver_that_fails_in_its_own_way(command: Command, store: Store) -> None:
-    process = command("doctor", env={OUTPUTS: store.url, "AWS_ENDPOINT_URL": f"http://user:{SECRET}@host:port/"})
-    assert process.returncode == 1
-    assert "`http://***@host:port/` was not a valid URI" in process.stdout
-    assert "2 errors" not in process.stdout
-    assert SECRET not in process.stdout + process.stderr
-
-
-@pytest.mark.parametrize("store", ["s3"], indirect=True)
-def test_credentials_of_the_platform_and_in_the_url(doctor: Callable[..., Report], store: Store) -> None:
-    keys = {"AWS_ACCESS_KEY_ID": "AKIA", "AWS_SECRET_ACCESS_KEY": SECRET} | {
-        name: value for name, value in store.environment.items() if name == "AWS_ENDPOINT_URL"
-    }
-    platform = {ACCESS_KEYS: json.dumps({f"s3://{store.bucket}": {"store": "s3", "secret_key": "MINE"}})}
-    report = doctor(env={OUTPUTS: store.url, "MINE": json.dumps(keys)} | platform)
-    assert report.told(ACCESS_KEYS) == ("ok", f"s3://{store.bucket}: in the variable MINE")
-    assert report.told("outputs: access") == ("ok", f"credentials in {ACCESS_KEYS}")
-    report = doctor(env={OUTPUTS: store.url.replace("s3://", f"s3://AKIA:{SECRET}@")})
-    assert report.told("outputs") == ("ok", store.url.replace("s3://", "s3://***@"))
-    assert report.told("outputs: access") == ("ok", "credentials in the URL")
-    assert SECRET not in str(report)
-
-
-def test_a_driver_that_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(OUTPUTS, f"s3://key:{SECRET}@bucket/run")
-    monkeypatch.setenv(DATA, '{"other": "nonsense://bucket"}')
-    code = "import sys; sys.modules['s3fs'] = None; from polyaxon_tracking.cli import main; main()"
-    process = subprocess.run(
-        [sys.executable, "-c", code, "doctor", "--json"], capture_output=True, text=True, check=False, timeout=60
-    )
-    assert process.returncode == 1
-    advice = {row["name"]: row["advice"] for row in json.loads(process.stdout)["checks"] if row["status"] == "error"}
-    assert advice["outputs: writable"].endswith('Install it with: pip install "polyaxon-tracking[s3]"')
-    assert advice["data other"].startswith("Received the URL 'nonsense://bucket', which cannot be opened: ")
-    assert SECRET not in process.stdout + process.stderr

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
     from servers import Proxy, Store
 
+pytest_plugins = ["store_fixtures"]
+
 HERE = Path(__file__).parent
 FIT = """
 import sys

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
     from servers import Proxy, Store
 
+pytest_plugins = ["store_fixtures"]
+
 SECRET = "c2VjcmV0/VlJ+Q4"
 VARIABLE = "polyaxon-stores.s3-KEY"  # as the platform names them
 TRAIN = """

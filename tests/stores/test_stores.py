@@ -28,6 +28,8 @@ from polyaxon_tracking import (
 if TYPE_CHECKING:
     from servers import Proxy, Request, Store
 
+pytest_plugins = ["store_fixtures"]
+
 
 def save(manager: CheckpointManager, step: int, epoch: int = 0, content: str | None = None) -> None:
     with manager.save(step, epoch) as path:

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
     from servers import Store
 
+pytest_plugins = ["store_fixtures"]
+
 SCRIPT = str(Path(__file__).with_name("transformers_script.py"))
 
 
