@@ -352,11 +352,11 @@ class PolyaxonCallback(keras.callbacks.ModelCheckpoint):
     def _watch_optimizer(self) -> None:
         """Know where an optimizer step is under way: until it is done, the state is neither of one step nor the next.
 
-        On torch alone: the other backends' steps are compiled, and done as a whole or not at all.
+        Not on JAX, where the variables of the model change together, when the whole step is done.
         """
         self._stepping = False
         optimizer = self.model.optimizer
-        if optimizer is None or keras.backend.backend() != "torch":
+        if optimizer is None or keras.backend.backend() == "jax":
             return
         vars(optimizer).pop("apply", None)  # of a training that ended with an exception
         apply = optimizer.apply

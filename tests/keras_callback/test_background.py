@@ -178,7 +178,7 @@ model.fit(np.ones((1, 1)), np.ones(1), epochs=2, verbose=0, callbacks=[Limit(), 
 def test_where_memory_does_not_suffice_training_waits_and_says_so_once(tmp_path: Path) -> None:
     process = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", LITTLE_MEMORY],
-        env=os.environ | {"POLYAXON_RUN_OUTPUTS_PATH": str(tmp_path), "KERAS_BACKEND": "torch"},
+        env=os.environ | {"POLYAXON_RUN_OUTPUTS_PATH": str(tmp_path), "KERAS_BACKEND": "jax"},
         capture_output=True,
         text=True,
         check=False,
