@@ -8,7 +8,7 @@ BACKENDS := torch tensorflow jax
 # Two at a time: many tests wait for processes of their own.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 
-.PHONY: demo test coverage bench lint types docs clean
+.PHONY: demo test test-pythons coverage bench lint types docs clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python examples/demo.py
@@ -18,6 +18,10 @@ test: $(VENV)/.installed $(VENV)/.chromium
 	for backend in $(filter-out torch,$(BACKENDS)); do \
 		KERAS_BACKEND=$$backend $(PYTEST) tests/keras_callback $(COVERAGE) || exit 1; \
 	done
+
+# With the other Pythons that are installed, those of pyenv included, in an environment for each.
+test-pythons:
+	$(PYTHON) tests/pythons.py
 
 # Which lines the tests run, in all their processes: it takes a quarter longer than the tests alone.
 coverage: $(VENV)/.installed
@@ -61,4 +65,4 @@ $(VENV)/.chromium: | $(VENV)/.installed
 	touch $@
 
 clean:
-	rm -rf $(VENV) .venv-bench build dist site demo-outputs outputs .coverage .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-bench .venv-pythons build dist site demo-outputs outputs .coverage .mypy_cache .pytest_cache .ruff_cache
