@@ -97,8 +97,8 @@ def set_up(interpreter: Interpreter) -> str:
     if stamp.exists() and stamp.read_text() == origin and stamp.stat().st_mtime > project.stat().st_mtime:
         return "is there"
     run(interpreter.path, "-m", "venv", "--clear", interpreter.environment)
-    install = "-m pip install --quiet --disable-pip-version-check --editable .[test-core]"
-    run(interpreter.python, *install.split())
+    install = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--editable", ".[test-core]"]
+    run(interpreter.python, *install)
     stamp.write_text(origin)
     return "made"
 

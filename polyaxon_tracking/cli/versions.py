@@ -37,7 +37,7 @@ _INSTALLED = [
 ]
 
 # The first versions without known holes in loading files. Keras 3.12 is the last for Python 3.10, and is mended too.
-_LOADS_SAFELY_FROM = {"torch": [(2, 10)], "keras": [(3, 12, 1), (3, 13, 2)]}
+_LOADS_SAFELY_FROM: dict[str, list[tuple[int, ...]]] = {"torch": [(2, 10)], "keras": [(3, 12, 1), (3, 13, 2)]}
 
 # GHSA-w37p-236h-pfx3.
 _MALICIOUS = {"lightning": ("2.6.2", "2.6.3"), "pytorch-lightning": ("2.6.2", "2.6.3")}

