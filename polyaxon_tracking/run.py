@@ -125,6 +125,25 @@ class Run:
                 f"timedelta(minutes=10), or None."
             )
 
+    @staticmethod
+    def should_save(every_n_train_steps: int | None, *, step: int, saved_step: int) -> bool:
+        """Return whether a multiple of `every_n_train_steps` was reached or passed since the last save.
+
+        A batch may count several steps, as with several optimizers, and so pass over a multiple.
+
+        Args:
+            every_n_train_steps: what the callback was given; None never asks for a save.
+            step: the steps so far, at the end of a batch.
+            saved_step: the steps at the last save, or where training began or was resumed.
+
+        Examples:
+            >>> [step for step in (7, 9, 11, 13) if Run.should_save(10, step=step, saved_step=7)]
+            [11, 13]
+            >>> Run.should_save(10, step=13, saved_step=11)
+            False
+        """
+        return every_n_train_steps is not None and step // every_n_train_steps > saved_step // every_n_train_steps
+
     def data_path(self, name: str) -> str:
         """Where the dataset `name` is, one of those that were given as `datasets`.
 

@@ -63,8 +63,8 @@ class PolyaxonCallback(keras.callbacks.ModelCheckpoint):
         datasets: names of the datasets that training needs; or a mapping from name to the path on this machine, which
             is used where the environment names no data. Ask for each with `data_path`.
         resume: whether to go on from the newest checkpoint: by default only in a run of the platform.
-        every_n_train_steps: save the training state every so many batches too. Keras cannot go on inside an epoch: the
-            epoch begins again, with the weights that were saved.
+        every_n_train_steps: save the training state every so many batches too, where a multiple was reached or passed.
+            Keras cannot resume inside an epoch: the epoch begins again, with the weights that were saved.
         train_time_interval: save the training state whenever so much time has passed, too.
         restore: callbacks beside this one whose state is saved and restored too, such as ``EarlyStopping`` and
             ``ReduceLROnPlateau``, which Keras lets begin anew.
@@ -242,8 +242,7 @@ class PolyaxonCallback(keras.callbacks.ModelCheckpoint):
         wishes = self._agree()
         if wishes.signal:
             self._end(self._epochs_done, wishes.signal)
-        every = self._every_n_train_steps
-        if wishes.save or (every is not None and self._step // every > self._saved_step // every):
+        if wishes.save or Run.should_save(self._every_n_train_steps, step=self._step, saved_step=self._saved_step):
             self._save_training(self._epoch)
 
     def on_test_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:

@@ -16,6 +16,7 @@ from polyaxon_lightning.io import DurableCheckpointIO, StreamCheckpointIO
 from polyaxon_lightning.ranks import Ranks, launching_trainer
 from polyaxon_lightning.staging import Background
 from polyaxon_lightning.stream import ResumeStream, save_time, stream_io
+from polyaxon_torch import differing_shapes
 from polyaxon_tracking import BackgroundWriter, CheckpointManager, Run, TrackingError
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from lightning.pytorch.callbacks import Callback, ModelCheckpoint
     from lightning.pytorch.loggers import Logger
     from lightning.pytorch.plugins.io import TorchCheckpointIO
+    from lightning.pytorch.strategies import Strategy
 
     from polyaxon_tracking import Checkpoint
 else:
@@ -60,7 +62,8 @@ class PolyaxonCallback(Callback):
         datasets: names of the datasets that training needs; or a mapping from name to the path on this machine, which
             is used where the environment names no data. Ask for each with `data_path`.
         resume: whether to go on from the newest checkpoint: by default only in a run of the platform.
-        every_n_train_steps: save the training state every so many optimizer steps too.
+        every_n_train_steps: save the training state every so many optimizer steps too, at the end of a batch in which a
+            multiple was reached or passed.
         train_time_interval: save the training state whenever so much time has passed, too.
         max_to_keep: how many of the newest training states stay.
         loggers: names of loggers whose level follows ``POLYAXON_LOG_LEVEL``, beside Lightning's and this package's.
@@ -282,7 +285,8 @@ class PolyaxonCallback(Callback):
                 f"torch.serialization.add_safe_globals, or, if you trust the file, pass "
                 f"PolyaxonCallback(weights_only=False)."
             ) from error
-        _check_shapes(trainer.lightning_module, state, newest.source)
+        if not trainer.strategy.restore_checkpoint_after_setup:  # such a strategy loads and compares by itself
+            _check_shapes_when_loaded(trainer.strategy, state, newest.source)
 
 
 def _save_in_background(trainer: pl.Trainer, io: DurableCheckpointIO) -> None:
@@ -364,26 +368,33 @@ def _writes_parts(trainer: pl.Trainer) -> bool:
     )
 
 
-def _check_shapes(module: pl.LightningModule, state: dict[str, Any], path: str) -> None:
-    """Raise where the model's tensors have other shapes than the saved ones, naming both."""
-    # A model that changes the state as it is loaded, or builds itself later, knows better.
-    for hook in ("on_load_checkpoint", "configure_model"):
-        if getattr(type(module), hook) is not getattr(pl.LightningModule, hook):
-            return
-    if "state_dict" not in state:  # the strategy has loaded the model, and compared it
-        return
-    saved = state["state_dict"]
-    differing = [
-        f"{name} is {tuple(tensor.shape)}, saved as {tuple(saved[name].shape)}"
-        for name, tensor in module.state_dict().items()
-        if name in saved and hasattr(tensor, "shape") and tensor.shape != saved[name].shape
-    ]
-    if differing:
-        raise TrackingError(
-            f"Received a model that is not the one saved in {path}: {'; '.join(differing)}. Expected the same shapes. "
-            f"Give the model the shapes that it had, pass PolyaxonCallback(resume=False) to begin anew, or use another "
-            f"outputs path; the checkpoint stays as it is."
-        )
+def _check_shapes_when_loaded(strategy: Strategy, state: dict[str, Any], source: str) -> None:
+    """Have Lightning raise what names both shapes, where the model's tensors have other shapes than those in `state`.
+
+    Before `state` is loaded nothing can be compared: lazy layers have no shapes, and models may build themselves in
+    ``configure_model``, or change the state in ``on_load_checkpoint``. No hook comes after loading.
+    """
+
+    def load_model_state_dict(checkpoint: Mapping[str, Any], *arguments: Any, **options: Any) -> None:
+        del strategy.load_model_state_dict
+        error = None
+        try:
+            strategy.load_model_state_dict(checkpoint, *arguments, **options)
+        except RuntimeError as caught:
+            error = caught
+        module = strategy.lightning_module
+        assert module is not None
+        mine = checkpoint is state  # and not that of a `ckpt_path` of the user's
+        if mine and (differing := differing_shapes(module, state["state_dict"])):
+            raise TrackingError(
+                f"Received a model that is not the one saved in {source}: {'; '.join(differing)}. Expected the same "
+                f"shapes. Give the model the shapes that it had, pass PolyaxonCallback(resume=False) to begin anew, or "
+                f"use another outputs path; the checkpoint stays as it is."
+            ) from error
+        if error is not None:
+            raise error
+
+    strategy.load_model_state_dict = load_model_state_dict  # type: ignore[method-assign]
 
 
 def _without_stream(callbacks: Sequence[Any]) -> list[Any]:

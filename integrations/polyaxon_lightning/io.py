@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import shutil
@@ -12,6 +13,7 @@ import zlib
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from polyaxon_lightning.framework import pl
 from polyaxon_tracking import TrackingError, atomic_write, cached_path, open_directory
@@ -159,8 +161,15 @@ class StreamCheckpointIO(TorchCheckpointIO):
 
     def load_checkpoint(self, path: str | Path, *_: Any, **__: Any) -> dict[str, Any]:
         """Read the checkpoint at `path` into host memory."""
-        checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=self._weights_only)
+        with _lazy_layers_allowed():
+            checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=self._weights_only)
         return checkpoint
+
+
+def _lazy_layers_allowed() -> contextlib.AbstractContextManager[Any]:
+    """Return a context in which `weights_only` loads what stands for the tensors of a lazy layer that is yet unused."""
+    allowed = getattr(torch.serialization, "safe_globals", contextlib.nullcontext)  # since torch 2.5
+    return allowed([UninitializedParameter, UninitializedBuffer])
 
 
 class _Saved(NamedTuple):

@@ -13,7 +13,7 @@ import torch
 from polyaxon_lightning.framework import pl
 from polyaxon_lightning.io import StreamCheckpointIO
 from polyaxon_torch import random_state, set_random_state
-from polyaxon_tracking import Interruption, TrackingError, Wishes
+from polyaxon_tracking import Interruption, Run, TrackingError, Wishes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -173,7 +173,7 @@ class ResumeStream(Checkpoint):
             return
         if self._reserves:
             self._reserve(trainer)
-        if due or (self._every_n_train_steps is not None and step % self._every_n_train_steps == 0):
+        if due or Run.should_save(self._every_n_train_steps, step=step, saved_step=self._saved_step):
             self._save(trainer, trainer.current_epoch)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -45,7 +45,8 @@ class PolyaxonCallback(TrainerCallback):
         datasets: names of the datasets that training needs; or a mapping from name to the path on this machine, which
             is used where the environment names no data. Ask for each with `data_path`.
         resume: whether to go on from the newest checkpoint: by default only in a run of the platform.
-        every_n_train_steps: save the training state every so many optimizer steps too.
+        every_n_train_steps: save the training state every so many optimizer steps too, at the end of a batch in which a
+            multiple was reached or passed.
         train_time_interval: save the training state whenever so much time has passed, too.
         max_to_keep: how many of the newest training states stay.
         loggers: names of loggers whose level follows ``POLYAXON_LOG_LEVEL``, beside those of Transformers, Accelerate

@@ -18,8 +18,8 @@ from transformers import Trainer, TrainerCallback, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ExportableState
 
-from polyaxon_torch import TorchProcesses, random_state, set_random_state
-from polyaxon_tracking import Interruption, TrackingError, Wishes, cached_path, open_directory
+from polyaxon_torch import TorchProcesses, random_state, set_random_state, settle_lazy_layers
+from polyaxon_tracking import Interruption, Run, TrackingError, Wishes, cached_path, open_directory
 from polyaxon_transformers.folders import (
     folder_name,
     link_folder,
@@ -214,6 +214,9 @@ class Training:
             native()
         else:
             model.load_state_dict(saved.translated)
+        differences = settle_lazy_layers(model)
+        if differences and folder == self._folder:
+            raise self._other_model("; ".join(differences))
 
     def _load_random_state(self, native: Callable[..., None], checkpoint: str | None) -> None:
         if self._random_after is not None and checkpoint == self._folder:
@@ -229,13 +232,12 @@ class Training:
         """Count from here; make up for the evaluation that a signal cut off."""
         trainer = self._trainer
         # It may be the second time, with smaller batches.
-        self._saved_step, self._stepping_from, self._due = 0, -1, False
+        self._saved_step, self._stepping_from, self._due = trainer.state.global_step, -1, False
         self._random_after, self._nothing_left = None, False
         if self._newest is not None:
             optimizer = _name(trainer.optimizer)
             if self._notes["optimizer"] != optimizer:
                 raise self._other_model(f"its optimizer is {optimizer}, saved was {self._notes['optimizer']}")
-            self._saved_step = self._newest.step
             self._restore_callbacks()
             if self._best is not None and os.path.isdir(best := self._path_of(self._best)):
                 trainer.state.best_model_checkpoint = best  # which the Trainer forgets where the outputs were moved
@@ -310,8 +312,8 @@ class Training:
                 self.wait()
         if wishes.signal:
             self._end_for(wishes.signal)
-        self._due = bool(wishes.save) or (
-            self._every_n_train_steps is not None and step % self._every_n_train_steps == 0
+        self._due = bool(wishes.save) or Run.should_save(
+            self._every_n_train_steps, step=step, saved_step=self._saved_step
         )
 
     def evaluate_step(self) -> None:

@@ -13,6 +13,7 @@ import sys
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from safetensors import safe_open
+from torch.nn.parameter import is_lazy
 from transformers import PreTrainedModel
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from transformers.utils.peft_utils import ADAPTER_SAFE_WEIGHTS_NAME
@@ -98,6 +99,10 @@ def _differences(
 
     What is `frozen` may be missing: Trainers that save what they train alone leave it as the script makes it.
     """
+    # Of a lazy layer there is no shape to compare before it is loaded.
+    lazy = {name for name, tensor in tensors.items() if is_lazy(tensor)}
+    tensors = {name: tensor for name, tensor in tensors.items() if name not in lazy}
+    saved = {name: shape for name, shape in saved.items() if name not in lazy}
     # Of tensors that share their memory, one is saved.
     stored = {tensors[name].data_ptr() for name in saved if name in tensors}
     needed = {name: tensor for name, tensor in tensors.items() if name not in frozen}

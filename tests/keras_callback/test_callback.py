@@ -184,6 +184,19 @@ def test_steps_are_batches_also_where_several_are_executed_at_once(outputs: Path
     assert saved == [state(2, 0), state(4, 0), state(4, 1), state(6, 1), state(8, 1), state(8, 2)]
 
 
+def test_a_multiple_of_steps_that_is_passed_over_saves_at_the_end_of_its_batches(outputs: Path) -> None:
+    at_once = 1 if keras.backend.backend() == "torch" else 2
+    for epochs in (1, 2):  # the second goes on from step 4, which is no multiple
+        network = model(
+            optimizer=keras.optimizers.Adam(0.01, gradient_accumulation_steps=2), steps_per_execution=at_once
+        )
+        assert fit(PolyaxonCallback(every_n_train_steps=3, max_to_keep=9), network=network, epochs=epochs) == [
+            epochs - 1
+        ]
+    first = state(3 if at_once == 1 else 4, 0)
+    assert names(outputs / "checkpoints" / "resume") == [first, state(4, 1), state(6, 1), state(8, 2)]
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_fit_in_a_run_goes_on_where_the_last_one_was_interrupted(
     outputs: Path, caplog: pytest.LogCaptureFixture, kind: str

@@ -28,7 +28,8 @@ class Classifier(LightningModule):
 
     def __init__(self, width: int = 8) -> None:
         super().__init__()
-        self.net = nn.Sequential(nn.Linear(4, width), nn.Dropout(0.2), nn.Linear(width, 2))
+        first = nn.LazyLinear(width) if "LAZY" in os.environ else nn.Linear(4, width)
+        self.net = nn.Sequential(first, nn.Dropout(0.2), nn.Linear(width, 2))
 
     def training_step(self, batch: list[torch.Tensor], _: int) -> torch.Tensor:
         if self.global_rank == int(os.environ.get("ON_RANK", "0")):

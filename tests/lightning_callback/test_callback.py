@@ -137,6 +137,36 @@ def test_gradient_accumulation_saves_once_a_step(outputs: Path) -> None:
     ]
 
 
+class Adversaries(LightningModule):
+    """Two optimizers by hand, of which one is a step ahead: after each batch the number of steps is odd."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.generator, self.critic = torch.nn.Linear(4, 4), torch.nn.Linear(4, 1)
+
+    def training_step(self, batch: list[torch.Tensor], _: int) -> None:
+        generator, critic = self.optimizers()
+        for optimizer in [critic, generator] if self.global_step else [critic]:
+            optimizer.zero_grad()
+            self.manual_backward(self.critic(self.generator(batch[0])).pow(2).mean())
+            optimizer.step()
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.Adam(self.generator.parameters()), torch.optim.Adam(self.critic.parameters())
+
+
+def test_a_multiple_of_steps_that_is_passed_over_saves_at_the_end_of_its_batch(outputs: Path) -> None:
+    def saved() -> list[int]:
+        return [int(name[5:15]) for name in names(outputs / "checkpoints" / "resume")]
+
+    with pytest.raises(RuntimeError, match="interrupted"):
+        fit(PolyaxonCallback(every_n_train_steps=10, max_to_keep=99), Interrupt(step=17), model=Adversaries())
+    assert saved() == [7, 11, 15, 17]  # 7 and 15 end an epoch, 17 came with the exception
+    fit(PolyaxonCallback(every_n_train_steps=10, max_to_keep=99), model=Adversaries(), max_epochs=5)
+    assert saved() == [7, 11, 15, 17, 21, 23, 31, 31, 39]
+
+
 def test_nothing_is_left_in_staging(outputs: Path) -> None:
     fit(PolyaxonCallback())
     assert not list(outputs.rglob(".staging-*"))

@@ -64,6 +64,7 @@ def trained(process: subprocess.CompletedProcess[str]) -> str:
         ({}, "epoch [23], step (8|12)"),
         ({"FOREGROUND": "1"}, "epoch 3, step 12"),
         ({"FOREGROUND": "1", "EVERY_N_TRAIN_STEPS": "3"}, "epoch 3, step 12"),
+        ({"FOREGROUND": "1", "LAZY": "1"}, "epoch 3, step 12"),
         pytest.param(
             {"FOREGROUND": "1", "EVERY_N_TRAIN_STEPS": "7", "STATEFUL": "1"}, "epoch 3, step 14", marks=before_2_5
         ),
@@ -72,6 +73,7 @@ def trained(process: subprocess.CompletedProcess[str]) -> str:
         "end of an epoch",
         "end of an epoch, in the foreground",
         "end of an epoch and of steps, in the foreground",
+        "a lazy layer, in the foreground",
         "within an epoch, with a stateful data loader, in the foreground",
     ],
 )

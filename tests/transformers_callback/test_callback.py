@@ -6,6 +6,7 @@ import contextlib
 import json
 import logging
 import re
+import shutil
 import signal
 from datetime import timedelta
 from pathlib import Path
@@ -272,6 +273,25 @@ def test_the_folders_load_as_the_trainers_own_do(outputs: Path) -> None:
     # Both are the same state, which was written once.
     weights = [Path(folder) / "model.safetensors" for folder in (newest.path, below / "bert" / "checkpoint-4")]
     assert weights[0].samefile(weights[1])
+
+
+def test_the_training_state_is_saved_at_multiples_of_optimizer_steps(
+    outputs: Path, new_process: Callable[[], None]
+) -> None:
+    def train(resume_from: str | None = None) -> list[int]:
+        options = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "save_strategy": "no"}
+        polyaxon = PolyaxonCallback(every_n_train_steps=5, max_to_keep=99)
+        training = trainer(polyaxon, num_train_epochs=2, load_best_model_at_end=False, **options)
+        training.train(resume_from_checkpoint=resume_from)
+        new_process()
+        return [checkpoint.step for checkpoint in resume_directory(outputs).checkpoints()][::-1]
+
+    assert train() == [5, 8, 10, 15, 16]
+    below = outputs / "checkpoints" / "resume"
+    [saved] = below.glob("step=0000000008-*")
+    mine = saved.rename(outputs / "checkpoint-8")
+    shutil.rmtree(below)
+    assert train(str(mine)) == [10, 15, 16]
 
 
 def test_off_the_cluster_outputs_go_to_a_local_directory_and_training_starts_fresh(
