@@ -193,7 +193,7 @@ class PolyaxonCallback(keras.callbacks.ModelCheckpoint):
         self._interruption.install()
         if sys.excepthook != self._save_after_exception:
             self._excepthook, sys.excepthook = sys.excepthook, self._save_after_exception
-        self._watch_optimizer()
+        self._watch_optimizers()
         self._iterations_before = self._iterations()
         newest = self._processes.latest(self._checkpoints) if self._run.resumes else None
         if newest is None:
@@ -204,7 +204,7 @@ class PolyaxonCallback(keras.callbacks.ModelCheckpoint):
                 f"Received {newest.source}, which Keras did not save. Expected an outputs path with checkpoints of "
                 f"Keras alone: use another outputs path for this training."
             )
-        training = state.load(self.model, newest.path, newest.source, self._processes.rank)
+        training = state.load(self.model, newest.path, newest.source, self._processes.rank, build=self._build)
         self._checkpoints.release()
         self.best = training["best"]
         self._states = training["callbacks"]
@@ -277,8 +277,8 @@ class PolyaxonCallback(keras.callbacks.ModelCheckpoint):
         self._interruption.uninstall()
         if sys.excepthook == self._save_after_exception:  # otherwise another one has been put on top since
             sys.excepthook = self._excepthook
-        if self.model.optimizer is not None:
-            vars(self.model.optimizer).pop("apply", None)
+        for optimizer in state.optimizers_of(self.model).values():
+            vars(optimizer).pop("apply", None)
         _begin_at(self.model, None)
         self._run.finish(self._checkpoints)
         self._processes.end_where_asked(self._interruption)
@@ -350,15 +350,17 @@ class PolyaxonCallback(keras.callbacks.ModelCheckpoint):
         else:
             _logger.warning("Saved step %d after %s", self._step, kind.__name__)
 
-    def _watch_optimizer(self) -> None:
+    def _watch_optimizers(self) -> None:
         """Know where an optimizer step is under way: until it is done, the state is neither of one step nor the next.
 
         Not on JAX, where the variables of the model change together, when the whole step is done.
         """
         self._stepping = False
-        optimizer = self.model.optimizer
-        if optimizer is None or keras.backend.backend() == "jax":
-            return
+        if keras.backend.backend() != "jax":
+            for optimizer in state.optimizers_of(self.model).values():
+                self._watch(optimizer)
+
+    def _watch(self, optimizer: keras.optimizers.Optimizer) -> None:
         vars(optimizer).pop("apply", None)  # of a training that ended with an exception
         apply = optimizer.apply
 
@@ -369,6 +371,20 @@ class PolyaxonCallback(keras.callbacks.ModelCheckpoint):
             return result
 
         optimizer.apply = watched
+
+    def _build(self) -> None:
+        """Build the model for such batches as this ``fit`` has, as Keras does by itself on the other backends.
+
+        TensorFlow builds in the first step, and loads nothing before. Only the local variable of ``fit`` and the
+        private name of Keras know the types of the batches without taking one.
+        """
+        frame: FrameType | None = sys._getframe()  # noqa: SLF001
+        while frame is not None and "epoch_iterator" not in frame.f_locals:
+            frame = frame.f_back
+        if frame is not None:
+            batch = frame.f_locals["epoch_iterator"]._distributed_dataset.element_spec  # noqa: SLF001
+            x, _, _ = keras.utils.unpack_x_y_sample_weight(batch)
+            self.model(keras.tree.map_structure(_symbolic, x))
 
     def _iterations(self) -> int:
         optimizer = self.model.optimizer
@@ -478,6 +494,11 @@ def _plain_values(callback: keras.callbacks.Callback) -> dict[str, Any]:
             or (isinstance(value, list) and all(isinstance(item, np.ndarray) for item in value))
         )
     }
+
+
+def _symbolic(spec: Any) -> keras.KerasTensor:
+    """Return a symbolic tensor for what `spec` describes, with any batch size."""
+    return keras.KerasTensor((None, *spec.shape[1:]), spec.dtype.name)
 
 
 def _begin_at(model: keras.Model, epoch: int | None) -> None:

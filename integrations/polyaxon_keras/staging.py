@@ -13,6 +13,7 @@ from keras.src.backend.common import global_state
 from keras.src.saving import saving_lib
 
 from polyaxon_keras.framework import keras
+from polyaxon_keras.state import optimizers_of
 from polyaxon_tracking import BackgroundWriter, available_memory
 
 if TYPE_CHECKING:
@@ -113,10 +114,10 @@ class Background:
 
 
 def variables_of(model: keras.Model) -> list[Any]:
-    """All variables of `model`, each once: the weights, those of the optimizer, the metrics and the generators."""
+    """All variables of `model`, each once: the weights, those of the optimizers, the metrics and the generators."""
     found = [*model.variables, *model.metrics_variables]
-    if model.optimizer is not None:
-        found += model.optimizer.variables
+    for optimizer in optimizers_of(model).values():
+        found += optimizer.variables
     return list({id(variable): variable for variable in found}.values())
 
 

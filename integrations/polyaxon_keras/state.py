@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import random
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import h5py
 import numpy as np
@@ -18,7 +18,10 @@ import numpy as np
 from polyaxon_keras.framework import keras
 from polyaxon_tracking import TrackingError
 
-__all__ = ["load", "random_state", "record", "save"]
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["load", "optimizers_of", "random_state", "record", "save"]
 
 _GROUP = "polyaxon_tracking"
 
@@ -28,8 +31,7 @@ def record(model: keras.Model, training: dict[str, Any], random_states: list[dic
     return {
         "training": training,
         "shapes": [list(weight.shape) for weight in model.weights],
-        "optimizer": _optimizer(model),
-        "build": model.get_build_config(),
+        "optimizers": _optimizers_record(model),
         "generators": [keras.ops.convert_to_numpy(variable) for variable in _generators(model)],
         "random": random_states,
     }
@@ -52,7 +54,9 @@ def save(model: keras.Model, path: str, record: dict[str, Any]) -> None:
             group[str(index)] = array
 
 
-def load(model: keras.Model, path: str, source: str, rank: int = 0) -> dict[str, Any]:
+def load(
+    model: keras.Model, path: str, source: str, rank: int = 0, *, build: Callable[[], None] = lambda: None
+) -> dict[str, Any]:
     """Bring `model` to the state in the file `path`, building it first where it is not; return its `training`.
 
     Args:
@@ -60,6 +64,7 @@ def load(model: keras.Model, path: str, source: str, rank: int = 0) -> dict[str,
         path: a file that `save` wrote.
         source: where the file came from, for messages.
         rank: the index of this process; a new one leaves the generators of random numbers as they are.
+        build: builds `model`: it is called where layers of it have no weights yet.
 
     Raises:
         TrackingError: the model or its optimizer is not the one that was saved.
@@ -70,10 +75,9 @@ def load(model: keras.Model, path: str, source: str, rank: int = 0) -> dict[str,
             group["record"].asstr()[()],
             object_hook=lambda value: group[str(value["array"])][()] if value.keys() == {"array"} else value,
         )
-    if not model.built:  # TensorFlow builds in the first step
-        _build(model, record["build"])
-    if model.optimizer is not None and not model.optimizer.built:
-        model.optimizer.build(model.trainable_variables)
+    if len(model.weights) < len(record["shapes"]):  # TensorFlow builds in the first step
+        build()
+    _build_optimizers(model, record)
     if problems := _differences(model, record):
         raise TrackingError(
             f"Received a model that is not the one saved in {source}: {'; '.join(problems)}. Expected the same layers, "
@@ -101,21 +105,70 @@ def _differences(model: keras.Model, record: dict[str, Any]) -> list[str]:
             for weight, shape in zip(model.weights, shapes, strict=True)
             if tuple(weight.shape) != shape
         ]
-    if _optimizer(model) != record["optimizer"] and not problems:
-        problems.append(f"its optimizer is {_optimizer(model)}, saved was {record['optimizer']}")
+    if not problems:
+        ours, saved = optimizers_of(model), record["optimizers"]
+        for name in dict.fromkeys(["optimizer", *saved]):
+            now = _describe(ours[name]) if name in ours else "none"
+            before = saved.get(name, {"is": "none", "over": True})
+            if before["over"] and before["is"] != now:
+                problems.append(f"its {name} is {now}, saved was {before['is']}")
     return problems
 
 
-def _optimizer(model: keras.Model) -> str:
-    if model.optimizer is None:
-        return "none"
-    return f"{type(model.optimizer).__name__} with {len(model.optimizer.variables)} variables"
+def optimizers_of(model: keras.Model) -> dict[str, keras.optimizers.Optimizer]:
+    """Return the optimizers of `model` and of the models in it, by their attributes.
+
+    Beside that of ``compile`` there may be others, for a ``train_step`` that steps by hand. Keras saves them all.
+    """
+    found: dict[int, tuple[str, keras.optimizers.Optimizer]] = {}
+    # Users' names first: TensorFlow keeps each a second time, in attributes of its own.
+    for name in sorted(vars(model), key=lambda name: (name.startswith("_"), name)):
+        value = vars(model)[name]
+        several = dict(enumerate(value)) if isinstance(value, list | tuple) else value
+        for key, one in several.items() if isinstance(several, dict) else [("", value)]:
+            if isinstance(one, keras.optimizers.Optimizer):
+                found.setdefault(id(one), (f"{name}.{key}".strip("."), one))
+    for index, layer in enumerate(model.layers):
+        if isinstance(layer, keras.Model):
+            for name, one in optimizers_of(layer).items():
+                found.setdefault(id(one), (f"layers.{index}.{name}", one))
+    return dict(found.values())
+
+
+def _describe(optimizer: keras.optimizers.Optimizer) -> str:
+    return f"{type(optimizer).__name__} with {len(optimizer.variables)} variables"
+
+
+def _optimizers_record(model: keras.Model) -> dict[str, dict[str, Any]]:
+    """Return what each optimizer of `model` is, and over which of its weights it was built: Keras keeps that privately.
+
+    None stands for an optimizer of other variables than the model's weights.
+    """
+    indices = {id(weight): index for index, weight in enumerate(model.weights)}
+    record = {}
+    for name, optimizer in optimizers_of(model).items():
+        over = [indices.get(id(variable)) for variable in optimizer._trainable_variables]  # noqa: SLF001
+        record[name] = {"is": _describe(optimizer), "over": None if None in over else over}
+    return record
+
+
+def _build_optimizers(model: keras.Model, record: dict[str, Any]) -> None:
+    """Have each optimizer of `model` make its variables, which Keras would do in the first step, and load nothing."""
+    if "optimizers" not in record:  # an earlier version knew of that of ``compile`` alone
+        if model.optimizer is not None and not model.optimizer.built:
+            model.optimizer.build(model.trainable_variables)
+        record["optimizers"] = {"optimizer": {"is": record["optimizer"], "over": True}}
+    elif len(model.weights) == len(record["shapes"]):
+        for name, optimizer in optimizers_of(model).items():
+            over = record["optimizers"].get(name, {}).get("over")
+            if over and not optimizer.built:
+                optimizer.build([model.weights[index] for index in over])
 
 
 def _generators(model: keras.Model) -> list[Any]:
     """Variables of the random number generators in `model`, which ``save_weights`` leaves out."""
-    saved = [*model.weights, *model.metrics_variables, *(model.optimizer.variables if model.optimizer else ())]
-    known = {id(variable) for variable in saved}
+    optimized = [variable for optimizer in optimizers_of(model).values() for variable in optimizer.variables]
+    known = {id(variable) for variable in [*model.weights, *model.metrics_variables, *optimized]}
     return [variable for variable in model.variables if id(variable) not in known]
 
 
@@ -135,20 +188,3 @@ def _set_random_state(state: dict[str, Any]) -> None:
     if keras.backend.backend() == "torch" and "torch" in state:
         torch = sys.modules["torch"]
         torch.set_rng_state(torch.from_numpy(state["torch"]))
-
-
-def _build(model: keras.Model, config: dict[str, Any]) -> None:
-    """Build `model` by calling it on symbolic tensors of the shapes that it was saved with."""
-    if "input_shape" in config:
-        model(_symbolic(config["input_shape"]))
-    elif "shapes_dict" in config:
-        model(**{name.removesuffix("_shape"): _symbolic(shape) for name, shape in config["shapes_dict"].items()})
-
-
-def _symbolic(shapes: Any) -> Any:
-    """Symbolic tensors of `shapes`, which may be nested, with any batch size."""
-    if isinstance(shapes, dict):
-        return {name: _symbolic(shape) for name, shape in shapes.items()}
-    if all(size is None or isinstance(size, int) for size in shapes):
-        return keras.KerasTensor((None, *shapes[1:]))
-    return [_symbolic(shape) for shape in shapes]

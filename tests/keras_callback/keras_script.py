@@ -32,6 +32,37 @@ class Subclassed(keras.Model):
         return {**super().get_config(), "width": self.width}
 
 
+class Adversaries(keras.Model):
+    """Two optimizers by hand, which build themselves in the first step; that of ``compile`` is not used."""
+
+    def __init__(self, optimizer: type[keras.optimizers.Optimizer] = keras.optimizers.Adam) -> None:
+        super().__init__()
+        self.generator, self.critic = (
+            keras.Sequential([keras.Input((4,)), keras.layers.Dense(4), keras.layers.Dense(outputs)])
+            for outputs in (4, 2)
+        )
+        self.of_generator, self.of_others = optimizer(0.01), [optimizer(0.02)]
+        self.loss_of_critic = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        self.built = True
+        self.compile()
+
+    def train_step(self, batch: tuple[object, object]) -> dict[str, object]:
+        inputs, labels = batch
+        for optimizer, network in ((self.of_others[0], self.critic), (self.of_generator, self.generator)):
+            weights = network.trainable_weights
+            if keras.backend.backend() == "tensorflow":
+                with sys.modules["tensorflow"].GradientTape() as tape:
+                    loss = self.loss_of_critic(labels, self.critic(self.generator(inputs)))
+                optimizer.apply(tape.gradient(loss, weights), weights)
+            else:
+                self.zero_grad()
+                loss = self.loss_of_critic(labels, self.critic(self.generator(inputs)))
+                loss.backward()
+                with sys.modules["torch"].no_grad():
+                    optimizer.apply([weight.value.grad for weight in weights], weights)
+        return {"loss": loss}
+
+
 def model(kind: str = "subclassed", width: int = 8, **compiled: object) -> keras.Model:
     """A compiled classifier: ``functional``, ``sequential``, ``unbuilt`` or ``subclassed`` (the last two: unbuilt)."""
     layers = [keras.layers.Dense(width, activation="relu"), keras.layers.Dropout(0.2), keras.layers.Dense(2)]
