@@ -1,6 +1,7 @@
 # `make demo` and `make test` set up what they need, each in an environment of its own; both need only python3 and make.
 
 VENV ?= .venv
+DEMO_VENV ?= .venv-demo
 PYTHON ?= python3
 BIN := $(VENV)/bin
 # They say what is set up and how far it is; where something is missing, one line says what.
@@ -17,8 +18,8 @@ PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 .PHONY: demo test test-pythons coverage bench lint types docs clean
 
 # With an environment of its own, a quarter of that of the tests.
-demo: .venv-demo/.installed
-	@.venv-demo/bin/python examples/demo.py
+demo: $(DEMO_VENV)/.installed
+	@$(DEMO_VENV)/bin/python examples/demo.py
 
 test: $(VENV)/.installed $(VENV)/.chromium
 	KERAS_BACKEND=torch $(PYTEST) $(COVERAGE)
@@ -52,20 +53,33 @@ types: $(VENV)/.installed
 docs: $(VENV)/.installed
 	$(BIN)/mkdocs build --strict
 
-.venv-demo/.installed: pyproject.toml
-	@$(SET_UP) .venv-demo 1400 "for the demo with PyTorch Lightning and Keras" --editable ".[demo]"
-	@mv .venv-demo/.incomplete $@
+$(DEMO_VENV)/.installed: pyproject.toml
+	@$(SET_UP) $(DEMO_VENV) 1400 "1 to 2" "the demo, with PyTorch Lightning and Keras" --editable ".[demo]"
+	@mv $(DEMO_VENV)/.incomplete $@
 
-# Polyaxon's own client wants an older Jinja than MkDocs: beside the environment, for the one test that uses it.
-$(VENV)/.installed: pyproject.toml
-	@$(SET_UP) $(VENV) 5300 "for all tests, with every framework and object store; some 4 minutes" --editable ".[dev]"
-	@$(STEP) $(VENV) $(BIN)/npm install --loglevel=error --no-audit --no-fund --prefix $(VENV)/azurite azurite@3.37.0
-	@$(STEP) $(VENV) $(PYTHON) -m venv $(VENV)/traceml
-	@$(STEP) $(VENV) $(VENV)/traceml/bin/python -m pip install --disable-pip-version-check polyaxon traceml
+$(VENV)/.installed: $(VENV)/.packages $(VENV)/.azurite $(VENV)/.traceml
+	@touch $@
+
+$(VENV)/.packages: pyproject.toml
+	@$(SET_UP) $(VENV) 4800 "about 4" "all tests, with every framework" --editable ".[dev]"
 	@mv $(VENV)/.incomplete $@
 
+$(VENV)/.azurite: | $(VENV)/.packages
+	@echo "Setting up Azurite in $(VENV), for the tests with Azure: about 250 MB."
+	@rm -rf $(VENV)/azurite
+	@$(STEP) $(VENV) $(BIN)/npm install --loglevel=error --no-audit --no-fund --fetch-retry-maxtimeout=10000 \
+		--prefix $(VENV)/azurite azurite@3.37.0
+	@touch $@
+
+# Polyaxon's own client wants an older Jinja than MkDocs: beside the environment, for the one test that uses it.
+$(VENV)/.traceml: | $(VENV)/.packages
+	@echo "Setting up Polyaxon's own client in $(VENV), for the test that compares with it: about 200 MB."
+	@$(STEP) $(VENV) $(PYTHON) -m venv --clear $(VENV)/traceml
+	@$(STEP) $(VENV) $(VENV)/traceml/bin/python -m pip install --disable-pip-version-check polyaxon traceml
+	@touch $@
+
 .venv-bench/.installed: pyproject.toml
-	@$(SET_UP) .venv-bench 3500 "for the benchmarks, with what they compare with" --editable ".[bench]"
+	@$(SET_UP) .venv-bench 3200 "about 3" "the benchmarks, with what they compare with" --editable ".[bench]"
 	@mv .venv-bench/.incomplete $@
 
 # For the test that looks at TensorBoard.
@@ -76,4 +90,4 @@ $(VENV)/.chromium: | $(VENV)/.installed
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .venv-bench .venv-demo .venv-pythons build dist site demo-outputs outputs .coverage .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(DEMO_VENV) .venv-bench .venv-pythons build dist site demo-outputs outputs .coverage .mypy_cache .pytest_cache .ruff_cache

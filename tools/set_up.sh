@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # Make a virtual environment: say what it is for and how large it becomes, check Python and the disk, let pip install.
 #
-#     set_up.sh PYTHON DIRECTORY MEGABYTES PURPOSE PIP-ARGUMENT ...
+#     set_up.sh PYTHON DIRECTORY MEGABYTES MINUTES PURPOSE PIP-ARGUMENT ...
 #
 # DIRECTORY/.incomplete is there from the first moment on. Whoever has finished the set-up renames it.
 set -euo pipefail
 
-python=$1 directory=$2 megabytes=$3 purpose=$4
-shift 4
+python=$1 directory=$2 megabytes=$3 minutes=$4 purpose=$5
+shift 5
 step=$(dirname "$0")/step.sh
 
 fail() {
@@ -25,7 +25,7 @@ fi
 
 # What an interrupted set-up left must go: pip takes a package of which files are missing for an installed one.
 if [[ -e $directory/.incomplete ]]; then
-    echo "Removing $directory, whose set-up was interrupted."
+    echo "Removing $directory, whose set-up did not come to its end."
     rm -rf "$directory"
 fi
 mkdir -p "$directory"
@@ -37,9 +37,8 @@ if ((free < needed)); then
     fail "There is no room for $directory: setting it up takes $needed MB, and $free MB are free on its disk. Make room, and start again."
 fi
 
-rm -f "$directory/.installed"
 touch "$directory/.incomplete"
-echo "Setting up $directory, $purpose: about $megabytes MB (more where pip finds a torch with CUDA)."
+echo "Setting up $directory for $purpose: about $megabytes MB (more where pip finds a torch with CUDA), $minutes minutes."
 bash "$step" "$directory" "$python" -m venv "$directory"
 bash "$step" "$directory" "$directory/bin/python" -m pip install --disable-pip-version-check --no-compile "$@"
 # On all cores, which takes half the time of pip's own compiling.
