@@ -161,10 +161,10 @@ def test_the_next_training_finds_what_one_that_was_interrupted_had_not_yet_writt
                 threading.Timer(0.3, held._go_on.set).start()
                 raise KeyboardInterrupt
 
-    held, network = Held(monkeypatch), model("functional")
-    with pytest.raises(KeyboardInterrupt):
+    network = model("functional")
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        held = Held(patched)
         fit(held, PolyaxonCallback(), Interrupt(), network=network)
-    monkeypatch.undo()
     fit(PolyaxonCallback(), network=network)
     assert int(network.optimizer.iterations) == 12
     assert len(list((outputs / "checkpoints" / "resume").glob("*-start=1-*"))) == 2
