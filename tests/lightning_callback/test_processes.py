@@ -153,6 +153,7 @@ PACKAGES = """
 import sys, importlib
 first = [importlib.import_module(name) for name in sys.argv[2:]]
 from polyaxon_lightning import PolyaxonCallback
+from polyaxon_tracking.run import _begun
 Lightning = importlib.import_module(sys.argv[1])
 from torch import nn, optim, randn
 from torch.utils.data import DataLoader
@@ -167,6 +168,7 @@ class Module(Lightning.LightningModule):
         return optim.SGD(self.parameters(), lr=0.1)
 
 for epochs in (1, 2):
+    _begun.clear()  # as in a script that is started again
     trainer = Lightning.Trainer(
         max_epochs=epochs, accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
         callbacks=[PolyaxonCallback()],

@@ -21,6 +21,7 @@ from polyaxon_tracking import CheckpointManager, cached_path
 
 if TYPE_CHECKING:
     import subprocess
+    from collections.abc import Callable
 
     from servers import Proxy, Store
 
@@ -221,7 +222,7 @@ def test_secrets_in_the_url_of_a_directory_are_in_no_checkpoint(store: Store, ou
 
 
 def test_a_password_in_the_url_of_the_outputs_is_used_by_lightning_too_and_is_in_no_checkpoint(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, new_process: Callable[[], None], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     directory = tmp_path / "ftp"
     (directory / "run").mkdir(parents=True)
@@ -229,6 +230,7 @@ def test_a_password_in_the_url_of_the_outputs_is_used_by_lightning_too_and_is_in
     monkeypatch.setitem(fsspec.config.conf, "ftp", {})
     monkeypatch.setenv("POLYAXON_RUN_OUTPUTS_PATH", f"ftp://alice:s3%2Fcr3t@127.0.0.1:{server.port}/run")
     for epochs in (1, 2):
+        new_process()
         checkpoint = ModelCheckpoint()
         trainer(PolyaxonCallback(), checkpoint, max_epochs=epochs).fit(Classifier(), data(), data())
     server.stop()

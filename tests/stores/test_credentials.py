@@ -37,7 +37,9 @@ import logging, sys
 from polyaxon_tracking import CheckpointManager, Run, get_outputs_path
 logging.basicConfig(level="DEBUG")
 run = Run()
-manager = run.training(max_epochs=3)
+class Model: ...
+model = Model()
+manager = run.training(model)
 checkpoint = manager.latest()
 step = 1 + (checkpoint.step if checkpoint else 0)
 with manager.save(step) as path:

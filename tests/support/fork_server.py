@@ -11,6 +11,7 @@ process id and later its exit status.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import importlib
 import json
@@ -49,7 +50,8 @@ def serve(channel: socket.socket) -> tuple[dict[str, Any], list[int]]:
             if ready in running:
                 pid, report = running.pop(ready)
                 _, status = os.waitpid(pid, 0)
-                os.write(report, f"{os.waitstatus_to_exitcode(status)}\n".encode())
+                with contextlib.suppress(BrokenPipeError):  # the test has not waited for it
+                    os.write(report, f"{os.waitstatus_to_exitcode(status)}\n".encode())
                 os.close(ready)
                 os.close(report)
                 continue

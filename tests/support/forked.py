@@ -76,6 +76,7 @@ class Forked:
             os.killpg(self.pid, signal.SIGKILL)
             for reader in readers:
                 reader.join()
+            self.wait()
             print(*texts, sep="\n")
             raise subprocess.TimeoutExpired(f"process {self.pid}", timeout or 0, *texts)
         self.wait()
