@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from polyaxon_tracking import credentials, run
+from polyaxon_tracking.storage import credentials
+from polyaxon_tracking.training import run
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

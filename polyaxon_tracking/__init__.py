@@ -1,24 +1,25 @@
 """Where a run's outputs, its data and other runs' outputs are, how loud it shall log; and checkpoints that survive."""
 
-from polyaxon_tracking.errors import TrackingError
-from polyaxon_tracking.paths import (
+from polyaxon_tracking.environment import (
     get_data_path,
     get_data_paths,
     get_log_level,
     get_outputs_path,
     get_outputs_refs_paths,
 )
+from polyaxon_tracking.errors import TrackingError
 
 TYPE_CHECKING = False  # as `typing.TYPE_CHECKING`, without the milliseconds that importing `typing` takes
 if TYPE_CHECKING:
     from polyaxon_tracking.background import BackgroundWriter
-    from polyaxon_tracking.cache import cached_path
     from polyaxon_tracking.checkpoints import Checkpoint, CheckpointManager
-    from polyaxon_tracking.files import Directory, atomic_write, open_directory
-    from polyaxon_tracking.interruption import Interruption
-    from polyaxon_tracking.memory import available_memory
-    from polyaxon_tracking.processes import Processes, Wishes
-    from polyaxon_tracking.run import Run
+    from polyaxon_tracking.storage.directory import Directory
+    from polyaxon_tracking.storage.download_cache import cached_path
+    from polyaxon_tracking.storage.opening import atomic_write, open_directory
+    from polyaxon_tracking.training.memory import available_memory
+    from polyaxon_tracking.training.preemption import Interruption
+    from polyaxon_tracking.training.process_group import Processes, Wishes
+    from polyaxon_tracking.training.run import Run
 
 __all__ = [
     "BackgroundWriter",

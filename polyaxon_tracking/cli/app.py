@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from rich.console import Console
 
-from polyaxon_tracking.errors import TrackingError, mask_secrets, mask_urls
+from polyaxon_tracking.errors import TrackingError
+from polyaxon_tracking.redaction import mask_secrets, mask_urls
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -61,7 +62,7 @@ def doctor(*, as_json: _Json = False) -> None:
     Versions, variables, paths and stores. What is written to try a path is removed again. No secret is shown, so the
     report can go into a bug report. Exits with 1 where something is wrong.
     """
-    from polyaxon_tracking.cli.doctor import examine, print_rows, summary  # as above
+    from polyaxon_tracking.cli.doctor.report import examine, print_rows, summary  # as above
 
     _log_to_stderr()
     rows = examine()
@@ -102,7 +103,7 @@ def run(
     Only the command writes to standard output. It gets the signals that end a training, and its exit code is that of
     this command: 128 plus the number of the signal where one ended it.
     """
-    from polyaxon_tracking.cli.child import environment, supervise
+    from polyaxon_tracking.cli.run import environment, supervise
 
     try:
         variables = environment(outputs, data, ref, log_level)
@@ -149,7 +150,7 @@ def checkpoints(
 
     Exits with 1 where --verify finds one damaged.
     """
-    from polyaxon_tracking.cli.listing import as_dict, find, print_found
+    from polyaxon_tracking.cli.checkpoints import as_dict, find, print_found
     from polyaxon_tracking.cli.rows import displayed
 
     _log_to_stderr()

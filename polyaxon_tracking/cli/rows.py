@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import NamedTuple
 
-from polyaxon_tracking.errors import mask_urls
+from polyaxon_tracking.redaction import mask_urls
 
 __all__ = ["ERROR", "INFO", "OK", "WARNING", "Row", "displayed", "readable_size", "text_of"]
 

@@ -529,7 +529,8 @@ def test_no_directory(directory: Any) -> None:
 
 KILLED = """
 import os, signal, sys
-from polyaxon_tracking import CheckpointManager, files
+from polyaxon_tracking import CheckpointManager
+from polyaxon_tracking.storage import local
 manager = CheckpointManager(sys.argv[1], max_to_keep=1)
 die_before, left = sys.argv[2], int(sys.argv[3])
 real = getattr(os, die_before)
@@ -576,7 +577,7 @@ def test_sweeping_by_other_processes_never_takes_a_staging_directory_that_is_bei
 ) -> None:
     code = """
 import os, sys
-from polyaxon_tracking import staging
+from polyaxon_tracking.storage import locks
 while os.getppid() == int(sys.argv[2]):
     staging.sweep(sys.argv[1])
 """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from polyaxon_tracking.errors import mask_secrets, mask_urls
+from polyaxon_tracking.redaction import mask_secrets, mask_urls
 
 
 @pytest.mark.parametrize("text", ["Unable to locate credentials", "Received an invalid token.", "In asia-east1"])

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from polyaxon_tracking import available_memory, memory
+from polyaxon_tracking import available_memory
+from polyaxon_tracking.training import memory
 
 GIB = 1 << 30
 

@@ -35,14 +35,14 @@ for step in (1001, 1002):
 # Another machine: of another boot, and a network mount that keeps its locks to itself.
 ELSEWHERE = """
 import fcntl
-from polyaxon_tracking import staging
+from polyaxon_tracking.storage import locks
 staging._owner = lambda _: "0123456789abcdef-0.99"
 fcntl.flock = lambda *_: None
 """
 
 # This machine, before it was started again.
 BEFORE_A_REBOOT = """
-from polyaxon_tracking import staging
+from polyaxon_tracking.storage import locks
 staging._BOOT_ID = "/proc/sys/kernel/random/uuid"
 """
 

@@ -20,8 +20,9 @@ import pytest
 from keras_script import data, digest, model
 
 from polyaxon_keras import PolyaxonCallback
-from polyaxon_tracking import CheckpointManager, TrackingError, run
+from polyaxon_tracking import CheckpointManager, TrackingError
 from polyaxon_tracking.background import wait_for_all
+from polyaxon_tracking.training import run
 
 # The one shuffling that cannot go on where it stopped: its state is inside TensorFlow.
 SHUFFLES = keras.backend.backend() != "tensorflow"

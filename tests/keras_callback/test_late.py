@@ -12,7 +12,7 @@ from keras_script import Adversaries, data, digest
 
 from polyaxon_keras import PolyaxonCallback
 from polyaxon_tracking import TrackingError
-from polyaxon_tracking.run import _begun
+from polyaxon_tracking.training.run import _begun
 
 if TYPE_CHECKING:
     from collections.abc import Callable

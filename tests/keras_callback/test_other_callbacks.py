@@ -12,7 +12,8 @@ import pytest
 from keras_script import data, digest, model
 
 from polyaxon_keras import PolyaxonCallback
-from polyaxon_tracking import TrackingError, run
+from polyaxon_tracking import TrackingError
+from polyaxon_tracking.training import run
 
 if TYPE_CHECKING:
     from collections.abc import Callable

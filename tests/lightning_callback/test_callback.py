@@ -19,8 +19,9 @@ from lightning_script import Classifier, data, digest, trainer
 
 from polyaxon_lightning import PolyaxonCallback
 from polyaxon_lightning.io import DurableCheckpointIO
-from polyaxon_tracking import CheckpointManager, TrackingError, run
+from polyaxon_tracking import CheckpointManager, TrackingError
 from polyaxon_tracking.background import wait_for_all
+from polyaxon_tracking.training import run
 
 if TYPE_CHECKING:
     from collections.abc import Callable

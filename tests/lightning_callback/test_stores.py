@@ -18,6 +18,7 @@ from servers import FTP, Azure
 
 from polyaxon_lightning import PolyaxonCallback
 from polyaxon_tracking import CheckpointManager, cached_path
+from polyaxon_tracking.storage import object_store
 
 if TYPE_CHECKING:
     import subprocess
@@ -199,10 +200,9 @@ def test_the_platforms_credentials_suffice_and_are_in_no_checkpoint(store: Store
 
 
 def test_a_failing_upload_reaches_the_user(store: Store, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
-    from polyaxon_tracking import stores
 
     monkeypatch.setenv("POLYAXON_RUN_OUTPUTS_PATH", store.url)
-    monkeypatch.setattr(stores, "_PATIENCE_SECONDS", 0.5)
+    monkeypatch.setattr(object_store, "_PATIENCE_SECONDS", 0.5)
     polyaxon = PolyaxonCallback()
     proxy.answer = lambda request: 505 if request.size > 1000 else None
     with pytest.raises(OSError, match="Not saved, and what was there before is untouched: "):

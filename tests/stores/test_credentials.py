@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from servers import ACCOUNT, FTP, Azure
 
 from polyaxon_tracking import CheckpointManager, TrackingError, cached_path
-from polyaxon_tracking.credentials import locate
+from polyaxon_tracking.storage.credentials import locate
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

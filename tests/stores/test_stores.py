@@ -22,8 +22,8 @@ from polyaxon_tracking import (
     cached_path,
     open_directory,
     progress,
-    stores,
 )
+from polyaxon_tracking.storage import object_store
 
 if TYPE_CHECKING:
     from servers import Proxy, Request, Store
@@ -280,7 +280,7 @@ def test_a_store_that_fails_for_a_while_loses_nothing(store: Store, proxy: Proxy
 def test_a_store_that_stays_away_is_an_error_and_what_was_there_is_untouched(
     store: Store, proxy: Proxy, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stores, "_PATIENCE_SECONDS", 0.5)
+    monkeypatch.setattr(object_store, "_PATIENCE_SECONDS", 0.5)
     manager = CheckpointManager(f"{store.url}/checkpoints")
     save(manager, 1)
     proxy.answer = lambda request: 505 if request.size else None

@@ -14,10 +14,12 @@ import stat
 import tempfile
 import time
 
-from polyaxon_tracking.errors import TrackingError, shown_path
-from polyaxon_tracking.paths import is_url, local_path
+from polyaxon_tracking.errors import TrackingError
 from polyaxon_tracking.progress import Progress
-from polyaxon_tracking.staging import lock_file, sweep
+from polyaxon_tracking.redaction import shown_path
+from polyaxon_tracking.storage import object_store
+from polyaxon_tracking.storage.locks import lock_file, sweep
+from polyaxon_tracking.urls import is_url, local_path
 
 __all__ = ["cached_path"]
 
@@ -50,11 +52,10 @@ def cached_path(path: str | os.PathLike[str]) -> str:
     path = os.fspath(path)
     if not is_url(path):
         return local_path(path)
-    from polyaxon_tracking import stores  # here and not above: it is for URLs alone
-    from polyaxon_tracking.credentials import locate
+    from polyaxon_tracking.storage.credentials import locate
 
     location = locate(path)
-    information = stores.information(path)
+    information = object_store.information(path)
     # All that the store says of an object changes with its content; an entity tag, where there is one, suffices.
     version = next((information[tag] for tag in ("ETag", "etag", "generation") if tag in information), information)
     identity = f"{location.url}{location.query} {information['size']} {version}"
@@ -100,7 +101,7 @@ def workspace() -> str:
 
 def _shared(file: str, url: str, size: int) -> int:
     """A lock that keeps `file` from being removed, when it is there; one process downloads it, the others wait."""
-    from polyaxon_tracking.credentials import locate  # as above
+    from polyaxon_tracking.storage.credentials import locate  # as above
 
     directory = os.path.dirname(file)
     while True:
@@ -132,8 +133,7 @@ def _shared(file: str, url: str, size: int) -> int:
 
 
 def _download(url: str, file: str, size: int) -> None:
-    from polyaxon_tracking import stores
-    from polyaxon_tracking.credentials import locate
+    from polyaxon_tracking.storage.credentials import locate
 
     place = locate(url).url
     free = shutil.disk_usage(os.path.dirname(file)).free
@@ -145,7 +145,7 @@ def _download(url: str, file: str, size: int) -> None:
     part = f"{file}.part"
     try:
         with Progress(f"Downloading {place}", size) as progress:
-            stores.download(url, part, progress)
+            object_store.download(url, part, progress)
         if (received := os.path.getsize(part)) != size:
             raise OSError(errno.EIO, f"{place} was not downloaded whole: {received:,} of {size:,} bytes came")
         os.replace(part, file)

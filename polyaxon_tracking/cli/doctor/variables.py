@@ -6,9 +6,7 @@ import os
 from typing import TYPE_CHECKING
 
 from polyaxon_tracking.cli.rows import ERROR, INFO, OK, WARNING, Row, displayed
-from polyaxon_tracking.credentials import ACCESS_KEYS, access_keys, locate, variable_shown
-from polyaxon_tracking.errors import TrackingError, shown
-from polyaxon_tracking.paths import (
+from polyaxon_tracking.environment import (
     CONTEXT_ROOT,
     DATA_PATHS,
     DEFAULT_CONTEXT_ROOT,
@@ -26,9 +24,12 @@ from polyaxon_tracking.paths import (
     get_outputs_path,
     get_outputs_refs_paths,
     is_true,
-    is_url,
     value_of,
 )
+from polyaxon_tracking.errors import TrackingError
+from polyaxon_tracking.redaction import shown
+from polyaxon_tracking.storage.credentials import ACCESS_KEYS, access_keys, locate, variable_shown
+from polyaxon_tracking.urls import is_url
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -6,11 +6,13 @@ import contextlib
 import os
 from typing import TYPE_CHECKING
 
-from polyaxon_tracking import stores
-from polyaxon_tracking.cache import cached_path, release, workspace
-from polyaxon_tracking.credentials import locate_directory
-from polyaxon_tracking.files import Directory, checked_file, explained
-from polyaxon_tracking.staging import staging
+from polyaxon_tracking.storage import object_store
+from polyaxon_tracking.storage.credentials import locate_directory
+from polyaxon_tracking.storage.directory import Directory
+from polyaxon_tracking.storage.disk import checked_file
+from polyaxon_tracking.storage.download_cache import cached_path, release, workspace
+from polyaxon_tracking.storage.locks import staging
+from polyaxon_tracking.storage.write_errors import explained
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,7 +28,7 @@ class RemoteDirectory(Directory):
 
     def names(self) -> list[str]:
         """Names of the objects right below it."""
-        return list(stores.list_files(self.path))
+        return list(object_store.list_files(self.path))
 
     @contextlib.contextmanager
     def staged(self, name: str) -> Iterator[str]:
@@ -45,15 +47,15 @@ class RemoteDirectory(Directory):
 
     def publish(self, staged: str, name: str) -> None:
         """Upload the file `staged` as `name`."""
-        stores.upload(staged, self._url(name))
+        object_store.upload(staged, self._url(name))
 
     def copy(self, path: str, name: str) -> None:
         """Have the store copy the object `path`, a URL, to `name`."""
-        stores.copy(path, self._url(name))
+        object_store.copy(path, self._url(name))
 
     def remove(self, name: str) -> None:
         """Remove the object `name`, if it is there."""
-        stores.remove(self._url(name))
+        object_store.remove(self._url(name))
 
     def fetch(self, name: str) -> str:
         """The path of a local copy of the object `name`."""

@@ -8,10 +8,7 @@ import tempfile
 from typing import TYPE_CHECKING
 
 from polyaxon_tracking.cli.rows import ERROR, INFO, OK, WARNING, Row, displayed, readable_size
-from polyaxon_tracking.credentials import locate
-from polyaxon_tracking.errors import TrackingError, mask_secrets
-from polyaxon_tracking.files import free_bytes, sync_file
-from polyaxon_tracking.paths import (
+from polyaxon_tracking.environment import (
     CONTEXT_ROOT,
     DATA_PATHS,
     IS_OFFLINE,
@@ -23,12 +20,15 @@ from polyaxon_tracking.paths import (
     get_outputs_path,
     get_outputs_refs_paths,
     is_true,
-    is_url,
-    local_path,
     value_of,
 )
-from polyaxon_tracking.run import LOCAL_OUTPUTS
-from polyaxon_tracking.staging import staging, sync_directory
+from polyaxon_tracking.errors import TrackingError
+from polyaxon_tracking.redaction import mask_secrets
+from polyaxon_tracking.storage.credentials import locate
+from polyaxon_tracking.storage.disk import free_bytes, sync_directory, sync_file
+from polyaxon_tracking.storage.locks import staging
+from polyaxon_tracking.training.run import LOCAL_OUTPUTS
+from polyaxon_tracking.urls import is_url, local_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -161,7 +161,10 @@ def _space(name: str, directory: str, advice: str) -> Row:
 def _remote_outputs(url: str) -> Iterator[Row]:
     yield Row(_GROUP, "outputs", OK, displayed(url), _source(url))
     try:
-        from polyaxon_tracking.stores import check_writable, credentials_for  # as everywhere: for URLs alone
+        from polyaxon_tracking.storage.object_store import (  # as everywhere: for URLs alone
+            check_writable,
+            credentials_for,
+        )
 
         check_writable(url, _source(url))
     except Exception as error:  # noqa: BLE001  # a driver may raise anything, and the other rows are of use then
@@ -182,7 +185,7 @@ def _to_read(name: str, path: str, source: str, missing: str) -> Row:
     advice = "Correct the path, or put there what it names."
     if is_url(path):
         try:
-            from polyaxon_tracking.stores import exists  # as everywhere: for URLs alone
+            from polyaxon_tracking.storage.object_store import exists  # as everywhere: for URLs alone
 
             found = exists(path, source)
         except Exception as error:  # noqa: BLE001  # as above

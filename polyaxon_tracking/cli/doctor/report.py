@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
 
+from polyaxon_tracking.cli.doctor.storage import paths
+from polyaxon_tracking.cli.doctor.variables import variables
+from polyaxon_tracking.cli.doctor.versions import integrations, versions
 from polyaxon_tracking.cli.rows import ERROR, INFO, OK, WARNING, Row, text_of
-from polyaxon_tracking.cli.storage import paths
-from polyaxon_tracking.cli.variables import variables
-from polyaxon_tracking.cli.versions import integrations, versions
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -16,9 +16,10 @@ import time
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import unquote
 
-from polyaxon_tracking.credentials import ACCESS_KEYS, Location, locate, locate_directory
-from polyaxon_tracking.errors import TrackingError, mask_secrets, shown_path
+from polyaxon_tracking.errors import TrackingError
 from polyaxon_tracking.progress import Progress
+from polyaxon_tracking.redaction import mask_secrets, shown_path
+from polyaxon_tracking.storage.credentials import ACCESS_KEYS, Location, locate, locate_directory
 
 if TYPE_CHECKING:
     import datetime as dt

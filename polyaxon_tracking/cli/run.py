@@ -8,9 +8,7 @@ import os
 import signal
 import subprocess
 
-from polyaxon_tracking.credentials import locate
-from polyaxon_tracking.errors import TrackingError, closest, shown, shown_path
-from polyaxon_tracking.paths import (
+from polyaxon_tracking.environment import (
     DATA_PATHS,
     LOG_LEVEL,
     OUTPUTS_PATH,
@@ -18,10 +16,12 @@ from polyaxon_tracking.paths import (
     REFS_OUTPUTS_PATHS,
     VARIABLES,
     checked_log_level,
-    is_url,
-    local_path,
 )
-from polyaxon_tracking.run import checked_outputs
+from polyaxon_tracking.errors import TrackingError, closest
+from polyaxon_tracking.redaction import shown, shown_path
+from polyaxon_tracking.storage.credentials import locate
+from polyaxon_tracking.training.run import checked_outputs
+from polyaxon_tracking.urls import is_url, local_path
 
 __all__ = ["environment", "supervise"]
 

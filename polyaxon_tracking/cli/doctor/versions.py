@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import polyaxon_tracking
 from polyaxon_tracking.cli.rows import ERROR, INFO, OK, WARNING, Row, readable_size
-from polyaxon_tracking.memory import available_memory
+from polyaxon_tracking.training.memory import available_memory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

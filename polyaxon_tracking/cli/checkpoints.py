@@ -14,13 +14,16 @@ from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingCo
 from rich.table import Table
 from rich.text import Text
 
-from polyaxon_tracking.checkpoints import Checkpoint, CheckpointManager, size_on_disk
+from polyaxon_tracking.checkpoints import Checkpoint, CheckpointManager
 from polyaxon_tracking.cli.rows import displayed, readable_size
-from polyaxon_tracking.errors import TrackingError, shown_path
-from polyaxon_tracking.files import open_directory
-from polyaxon_tracking.paths import get_outputs_path, is_url, local_path
+from polyaxon_tracking.environment import get_outputs_path
+from polyaxon_tracking.errors import TrackingError
+from polyaxon_tracking.integrity import size_on_disk
 from polyaxon_tracking.progress import Progress
-from polyaxon_tracking.run import LOCAL_OUTPUTS
+from polyaxon_tracking.redaction import shown_path
+from polyaxon_tracking.storage.opening import open_directory
+from polyaxon_tracking.training.run import LOCAL_OUTPUTS
+from polyaxon_tracking.urls import is_url, local_path
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -117,7 +120,7 @@ def print_found(console: Console, root: str, found: list[Found]) -> None:
 
 def _is_directory(path: str) -> bool:
     if is_url(path):
-        from polyaxon_tracking.stores import exists  # as everywhere: for URLs alone
+        from polyaxon_tracking.storage.object_store import exists  # as everywhere: for URLs alone
 
         return exists(path, "PATH")
     return os.path.isdir(local_path(path))
@@ -135,7 +138,7 @@ def _directories(root: str) -> list[str]:
 
 def _names_of_directories(path: str) -> list[str]:
     if is_url(path):
-        from polyaxon_tracking.stores import list_directories
+        from polyaxon_tracking.storage.object_store import list_directories
 
         return list_directories(path)
     try:
@@ -149,7 +152,7 @@ def _listed(directory: str) -> Iterator[Found]:
     for checkpoint in CheckpointManager(directory).checkpoints():
         try:
             if is_url(directory):
-                from polyaxon_tracking.stores import information, modified
+                from polyaxon_tracking.storage.object_store import information, modified
 
                 size, when = information(checkpoint.path)["size"], modified(checkpoint.path)
             else:

@@ -11,21 +11,20 @@ from numbers import Integral
 
 from polyaxon_tracking.background import wait_for_all
 from polyaxon_tracking.checkpoints import CheckpointManager
-from polyaxon_tracking.errors import TrackingError, closest, mask_urls, shown_path
-from polyaxon_tracking.paths import (
+from polyaxon_tracking.environment import (
     DATA_PATHS,
     NO_OP,
     OUTPUTS_PATH,
     get_data_paths,
-    get_log_level,
     get_outputs_path,
     is_true,
-    is_url,
-    join_below,
-    local_path,
     unknown_dataset,
 )
-from polyaxon_tracking.staging import staging, sweep_below
+from polyaxon_tracking.errors import TrackingError, closest
+from polyaxon_tracking.redaction import mask_urls, shown_path
+from polyaxon_tracking.storage.locks import staging, sweep_below
+from polyaxon_tracking.training.logging import set_log_level
+from polyaxon_tracking.urls import is_url, join_below, local_path
 
 __all__ = ["Run"]
 
@@ -75,7 +74,7 @@ class Run:
         if not (resume is None or isinstance(resume, bool)):
             raise TrackingError(f"Received resume={resume!r}. Expected True, False or None.")
         self._loggers = ["polyaxon_tracking", *loggers]
-        _set_level(self._loggers)
+        set_log_level(self._loggers)
         outputs = get_outputs_path()
         self.on_cluster: bool = outputs is not None
         """Whether the platform says where outputs go."""
@@ -93,7 +92,7 @@ class Run:
     def __setstate__(self, state: dict[str, object]) -> None:
         """Do in a process that this was sent to what the constructor did in the first: some launchers start so."""
         vars(self).update(state)
-        _set_level(self._loggers)
+        set_log_level(self._loggers)
         if self.is_remote and self.on_cluster:
             self.clean_path(get_outputs_path() or "")  # and keep the secrets in it
 
@@ -175,7 +174,7 @@ class Run:
         """`path` itself; where it is a URL, without secrets, and as fsspec takes it. This process keeps the secrets."""
         if not is_url(path):
             return path
-        from polyaxon_tracking.credentials import locate  # here and not above: it is for URLs alone
+        from polyaxon_tracking.storage.credentials import locate  # here and not above: it is for URLs alone
 
         return locate(path).url
 
@@ -186,7 +185,9 @@ class Run:
         the platform gives any.
         """
         if self.is_remote:
-            from polyaxon_tracking.stores import configure_driver  # here and not above: it is for URLs alone
+            from polyaxon_tracking.storage.object_store import (
+                configure_driver,  # here and not above: it is for URLs alone
+            )
 
             configure_driver(self.outputs_path)
 
@@ -247,30 +248,6 @@ def _refer_to(references: tuple[weakref.ref[object], ...], objects: tuple[object
     return len(references) == len(objects) and all(ref() is one for ref, one in zip(references, objects, strict=True))
 
 
-class _LastResort(logging.StreamHandler):  # type: ignore[type-arg]  # subscripting it needs Python 3.11
-    """Show this package's lines on standard error where the user has configured no logging at all.
-
-    A line that says from where training resumes is of no use unseen; Python shows warnings only.
-    """
-
-    def emit(self, record: logging.LogRecord) -> None:
-        if not logging.getLogger().handlers:
-            super().emit(record)
-
-
-def _set_level(names: Iterable[str]) -> None:
-    level = get_log_level()
-    if level is not None:
-        for name in names:
-            logging.getLogger(name).setLevel(int(level) if level.isdecimal() else level)
-    elif _logger.level == logging.NOTSET:
-        _logger.setLevel(logging.INFO)
-    if not _logger.handlers:
-        handler = _LastResort()
-        handler.setFormatter(logging.Formatter("%(name)s: %(message)s"))
-        _logger.addHandler(handler)
-
-
 def _is_below(outputs: str, path: str) -> bool:
     if is_url(path) or is_url(outputs):
         return f"{path}/".startswith(f"{outputs}/")
@@ -285,7 +262,7 @@ def checked_outputs(path: str, whence: str = OUTPUTS_PATH) -> str:
         TrackingError: that did not work; the message names `whence`, where the path came from.
     """
     if is_url(path):
-        from polyaxon_tracking.stores import check_writable  # here and not above: it is for URLs alone
+        from polyaxon_tracking.storage.object_store import check_writable  # here and not above: it is for URLs alone
 
         return check_writable(path, whence)
     path = os.path.abspath(local_path(path))

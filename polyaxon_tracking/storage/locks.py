@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import os
 import secrets
 import shutil
 from typing import TYPE_CHECKING
+
+from polyaxon_tracking.storage.disk import make_directory, statuses
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -165,40 +166,3 @@ def lock_file(descriptor: int, operation: int = fcntl.LOCK_EX) -> bool:
     except OSError:
         return False
     return True
-
-
-def sync_directory(directory: str) -> None:
-    """Return when the names in `directory` are on disk."""
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        # Some network and FUSE file systems have no fsync of a directory and say so with EINVAL: nothing to wait for.
-        if error.errno not in {errno.EINVAL, errno.ENOTSUP}:
-            raise
-    finally:
-        os.close(descriptor)
-
-
-def make_directory(directory: str) -> None:
-    """Make `directory` and what is missing above it, durably."""
-    if os.path.isdir(directory):
-        return
-    parent = os.path.dirname(directory)
-    if parent != directory:
-        make_directory(parent)
-    with contextlib.suppress(FileExistsError):  # another process was quicker
-        os.mkdir(directory)
-    if not os.path.isdir(directory):
-        raise NotADirectoryError(errno.ENOTDIR, "Expected a directory, but there is a file of this name", directory)
-    sync_directory(parent)
-
-
-def statuses(path: str | None) -> Iterator[os.stat_result]:
-    """Yield the status of the file `path`, or of each file in the directory `path`; nothing if it has gone."""
-    if path is None:
-        return
-    names = [os.path.join(directory, name) for directory, _, found in os.walk(path) for name in found]
-    for name in names if os.path.isdir(path) else [path]:
-        with contextlib.suppress(OSError):
-            yield os.lstat(name)

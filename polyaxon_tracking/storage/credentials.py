@@ -8,7 +8,8 @@ import re
 from typing import Any, NamedTuple
 from urllib.parse import unquote
 
-from polyaxon_tracking.errors import TrackingError, shown
+from polyaxon_tracking.errors import TrackingError
+from polyaxon_tracking.redaction import shown
 
 __all__ = ["Location", "locate", "locate_directory"]
 

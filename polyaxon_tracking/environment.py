@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import os
 
-from polyaxon_tracking.errors import TrackingError, closest, shown, shown_path
+from polyaxon_tracking.errors import TrackingError, closest
+from polyaxon_tracking.redaction import shown, shown_path
+from polyaxon_tracking.urls import is_url, join_below
 
 TYPE_CHECKING = False  # as `typing.TYPE_CHECKING`, without the milliseconds that importing `typing` takes
 if TYPE_CHECKING:
@@ -225,28 +227,6 @@ def checked_log_level(level: str, whence: str, advice: str) -> str:
         f"{whence} was received as {shown(level)}. Expected one of {', '.join(LOG_LEVELS)} (any case) or a number, "
         f"such as 20.{closest(name, list(LOG_LEVELS))} {advice}"
     )
-
-
-def join_below(root: str, *parts: str) -> str:
-    """Join `parts` below `root`, a path or a URL, refusing what would climb out of it."""
-    for part in parts:
-        if part.startswith("/") or "://" in part or ".." in part.replace("\\", "/").split("/"):
-            raise TrackingError(
-                f"Received the name {shown_path(part)} to join below the path {shown_path(root)}. Expected a "
-                f"relative name that stays below it, such as 'checkpoints/best.pt': leave out '..', a leading '/' and '://'."
-            )
-    names = [part.strip("/") for part in parts if part]
-    return "/".join([root.rstrip("/"), *names]) if names else root
-
-
-def is_url(path: str) -> bool:
-    """Whether `path` is in an object store; a ``file://`` URL is not."""
-    return "://" in path and not path.startswith("file://")
-
-
-def local_path(path: str) -> str:
-    """`path` without ``file://`` before it and with ``~`` expanded: frameworks take the former for a directory."""
-    return os.path.expanduser(path.removeprefix("file://"))
 
 
 def _outputs_path_of_instance() -> str | None:

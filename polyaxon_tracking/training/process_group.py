@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from polyaxon_tracking.checkpoints import Checkpoint, CheckpointManager
-    from polyaxon_tracking.interruption import Interruption
+    from polyaxon_tracking.training.preemption import Interruption
 
 __all__ = ["Processes", "Wishes"]
 

@@ -1,0 +1,1 @@
+"""``polyaxon-tracking doctor``: examine what a run is given."""

@@ -1,0 +1,114 @@
+"""CRC-32 checksums of files and directories."""
+
+from __future__ import annotations
+
+import os
+import stat
+import threading
+import zlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+__all__: list[str] = []
+
+_READ_BYTES = 1 << 20
+_READERS = 8
+
+
+def crc_of_file(path: str, advance: Callable[[int], object] | None = None) -> int:
+    """CRC-32 (that of zip and gzip) of the bytes of the file `path`; for a directory see `Checkpoint.crc`."""
+    if os.path.isdir(path) and not os.path.islink(path):
+        return _crc_of_directory(path, advance)
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        return _crc(descriptor, advance)
+    finally:
+        os.close(descriptor)
+
+
+def size_on_disk(path: str) -> int:
+    """Bytes of the file, or of all files in the directory; none where it has gone."""
+    if not os.path.isdir(path) or os.path.islink(path):
+        try:
+            return os.lstat(path).st_size
+        except OSError:
+            return 0
+    return sum(size_on_disk(os.path.join(directory, name)) for directory, _, names in os.walk(path) for name in names)
+
+
+def find_damage(path: str, crc: int, advance: Callable[[int], object] | None) -> str | None:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        if os.path.islink(path):
+            return "it is a symbolic link"
+        return error.strerror or str(error)
+    try:
+        status = os.fstat(descriptor)
+        is_directory = stat.S_ISDIR(status.st_mode)
+        if not (is_directory or stat.S_ISREG(status.st_mode)):
+            return "it is not a file"
+        if not (os.listdir(path) if is_directory else status.st_size):
+            return "it is empty"
+        found = _crc_of_directory(path, advance) if is_directory else _crc(descriptor, advance)
+    except OSError as error:
+        return error.strerror or str(error)
+    finally:
+        os.close(descriptor)
+    return None if found == crc else f"its bytes have the CRC-32 {found:08x}, not {crc:08x}"
+
+
+def sync_and_checksum(path: str, sync: Callable[[str], None]) -> int:
+    """CRC-32 of the file `path`, on which `sync` was called: the disk writes while it is read."""
+    if threading.current_thread() is not threading.main_thread():  # nobody waits
+        sync(path)
+        return crc_of_file(path)
+    found: list[int | OSError] = []
+
+    def read() -> None:
+        try:
+            found.append(crc_of_file(path))
+        except OSError as error:
+            found.append(error)
+
+    thread = threading.Thread(target=read)
+    try:
+        thread.start()
+    except RuntimeError:  # the interpreter is at its end
+        sync(path)
+        return crc_of_file(path)
+    try:
+        sync(path)
+    finally:
+        thread.join()
+    if isinstance(found[0], OSError):
+        raise found[0]
+    return found[0]
+
+
+def _crc_of_directory(path: str, advance: Callable[[int], object] | None) -> int:
+    """CRC-32 of what is in the directory: so that files can be read side by side."""
+    names = sorted(
+        os.path.relpath(os.path.join(directory, name), path) for directory, _, found in os.walk(path) for name in found
+    )
+    from concurrent.futures import ThreadPoolExecutor  # here and not above: it takes longer than the rest of this
+
+    def entry(name: str) -> str:
+        file = os.path.join(path, name)
+        return f"{name}\0{os.path.getsize(file)}\0{crc_of_file(file, advance):08x}\n"
+
+    with ThreadPoolExecutor(_READERS) as pool:
+        return zlib.crc32(os.fsencode("".join(pool.map(entry, names))))
+
+
+def _crc(descriptor: int, advance: Callable[[int], object] | None) -> int:
+    crc = 0
+    buffer = memoryview(bytearray(_READ_BYTES))
+    while read := os.readv(descriptor, [buffer]):
+        crc = zlib.crc32(buffer[:read], crc)
+        if advance is not None:
+            advance(read)
+    return crc

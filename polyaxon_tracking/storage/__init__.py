@@ -1,0 +1,1 @@
+"""Where bytes go: directories on disk and in object stores."""

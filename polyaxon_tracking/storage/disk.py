@@ -1,0 +1,98 @@
+"""The disk: sync files and directories, make directories durably, and ask for free space."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+from typing import TYPE_CHECKING
+
+from polyaxon_tracking.errors import TrackingError
+from polyaxon_tracking.redaction import shown_path
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__: list[str] = []
+
+
+def checked_file(path: str) -> int:
+    """A descriptor of the file `path`.
+
+    Raises:
+        TrackingError: there is no such file.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise nothing_written(path) from None
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise TrackingError(f"Received something other than a file at {shown_path(path)}. Expected one file.")
+    return descriptor
+
+
+def nothing_written(path: str) -> TrackingError:
+    return TrackingError(
+        f"Received nothing to save: no file was written to {shown_path(path)}. Expected the block of the `with` "
+        f"statement to write one file to the path that the statement gives."
+    )
+
+
+def sync_file(path: str) -> None:
+    """Return when the content of the file `path` is on disk.
+
+    Raises:
+        TrackingError: there is no such file.
+    """
+    descriptor = checked_file(path)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def free_bytes(directory: str) -> int:
+    """Bytes that this user may still write on the file system of `directory`."""
+    while not os.path.isdir(directory):
+        directory = os.path.dirname(directory)
+    status = os.statvfs(directory)
+    return status.f_bavail * status.f_frsize
+
+
+def sync_directory(directory: str) -> None:
+    """Return when the names in `directory` are on disk."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        # Some network and FUSE file systems have no fsync of a directory and say so with EINVAL: nothing to wait for.
+        if error.errno not in {errno.EINVAL, errno.ENOTSUP}:
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def make_directory(directory: str) -> None:
+    """Make `directory` and what is missing above it, durably."""
+    if os.path.isdir(directory):
+        return
+    parent = os.path.dirname(directory)
+    if parent != directory:
+        make_directory(parent)
+    with contextlib.suppress(FileExistsError):  # another process was quicker
+        os.mkdir(directory)
+    if not os.path.isdir(directory):
+        raise NotADirectoryError(errno.ENOTDIR, "Expected a directory, but there is a file of this name", directory)
+    sync_directory(parent)
+
+
+def statuses(path: str | None) -> Iterator[os.stat_result]:
+    """Yield the status of the file `path`, or of each file in the directory `path`; nothing if it has gone."""
+    if path is None:
+        return
+    names = [os.path.join(directory, name) for directory, _, found in os.walk(path) for name in found]
+    for name in names if os.path.isdir(path) else [path]:
+        with contextlib.suppress(OSError):
+            yield os.lstat(name)

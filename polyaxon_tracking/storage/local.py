@@ -1,0 +1,92 @@
+"""Files that are complete or absent, whatever happens while they are written.
+
+A local file is written to a hidden staging directory beside its target (so on the same file system), made durable with
+``fsync``, renamed over the target with ``os.replace``, and the directory entry made durable too. A kill, a full disk
+or a power cut at any point leaves either the old file or the new one. See ``fsync(2)`` and ``rename(2)``. An object in
+a store is written to ``$TMPDIR``, and uploaded when it is complete.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from typing import TYPE_CHECKING
+
+from polyaxon_tracking.storage.directory import Directory
+from polyaxon_tracking.storage.disk import nothing_written, sync_directory, sync_file
+from polyaxon_tracking.storage.locks import staging
+from polyaxon_tracking.storage.write_errors import explained
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["LocalDirectory"]
+
+
+class LocalDirectory(Directory):
+    """A directory on a disk or a mounted volume."""
+
+    def names(self) -> list[str]:
+        """Names of what is in it."""
+        try:
+            return os.listdir(self.path)
+        except FileNotFoundError:
+            return []
+
+    @contextlib.contextmanager
+    def staged(self, name: str) -> Iterator[str]:
+        """Where to write what will be moved to `name`."""
+        path = os.path.join(self.path, name)
+        with contextlib.ExitStack() as stack:
+            with explained(path):
+                directory = stack.enter_context(staging(self.path))
+            staged = os.path.join(directory, name)
+            with explained(path, staged):
+                yield staged
+
+    def sync(self, staged: str) -> None:
+        """Return when the content of `staged`, a file or a directory of files, is on disk."""
+        if not os.path.isdir(staged) or os.path.islink(staged):
+            sync_file(staged)
+            return
+        synced = 0
+        for directory, _, names in os.walk(staged, topdown=False):
+            for name in names:
+                sync_file(os.path.join(directory, name))
+                synced += 1
+            sync_directory(directory)
+        if not synced:
+            raise nothing_written(staged)
+
+    def publish(self, staged: str, name: str) -> None:
+        """Move `staged`, whose content is on disk, to `name`, durably."""
+        os.replace(staged, os.path.join(self.path, name))
+        sync_directory(self.path)
+
+    def copy(self, path: str, name: str) -> None:
+        """Have the file `path` appear as `name` too: by a hard link, or a copy on file systems without links."""
+        with self.write(name) as staged:
+            try:
+                os.link(path, staged)
+            except FileNotFoundError:
+                raise
+            except OSError:
+                shutil.copyfile(path, staged)
+
+    def remove(self, name: str) -> None:
+        """Remove the file or directory `name`, if it is there."""
+        path = os.path.join(self.path, name)
+        with contextlib.suppress(FileNotFoundError):  # another process was quicker
+            if os.path.isdir(path) and not os.path.islink(path):
+                with staging(self.path) as directory:  # a directory cannot go at once, but its name can
+                    os.rename(path, os.path.join(directory, name))
+            else:
+                os.unlink(path)
+
+    def fetch(self, name: str) -> str:
+        """The path of the file `name`."""
+        return os.path.join(self.path, name)
+
+    def release(self, path: str) -> None:
+        """Do nothing: it is the file itself."""

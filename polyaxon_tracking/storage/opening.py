@@ -1,0 +1,68 @@
+"""Open a directory on disk or in an object store, and write a file there that is complete or absent."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from typing import TYPE_CHECKING
+
+from polyaxon_tracking.storage.local import LocalDirectory
+from polyaxon_tracking.urls import is_url, local_path
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from polyaxon_tracking.storage.directory import Directory
+
+
+__all__: list[str] = []
+
+
+@contextlib.contextmanager
+def atomic_write(path: str | os.PathLike[str]) -> Iterator[str]:
+    """Write a file that is complete at `path` when the block ends, or not there at all.
+
+    The block writes to the path that it is given, which has the same name in a hidden directory beside `path`. When it
+    ends, the file is on disk under `path`, in place of what was there; when it raises, `path` is as it was.
+
+    Args:
+        path: the file to write; missing directories are made. A symbolic link is replaced, not written through. Where
+            it is a URL, the file is written to ``$TMPDIR`` and uploaded as a whole.
+
+    Raises:
+        TrackingError: the block wrote no file.
+        OSError: writing failed, at whatever call; where there was too little room, the message says how much is free.
+
+    Examples:
+        >>> with atomic_write("model.txt") as staged:
+        ...     _ = Path(staged).write_text("weights")
+        >>> Path("model.txt").read_text()
+        'weights'
+    """
+    path = os.fspath(path)
+    if not is_url(path):
+        path = os.path.abspath(local_path(path))
+    parent, _, name = path.rpartition("/")
+    with open_directory(parent).write(name) as staged:
+        yield staged
+
+
+def open_directory(path: str | os.PathLike[str]) -> Directory:
+    """The directory `path`, local or a URL, in which files are complete or absent.
+
+    Raises:
+        TrackingError: the URL is malformed.
+
+    Examples:
+        >>> directory = open_directory("outputs")
+        >>> with directory.write("model.txt") as staged:
+        ...     _ = Path(staged).write_text("weights")
+        >>> directory.names(), Path(directory.fetch("model.txt")).read_text()
+        (['model.txt'], 'weights')
+    """
+    path = os.fspath(path)
+    if is_url(path):
+        from polyaxon_tracking.storage.remote import RemoteDirectory  # here and not above: it is for URLs alone
+
+        return RemoteDirectory(path)
+    return LocalDirectory(os.path.abspath(local_path(path)))

@@ -1,0 +1,1 @@
+"""What an integration with a framework is built on."""
