@@ -211,12 +211,12 @@ def memory(subject: str, megabytes: int, outputs: str) -> dict[str, list[float]]
     import torch
     from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-    from polyaxon_lightning.io import DurableCheckpointIO
-    from polyaxon_lightning.staging import Background
+    from polyaxon_lightning.checkpoint_io import DurableCheckpointIO
+    from polyaxon_torch.snapshot import Snapshot
 
     state = {str(index): torch.rand(megabytes * MIB // 4 // TENSORS) for index in range(TENSORS)}
     small = {"0": torch.rand(10)}
-    background = Background(_minutes(10))
+    background = Snapshot(_minutes(10))
 
     def save(number: int, checkpoint: dict[str, Any]) -> None:
         path = os.path.join(outputs, f"{number}.ckpt")

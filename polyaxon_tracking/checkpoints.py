@@ -55,7 +55,7 @@ class Checkpoint(NamedTuple):
         """What orders checkpoints: the later the newer. Never a modification time: clocks differ, copies touch."""
         return self.start, self.step, self.epoch
 
-    def damage(self, advance: Callable[[int], object] | None = None) -> str | None:
+    def verify(self, advance: Callable[[int], object] | None = None) -> str | None:
         """What is wrong with the file, or ``None`` when its bytes are those that were saved. Reads the whole file.
 
         Args:
@@ -176,9 +176,9 @@ class CheckpointManager:
             TrackingError: there are checkpoints, but none is intact; the message lists them. Or the local disk has no
                 room for a copy.
         """
-        return next(self.intact(), None)
+        return next(self.iter_intact(), None)
 
-    def intact(self) -> Iterator[Checkpoint]:
+    def iter_intact(self) -> Iterator[Checkpoint]:
         """The intact checkpoints, newest first, each checked when its turn comes; otherwise as `latest`.
 
         For a reader that may still refuse a file that is intact: it then takes the next one.
@@ -193,7 +193,7 @@ class CheckpointManager:
                 continue
             self._fetched.append(checkpoint.path)
             with Progress(f"Verifying {checkpoint.source}", size_on_disk(checkpoint.path)) as progress:
-                problem = checkpoint.damage(progress.advance)
+                problem = checkpoint.verify(progress.advance)
             if problem is not None and not os.path.lexists(checkpoint.path):
                 pruned = True
                 continue
@@ -209,7 +209,7 @@ class CheckpointManager:
             found_one = True
             yield checkpoint
         if pruned and not found_one:
-            yield from self.intact()
+            yield from self.iter_intact()
         elif damaged and not found_one:
             raise TrackingError(
                 f"Received only damaged checkpoints in {shown_path(self.directory)}: {_listed(damaged)}. Expected at "

@@ -214,8 +214,8 @@ def get_log_level() -> str | None:
     return checked_log_level(level, LOG_LEVEL, advice)
 
 
-def checked_log_level(level: str, whence: str, advice: str) -> str:
-    """`level`, which came from `whence`, in capitals.
+def checked_log_level(level: str, source: str, advice: str) -> str:
+    """`level`, which came from `source`, in capitals.
 
     Raises:
         TrackingError: it is neither the name of a level nor a number.
@@ -224,7 +224,7 @@ def checked_log_level(level: str, whence: str, advice: str) -> str:
     if name in LOG_LEVELS or (name.isascii() and name.isdecimal() and len(name) <= len("1000")):
         return name
     raise TrackingError(
-        f"{whence} was received as {shown(level)}. Expected one of {', '.join(LOG_LEVELS)} (any case) or a number, "
+        f"{source} was received as {shown(level)}. Expected one of {', '.join(LOG_LEVELS)} (any case) or a number, "
         f"such as 20.{closest(name, list(LOG_LEVELS))} {advice}"
     )
 

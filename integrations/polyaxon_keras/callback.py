@@ -13,20 +13,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from polyaxon_keras import state
-from polyaxon_keras.framework import keras
-from polyaxon_keras.neighbours import neighbours, refuse_second_restorer, training_weights, warn_of_files_outside
-from polyaxon_keras.processes import JaxProcesses
-from polyaxon_keras.staging import Background, values
-from polyaxon_tracking import (
-    BackgroundWriter,
-    CheckpointManager,
-    Interruption,
-    Run,
-    TrackingError,
-    Wishes,
-    atomic_write,
+from polyaxon_keras import training_state
+from polyaxon_keras.fit_hooks import (
+    callbacks_of_this_fit,
+    refuse_second_restorer,
+    training_weights,
+    warn_of_files_outside,
 )
+from polyaxon_keras.framework import keras
+from polyaxon_keras.process_group import JaxProcessGroup
+from polyaxon_keras.snapshot import Snapshot, values
+from polyaxon_tracking import CheckpointManager, PreemptionHandler, TrackingError, atomic_write
+from polyaxon_tracking.training import BackgroundWriter, Flags, Run
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -135,9 +133,9 @@ class PolyaxonCallback(keras.callbacks.ModelCheckpoint):
         BackgroundWriter(write_timeout)  # raises for a wrong `write_timeout`
         self._write_timeout = write_timeout
         self._saves_in_background = background
-        self._background: Background | None = None
-        self._processes = JaxProcesses()
-        self._neighbours: list[keras.callbacks.Callback] = []
+        self._snapshot: Snapshot | None = None
+        self._process_group = JaxProcessGroup()
+        self._callbacks: list[keras.callbacks.Callback] = []
         self._resume = resume
         self._reserves = True
         self._unchanged = False
@@ -147,7 +145,7 @@ class PolyaxonCallback(keras.callbacks.ModelCheckpoint):
         self._step = 0
         self._saved_step = 0
         self._saved_at = 0.0
-        self._interruption = Interruption(self._is_training)
+        self._preemption = PreemptionHandler(self._is_training)
         self._excepthook = sys.excepthook
         self._stepping = False
         self._iterations_before = 0
@@ -175,27 +173,27 @@ class PolyaxonCallback(keras.callbacks.ModelCheckpoint):
             TrackingError: no checkpoint is intact, or the model is not the one that was saved.
         """
         super().on_train_begin(logs)
-        self._neighbours = neighbours()
+        self._callbacks = callbacks_of_this_fit()
         if self._resume is not False:
-            refuse_second_restorer(self._neighbours)
-        self._processes = JaxProcesses()
-        if self._run.on_cluster and self._processes.rank == 0:
-            warn_of_files_outside(self._neighbours, self._run)
-        if self._saves_in_background and self._background is None and self._processes.rank == 0:
-            self._background = Background(self._write_timeout)
-        self._checkpoints = self._run.training(self.model, max_to_keep=self._max_to_keep)
+            refuse_second_restorer(self._callbacks)
+        self._process_group = JaxProcessGroup()
+        if self._run.on_cluster and self._process_group.rank == 0:
+            warn_of_files_outside(self._callbacks, self._run)
+        if self._saves_in_background and self._snapshot is None and self._process_group.rank == 0:
+            self._snapshot = Snapshot(self._write_timeout)
+        self._checkpoints = self._run.checkpoint_manager(self.model, max_to_keep=self._max_to_keep)
         self._step = self._saved_step = 0
         self._reserves = True
         self._saved_at = time.monotonic()
         self._due, self._states = None, []
         self._fitted = self.model
         _let_go_of_failed()
-        self._interruption.install()
+        self._preemption.install()
         if sys.excepthook != self._save_after_exception:
             self._excepthook, sys.excepthook = sys.excepthook, self._save_after_exception
         self._watch_optimizers()
         self._iterations_before = self._iterations()
-        newest = self._processes.latest(self._checkpoints) if self._run.resumes else None
+        newest = self._process_group.latest(self._checkpoints) if self._run.should_resume else None
         if newest is None:
             _logger.info("Starting fresh: %s", self._run.why_fresh(self._checkpoints))
             return
@@ -204,7 +202,9 @@ class PolyaxonCallback(keras.callbacks.ModelCheckpoint):
                 f"Received {newest.source}, which Keras did not save. Expected an outputs path with checkpoints of "
                 f"Keras alone: use another outputs path for this training."
             )
-        training = state.load(self.model, newest.path, newest.source, self._processes.rank, build=self._build)
+        training = training_state.load(
+            self.model, newest.path, newest.source, self._process_group.rank, build=self._build
+        )
         self._checkpoints.release()
         self.best = training["best"]
         self._states = training["callbacks"]
@@ -239,10 +239,10 @@ class PolyaxonCallback(keras.callbacks.ModelCheckpoint):
         self._batch = batch
         if self._reserves:
             self._reserve()
-        wishes = self._agree()
-        if wishes.signal:
-            self._end(self._epochs_done, wishes.signal)
-        if wishes.save or Run.should_save(self._every_n_train_steps, step=self._step, saved_step=self._saved_step):
+        flags = self._agree()
+        if flags.signal:
+            self._end(self._epochs_done, flags.signal)
+        if flags.save or Run.should_save(self._every_n_train_steps, step=self._step, saved_step=self._saved_step):
             self._save_training(self._epoch)
 
     def on_test_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
@@ -273,36 +273,36 @@ class PolyaxonCallback(keras.callbacks.ModelCheckpoint):
             self._due = epochs  # stopped early: no epoch is left to go on with
         self._save_due()
         self._wait()
-        self._background = None  # and its memory
-        self._interruption.uninstall()
+        self._snapshot = None  # and its memory
+        self._preemption.uninstall()
         if sys.excepthook == self._save_after_exception:  # otherwise another one has been put on top since
             sys.excepthook = self._excepthook
-        for optimizer in state.optimizers_of(self.model).values():
+        for optimizer in training_state.optimizers_of(self.model).values():
             vars(optimizer).pop("apply", None)
         _begin_at(self.model, None)
-        self._run.finish(self._checkpoints)
-        self._processes.end_where_asked(self._interruption)
+        self._run.mark_finished(self._checkpoints)
+        self._process_group.exit_if_requested(self._preemption)
 
-    def _agree(self) -> Wishes:
+    def _agree(self) -> Flags:
         """What this process wants, or what all do: with several, one batch later."""
         due = self._interval is not None and time.monotonic() - self._saved_at >= self._interval
-        number = self._interruption.requested or 0
-        if not self._processes.several:
-            return Wishes(number, due)
-        failed = self._background is not None and self._background.failed
-        first = self._processes.rank == 0  # whose clock counts
-        wishes = self._processes.ask(Wishes(number, first and due, failed))
-        if wishes.failed:
+        number = self._preemption.requested or 0
+        if not self._process_group.is_distributed:
+            return Flags(number, due)
+        failed = self._snapshot is not None and self._snapshot.failed
+        first = self._process_group.rank == 0  # whose clock counts
+        flags = self._process_group.reduce_flags(Flags(number, first and due, failed))
+        if flags.failed:
             self._wait()
-        return wishes
+        return flags
 
     def _end(self, epoch: int, number: int) -> NoReturn:
         """Save and leave training, as the signal `number` to one of the processes asks."""
         self._save_training(epoch)
         self._wait()
-        if self._processes.rank == 0:
+        if self._process_group.rank == 0:
             _logger.warning("Saved step %d after %s", self._step, Signals(number).name)
-        self._interruption.end(number)
+        self._preemption.exit(number)
 
     @property
     def _epochs_done(self) -> int:
@@ -333,7 +333,9 @@ class PolyaxonCallback(keras.callbacks.ModelCheckpoint):
         """
         self._excepthook(kind, error, trace)
         frames = [frame for frame, _ in traceback.walk_tb(trace)]
-        if not any(map(self._is_fit, frames)) or self._stepping or self._processes.several:  # others may have none
+        if (
+            not any(map(self._is_fit, frames)) or self._stepping or self._process_group.is_distributed
+        ):  # others may have none
             return
         self._unchanged = False
         if self._iterations() - self._iterations_before == self._step + 1:  # raised before this callback's turn came
@@ -357,7 +359,7 @@ class PolyaxonCallback(keras.callbacks.ModelCheckpoint):
         """
         self._stepping = False
         if keras.backend.backend() != "jax":
-            for optimizer in state.optimizers_of(self.model).values():
+            for optimizer in training_state.optimizers_of(self.model).values():
                 self._watch(optimizer)
 
     def _watch(self, optimizer: keras.optimizers.Optimizer) -> None:
@@ -406,20 +408,20 @@ class PolyaxonCallback(keras.callbacks.ModelCheckpoint):
         model, checkpoints, step = self.model, self._checkpoints, self._step
         best = None if self.best is None else float(self.best)
         training = {"best": best, "callbacks": [_plain_values(callback) for callback in self._restored]}
-        record = state.record(model, training, self._processes.gather(state.random_state()))
+        metadata = training_state.make_metadata(model, training, self._process_group.gather(training_state.random_state()))
 
         def write() -> None:
             with checkpoints.save(step, epoch, suffix=".weights.h5") as path:
-                state.save(model, path, record)
+                training_state.save(model, path, metadata)
 
-        with training_weights(self._neighbours) as swapped:
+        with training_weights(self._callbacks) as swapped:
             self._unchanged = self._unchanged and not swapped
             self._write(f"step {step} to {checkpoints.directory}", write)
         self._saved_step, self._saved_at = step, time.monotonic()
 
     def _write(self, what: str, write: Callable[[], None]) -> None:
-        whole = self._processes.collect(self.model)
-        with self._processes.first() as writes:
+        whole = self._process_group.collect(self.model)
+        with self._process_group.first() as writes:
             if writes:
                 self._write_first(what, write, whole)
 
@@ -428,10 +430,10 @@ class PolyaxonCallback(keras.callbacks.ModelCheckpoint):
             if whole:
                 with values(whole):
                     write()
-            elif self._background is None:
+            elif self._snapshot is None:
                 write()
             else:
-                self._background.save(what, self.model, write, unchanged=self._unchanged)
+                self._snapshot.save(what, self.model, write, unchanged=self._unchanged)
                 self._unchanged = True
         except OSError:
             self._saved_step = self._step  # the disk fails: nothing is gained by a second try after the exception
@@ -439,15 +441,15 @@ class PolyaxonCallback(keras.callbacks.ModelCheckpoint):
 
     def _wait(self) -> None:
         """Return when all is written."""
-        with self._processes.together():
-            if self._background is not None:
-                self._background.wait()
+        with self._process_group.share_errors():
+            if self._snapshot is not None:
+                self._snapshot.wait()
 
     def _reserve(self) -> None:
         """Take the memory for copies of the state: since the first batch all of it is there."""
         self._reserves = False
-        if self._background is not None and not self._processes.splits(self.model):
-            self._background.reserve(self.model)
+        if self._snapshot is not None and not self._process_group.splits(self.model):
+            self._snapshot.reserve(self.model)
 
     def _save_model(self, epoch: int, batch: int | None, logs: dict[str, Any] | None) -> None:
         """Save the model's file as ``ModelCheckpoint`` does, but complete or not at all.
@@ -479,7 +481,7 @@ def _let_go_of_failed() -> None:
         if not isinstance(failed, PolyaxonCallback) or failed._is_training(sys._getframe()):  # noqa: SLF001
             return
         sys.excepthook = failed._excepthook  # noqa: SLF001
-        failed._interruption.uninstall()  # noqa: SLF001
+        failed._preemption.uninstall()  # noqa: SLF001
 
 
 def _plain_values(callback: keras.callbacks.Callback) -> dict[str, Any]:

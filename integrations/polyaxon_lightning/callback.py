@@ -11,13 +11,14 @@ import traceback
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+from polyaxon_lightning.checkpoint_io import DurableCheckpointIO, TrainingStateIO
 from polyaxon_lightning.framework import pl
-from polyaxon_lightning.io import DurableCheckpointIO, StreamCheckpointIO
-from polyaxon_lightning.ranks import Ranks, launching_trainer
-from polyaxon_lightning.staging import Background
-from polyaxon_lightning.stream import ResumeStream, save_time, stream_io
+from polyaxon_lightning.process_group import LightningProcessGroup, launching_trainer
+from polyaxon_lightning.training_state import TrainingStateCheckpoint, skip_unused_hooks, training_state_io
 from polyaxon_torch import differing_shapes
-from polyaxon_tracking import BackgroundWriter, CheckpointManager, Run, TrackingError
+from polyaxon_torch.snapshot import Snapshot
+from polyaxon_tracking import CheckpointManager, TrackingError
+from polyaxon_tracking.training import BackgroundWriter, Run
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -101,7 +102,7 @@ class PolyaxonCallback(Callback):
         weights_only: bool = True,
     ) -> None:
         super().__init__()
-        save_time(self)
+        skip_unused_hooks(self)
         Run.check_frequency(every_n_train_steps, train_time_interval)
         self._run = Run(datasets=datasets, loggers=[*_LIGHTNING_LOGGERS, *loggers], resume=resume)
         CheckpointManager(self._run.checkpoints_path, max_to_keep)  # raises for a wrong `max_to_keep`
@@ -113,7 +114,7 @@ class PolyaxonCallback(Callback):
         self._write_timeout = write_timeout
         self._weights_only = weights_only
         self._launched = 0, ""
-        self._stream: ResumeStream | None = None
+        self._training_state: TrainingStateCheckpoint | None = None
         self._resumed: Checkpoint | None = None
 
     @property
@@ -140,14 +141,14 @@ class PolyaxonCallback(Callback):
         if trainer.fast_dev_run:  # type: ignore[attr-defined]  # Lightning saves nothing then, and neither does this
             return
         self._run.configure_driver()  # Lightning's callbacks look into their directories themselves
-        user_checkpoints = _without_stream(trainer.checkpoint_callbacks)
+        user_checkpoints = _without_training_state(trainer.checkpoint_callbacks)
         self._redirect(user_checkpoints)
         fits = stage == "fit" and bool(user_checkpoints)
-        background = Background(self._write_timeout) if fits and self._saves_in_background else None
+        snapshot = Snapshot(self._write_timeout) if fits and self._saves_in_background else None
         if type(trainer.strategy.checkpoint_io) in (TorchCheckpointIO, DurableCheckpointIO):  # the user brought none
-            trainer.strategy.checkpoint_io = io = DurableCheckpointIO(background)
-            io.kept = _asked_for(trainer)
-            if background is not None:
+            trainer.strategy.checkpoint_io = io = DurableCheckpointIO(snapshot)
+            io.protected_path = _asked_for(trainer)
+            if snapshot is not None:
                 _save_in_background(trainer, io)
         if stage != "fit":
             return
@@ -157,20 +158,20 @@ class PolyaxonCallback(Callback):
             _logger.info("The Trainer has enable_checkpointing=False: nothing is saved, and nothing is resumed from")
             return
         checkpoints = self._checkpoints_of(pl_module)
-        self._attach_stream(trainer, checkpoints, background)
+        self._attach_training_state(trainer, checkpoints, snapshot)
         # Lightning looks for "last" before it calls any callback, where the checkpoints would be without this one.
         asked_for_last = trainer.ckpt_path is None and _asked_for(trainer) == "last"
-        resumes = self._run.resumes or asked_for_last
-        assert self._stream is not None
-        self._resumed = self._stream.ranks.latest(checkpoints) if resumes else None
+        resumes = self._run.should_resume or asked_for_last
+        assert self._training_state is not None
+        self._resumed = self._training_state.process_group.latest(checkpoints) if resumes else None
         if self._resumed is not None and not trainer.strategy.restore_checkpoint_after_setup:
             self._load(trainer, self._resumed)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Say where training begins; where the model is split between ranks, load here what `setup` found."""
-        if self._stream is None:
+        if self._training_state is None:
             return
-        checkpoints, resumed = self._stream.checkpoints, self._resumed
+        checkpoints, resumed = self._training_state.checkpoints, self._resumed
         own_path = trainer.ckpt_path
         if trainer.strategy.restore_checkpoint_after_setup:
             own_path = own_path or _asked_for(trainer)
@@ -199,10 +200,10 @@ class PolyaxonCallback(Callback):
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Note that this training has finished: the next one, also of the same model, has checkpoints of its own."""
-        if self._stream is not None:
-            self._run.finish(self._stream.checkpoints)
-            trainer.callbacks = _without_stream(trainer.callbacks)  # type: ignore[attr-defined]
-            self._stream = None
+        if self._training_state is not None:
+            self._run.mark_finished(self._training_state.checkpoints)
+            trainer.callbacks = _without_training_state(trainer.callbacks)  # type: ignore[attr-defined]
+            self._training_state = None
             for callback in trainer.checkpoint_callbacks:
                 vars(callback).pop("file_exists", None)
 
@@ -254,17 +255,17 @@ class PolyaxonCallback(Callback):
         launched_by, directory = self._launched
         if launched_by not in (0, os.getpid()):
             return CheckpointManager(directory, self._max_to_keep)
-        return self._run.training(model, max_to_keep=self._max_to_keep)
+        return self._run.checkpoint_manager(model, max_to_keep=self._max_to_keep)
 
-    def _attach_stream(
-        self, trainer: pl.Trainer, checkpoints: CheckpointManager, background: Background | None
+    def _attach_training_state(
+        self, trainer: pl.Trainer, checkpoints: CheckpointManager, snapshot: Snapshot | None
     ) -> None:
-        ranks = Ranks(self._write_timeout)
-        ranks.share_errors_of_saves(trainer.strategy)
-        self._stream = ResumeStream(
-            checkpoints, self._every_n_train_steps, self._train_time_interval, background, ranks
+        process_group = LightningProcessGroup(self._write_timeout)
+        process_group.share_errors_of_saves(trainer.strategy)
+        self._training_state = TrainingStateCheckpoint(
+            checkpoints, self._every_n_train_steps, self._train_time_interval, snapshot, process_group
         )
-        trainer.callbacks = [*_without_stream(trainer.callbacks), self._stream]  # type: ignore[attr-defined]
+        trainer.callbacks = [*_without_training_state(trainer.callbacks), self._training_state]  # type: ignore[attr-defined]
 
     def _load(self, trainer: pl.Trainer, newest: Checkpoint) -> None:
         if not newest.path.endswith(".ckpt"):
@@ -276,7 +277,7 @@ class PolyaxonCallback(Callback):
             # Lightning does so only after it has restored the weights, which rounds them.
             trainer.precision_plugin.convert_module(trainer.lightning_module)
         try:
-            with stream_io(trainer, StreamCheckpointIO(weights_only=self._weights_only)):
+            with training_state_io(trainer, TrainingStateIO(weights_only=self._weights_only)):
                 state = _hand_over(trainer, newest.path)
         except pickle.UnpicklingError as error:
             raise TrackingError(
@@ -306,7 +307,7 @@ def _save_in_background(trainer: pl.Trainer, io: DurableCheckpointIO) -> None:
                 callback.save_last = True
             # A name that is taken gets a version, also one that is taken a moment later.
             callback.file_exists = functools.partial(_file_exists, io)  # type: ignore[method-assign]
-            io.waits_not.append(callback)
+            io.background_checkpoints.append(callback)
 
 
 def _file_exists(io: DurableCheckpointIO, filepath: str | Path, trainer: pl.Trainer) -> bool:
@@ -397,8 +398,8 @@ def _check_shapes_when_loaded(strategy: Strategy, state: dict[str, Any], source:
     strategy.load_model_state_dict = load_model_state_dict  # type: ignore[method-assign]
 
 
-def _without_stream(callbacks: Sequence[Any]) -> list[Any]:
-    return [callback for callback in callbacks if not isinstance(callback, ResumeStream)]
+def _without_training_state(callbacks: Sequence[Any]) -> list[Any]:
+    return [callback for callback in callbacks if not isinstance(callback, TrainingStateCheckpoint)]
 
 
 def _note_launch() -> None:
@@ -411,7 +412,7 @@ def _note_launch() -> None:
     if trainer is not None and trainer.state.fn == "fit":
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, PolyaxonCallback):
-                checkpoints = callback._run.training(trainer.lightning_module, trainer)  # noqa: SLF001
+                checkpoints = callback._run.checkpoint_manager(trainer.lightning_module, trainer)  # noqa: SLF001
                 callback._launched = os.getpid(), checkpoints.directory  # noqa: SLF001
 
 

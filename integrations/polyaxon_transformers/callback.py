@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
-from polyaxon_tracking import BackgroundWriter, CheckpointManager, Run, TrackingError
-from polyaxon_transformers.training import Training
+from polyaxon_tracking import CheckpointManager, TrackingError
+from polyaxon_tracking.training import BackgroundWriter, Run
+from polyaxon_transformers.training_state import Training
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -200,7 +201,7 @@ class PolyaxonCallback(TrainerCallback):
         args = trainer.args
         # With `model_init`, each call of `train` makes the model again.
         trained = trainer if trainer.model_init is not None else trainer.accelerator.unwrap_model(trainer.model)
-        checkpoints = self._run.training(trained, max_to_keep=self._max_to_keep)
+        checkpoints = self._run.checkpoint_manager(trained, max_to_keep=self._max_to_keep)
         sharing = _sharing.setdefault(users or folder, [])
         if checkpoints.directory not in sharing:
             sharing.append(checkpoints.directory)
@@ -233,7 +234,7 @@ class PolyaxonCallback(TrainerCallback):
             with training.attached():
                 result = train(**options)
             training.wait()
-            self._run.finish(checkpoints)
+            self._run.mark_finished(checkpoints)
             training.finish()
         except BaseException as error:
             training.after_exception(error)
@@ -245,10 +246,10 @@ class PolyaxonCallback(TrainerCallback):
 
     def _newest(self, training: Training, given: str | bool | None) -> Checkpoint | None:
         """What to resume from, where the user did not say otherwise."""
-        asked = given is True or (given is None and self._run.resumes)
-        found = training.processes.latest(training.checkpoints) if asked or isinstance(given, str) else None
+        asked = given is True or (given is None and self._run.should_resume)
+        found = training.process_group.latest(training.checkpoints) if asked or isinstance(given, str) else None
         if isinstance(given, str):
-            if found is not None and self._run.resumes:
+            if found is not None and self._run.should_resume:
                 _logger.warning(
                     "Going on from the resume_from_checkpoint that was given, though %s is there. Leave it out to "
                     "resume from that",

@@ -14,9 +14,9 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["folder_name", "link_folder", "notes", "pack", "surplus", "unpack", "write_notes"]
+__all__ = ["folder_name", "folders_to_delete", "link_folder", "pack", "read_metadata", "unpack", "write_metadata"]
 
-_NOTES = "polyaxon.json"
+_METADATA_FILE = "polyaxon.json"
 _NAME = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)(?:\.tar)?")
 
 
@@ -25,7 +25,7 @@ def folder_name(step: int) -> str:
     return f"{PREFIX_CHECKPOINT_DIR}-{step}"
 
 
-def surplus(names: Iterable[str], limit: int | None, step: int, best: set[str | None]) -> list[str]:
+def folders_to_delete(names: Iterable[str], limit: int | None, step: int, best: set[str | None]) -> list[str]:
     """Which of the folders `names` are too many for `limit` after `step` steps; never the newest, nor those of `best`.
 
     The Trainer chooses by modification time, which a copy or another machine's clock changes; this goes by the step.
@@ -65,14 +65,14 @@ def link_folder(source: str, target: str) -> None:
     shutil.copytree(source, target, copy_function=link)
 
 
-def write_notes(folder: str, notes: dict[str, Any]) -> None:
+def write_metadata(folder: str, metadata: dict[str, Any]) -> None:
     """Write to `folder` what the Trainer leaves out; it passes the file over."""
-    with open(os.path.join(folder, _NOTES), "w") as file:
-        json.dump(notes, file)
+    with open(os.path.join(folder, _METADATA_FILE), "w") as file:
+        json.dump(metadata, file)
 
 
-def notes(folder: str) -> dict[str, Any]:
-    """What `write_notes` wrote."""
-    with open(os.path.join(folder, _NOTES)) as file:
+def read_metadata(folder: str) -> dict[str, Any]:
+    """Return what `write_metadata` wrote."""
+    with open(os.path.join(folder, _METADATA_FILE)) as file:
         found: dict[str, Any] = json.load(file)
     return found

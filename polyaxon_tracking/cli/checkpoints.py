@@ -167,7 +167,7 @@ def _verified(found: list[Found], console: Console) -> Iterator[Found]:
     with contextlib.ExitStack() as stack:
         advance = _progress(stack, found, console)
         for one in found:
-            damage = one.checkpoint.damage(advance)
+            damage = one.checkpoint.verify(advance)
             if damage is not None and not _is_there(one.checkpoint):
                 continue
             yield one._replace(intact=damage is None, damage=damage)

@@ -53,7 +53,7 @@ class Location(NamedTuple):
     """Of the driver: ``s3``, ``gs``, ``abfs``, or another that fsspec knows."""
     options: dict[str, Any]
     """Arguments for the driver; empty where it finds its credentials itself."""
-    whence: str | None
+    source: str | None
     """The variable that the credentials came from, or ``None``."""
     user_info: str = ""
     """User and password that the URL holds, up to and with the ``@``."""
@@ -92,12 +92,12 @@ def locate(url: str) -> Location:
     bucket = "/".join(clean.split("/", 3)[:3])
     if options or user_info:
         _seen[bucket] = options, user_info
-    whence = None
+    source = None
     if bucket in _seen:
         options, user_info = _seen[bucket]
     elif given := _platform_options(clean, protocol):
-        options, whence = given, ACCESS_KEYS
-    return Location(clean, protocol, options, whence, user_info, query)
+        options, source = given, ACCESS_KEYS
+    return Location(clean, protocol, options, source, user_info, query)
 
 
 def locate_directory(url: str) -> Location:

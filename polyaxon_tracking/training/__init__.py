@@ -1,1 +1,23 @@
-"""What an integration with a framework is built on."""
+"""The parts from which integrations with training frameworks are built.
+
+Scripts that train need none of these names: they use a callback, or what `polyaxon_tracking` itself exports.
+"""
+
+from polyaxon_tracking.background import BackgroundWriter
+from polyaxon_tracking.storage.directory import Directory
+from polyaxon_tracking.storage.opening import open_directory
+from polyaxon_tracking.training.memory import available_memory
+from polyaxon_tracking.training.preemption import PreemptionHandler
+from polyaxon_tracking.training.process_group import Flags, ProcessGroup
+from polyaxon_tracking.training.run import Run
+
+__all__ = [
+    "BackgroundWriter",
+    "Directory",
+    "Flags",
+    "PreemptionHandler",
+    "ProcessGroup",
+    "Run",
+    "available_memory",
+    "open_directory",
+]

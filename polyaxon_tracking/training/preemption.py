@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-__all__ = ["Interruption"]
+__all__ = ["PreemptionHandler"]
 
 _logger = logging.getLogger("polyaxon_tracking")
 
@@ -23,26 +23,26 @@ _logger = logging.getLogger("polyaxon_tracking")
 _EXIT_STATUS = 128 + signal.SIGTERM
 
 
-class Interruption:
+class PreemptionHandler:
     """Turn the first SIGTERM or Ctrl-C into a request, so that training can finish a batch and save; a second ends it.
 
     Handlers that were there before still run. Outside the main thread, where Python runs no handlers, nothing is
-    caught. A signal that the block of the ``with`` statement did not look at is not lost: at its end, `end` is called.
+    caught. A signal that the block of the ``with`` statement did not look at is not lost: at its end, `exit` is called.
 
     Args:
         is_training: given the frame that was interrupted, whether training still goes on; where it does not, the signal
             does what it did before.
 
     Examples:
-        >>> with Interruption() as interruption:
+        >>> with PreemptionHandler() as preemption:
         ...     for step in range(1000):
         ...         pass  # train, and save now and then
-        ...         if interruption.requested:
+        ...         if preemption.requested:
         ...             pass  # save
-        ...             interruption.end()
+        ...             preemption.exit()
     """
 
-    _taker: ClassVar[Interruption | None] = None
+    _taker: ClassVar[PreemptionHandler | None] = None
     """The one that has taken a signal, while the handlers that were there before it run."""
 
     def __init__(self, is_training: Callable[[FrameType | None], bool] = lambda _: True) -> None:
@@ -60,9 +60,9 @@ class Interruption:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Stop listening; where a signal came that did not end the block, `end` it now."""
+        """Stop listening; where a signal came that did not end the block, `exit` it now."""
         if kind is None and self.requested is not None:
-            self.end()
+            self.exit()
         self.uninstall()
 
     def install(self) -> None:
@@ -75,7 +75,7 @@ class Interruption:
                     signal.signal(number, self._handle)
                     self._before[number] = before
 
-    def stay_on_top(self) -> None:
+    def reinstall(self) -> None:
         """Put aside the handlers that were installed over these since: they hear nothing any more."""
         for number in self._before:
             signal.signal(number, self._handle)
@@ -87,7 +87,7 @@ class Interruption:
             if signal.getsignal(number) == self._handle:  # otherwise another one has been put on top since
                 signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
-    def end(self, number: int | None = None) -> NoReturn:
+    def exit(self, number: int | None = None) -> NoReturn:
         """Leave training as the signal asks: exit status 143 for SIGTERM, ``KeyboardInterrupt`` for Ctrl-C.
 
         Args:
@@ -108,13 +108,13 @@ class Interruption:
             _logger.warning(
                 "Received %s: training ends after this batch and is saved. A second one ends it at once", caught.name
             )
-            outer, Interruption._taker = Interruption._taker, self
+            outer, PreemptionHandler._taker = PreemptionHandler._taker, self
             try:
                 _run(before, number, frame)
             finally:
-                Interruption._taker = outer
+                PreemptionHandler._taker = outer
             return
-        if Interruption._taker not in (None, self):  # one of a training that goes on, which this one is not to end
+        if PreemptionHandler._taker not in (None, self):  # one of a training that goes on, which this one is not to end
             _run(before, number, frame)
             return
         self.uninstall()
@@ -135,6 +135,6 @@ def _run(handler: Any, number: int, frame: FrameType | None) -> None:
 
 def _without_stale(handler: Any, number: signal.Signals) -> Any:
     """What was there before one that no longer listens: a framework may have put it back when its training failed."""
-    while isinstance(stale := getattr(handler, "__self__", None), Interruption) and not stale._listens:  # noqa: SLF001
+    while isinstance(stale := getattr(handler, "__self__", None), PreemptionHandler) and not stale._listens:  # noqa: SLF001
         handler = stale._before.get(number)  # noqa: SLF001
     return handler

@@ -11,14 +11,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from polyaxon_tracking.checkpoints import Checkpoint, CheckpointManager
-    from polyaxon_tracking.training.preemption import Interruption
+    from polyaxon_tracking.training.preemption import PreemptionHandler
 
-__all__ = ["Processes", "Wishes"]
+__all__ = ["Flags", "ProcessGroup"]
 
 _T = TypeVar("_T")
 
 
-class Wishes(NamedTuple):
+class Flags(NamedTuple):
     """What a process wants of all, or all of each: the greatest of each number counts."""
 
     signal: int = 0
@@ -29,22 +29,22 @@ class Wishes(NamedTuple):
     """1 where a write in the background failed."""
 
 
-class Processes:
+class ProcessGroup:
     """The processes that train one model together: this one alone, where no subclass says otherwise.
 
     An integration whose framework trains in several processes subclasses it: it sets `several` and `rank`, and lets
-    `gather` and `ask` go by the framework's own collectives. All processes call each method at the same place.
+    `gather` and `reduce_flags` use the framework's own collectives. All processes call each method at the same place.
 
     Examples:
-        >>> processes = Processes()
-        >>> processes.gather("value")
+        >>> group = ProcessGroup()
+        >>> group.gather("value")
         ['value']
-        >>> with processes.together():
+        >>> with group.share_errors():
         ...     pass  # what one process cannot do, none may take for done
     """
 
     def __init__(self) -> None:
-        self.several: bool = False
+        self.is_distributed: bool = False
         """Whether there are others."""
         self.rank: int = 0
         """The index of this process; the one of rank 0 writes."""
@@ -53,20 +53,20 @@ class Processes:
         """The `value` of each process, in their order, when all have called it."""
         return [value]
 
-    def ask(self, wishes: Wishes) -> Wishes:
-        """Tell `wishes` to all, and return what all told; with several processes, what they told the time before.
+    def reduce_flags(self, flags: Flags) -> Flags:
+        """Tell `flags` to all, and return what all told; with several processes, what they told the time before.
 
         Every process calls it at the end of the same batch, and goes on while the numbers are under way: so all know
         the same at the same batch, one later.
         """
-        return wishes
+        return flags
 
-    def end_where_asked(self, interruption: Interruption) -> None:
+    def exit_if_requested(self, preemption: PreemptionHandler) -> None:
         """End all processes as a signal to one of them asked; return where none came."""
-        if requested := max(self.gather(int(interruption.requested or 0))):
-            interruption.end(requested)
+        if requested := max(self.gather(int(preemption.requested or 0))):
+            preemption.exit(requested)
 
-    def raise_error(self, error: BaseException | None) -> None:
+    def raise_on_all(self, error: BaseException | None) -> None:
         """Raise `error` in this process, and one that tells of it in the others; return where no process has any.
 
         Raises:
@@ -80,13 +80,13 @@ class Processes:
                 raise RuntimeError(f"Rank {rank} failed, and this one ends with it: {text}")
 
     @contextlib.contextmanager
-    def together(self) -> Iterator[None]:
+    def share_errors(self) -> Iterator[None]:
         """Get all processes through the block, or none: the others would wait for one that failed for ever.
 
         Raises:
             RuntimeError: another process failed.
         """
-        if not self.several:
+        if not self.is_distributed:
             yield
             return
         error = None
@@ -94,7 +94,7 @@ class Processes:
             yield
         except Exception as caught:  # noqa: BLE001  # raised on all
             error = caught
-        self.raise_error(error)
+        self.raise_on_all(error)
 
     def latest(self, checkpoints: CheckpointManager) -> Checkpoint | None:
         """The newest intact checkpoint that the first process sees; the others must see it too.
@@ -103,7 +103,7 @@ class Processes:
             TrackingError: they do not, or there are checkpoints and none is intact.
         """
         newest = None
-        with self.together():
+        with self.share_errors():
             newest = checkpoints.latest()
         seen = self.gather((newest and newest.name, checkpoints.directory))
         for rank, (name, directory) in enumerate(seen):

@@ -33,7 +33,7 @@ _logger = logging.getLogger("polyaxon_tracking")
 LOCAL_OUTPUTS = "outputs"
 
 # The trainings of this process: each one's directory of checkpoints, and what is trained, or `()` once the training has
-# finished. Weak references, because a model must be freed with its training. See `Run.training`.
+# finished. Weak references, because a model must be freed with its training. See `Run.checkpoint_manager`.
 _begun: dict[str, tuple[weakref.ref[object], ...]] = {}
 
 
@@ -58,7 +58,7 @@ class Run:
         >>> run.on_cluster, run.data_path("digits")
         (False, '.')
         >>> class Model: ...
-        >>> run.training(Model()).latest() is None
+        >>> run.checkpoint_manager(Model()).latest() is None
         True
     """
 
@@ -78,7 +78,7 @@ class Run:
         outputs = get_outputs_path()
         self.on_cluster: bool = outputs is not None
         """Whether the platform says where outputs go."""
-        self.resumes: bool = self.on_cluster if resume is None else resume
+        self.should_resume: bool = self.on_cluster if resume is None else resume
         """Whether training goes on from the newest checkpoint."""
         self.outputs_path: str = checked_outputs(LOCAL_OUTPUTS if outputs is None else outputs)
         """Where outputs go: an absolute local path, or a URL without secrets, as fsspec takes it."""
@@ -206,14 +206,14 @@ class Run:
 
     def why_fresh(self, checkpoints: CheckpointManager) -> str:
         """The reason, for the log, why a training begins from scratch."""
-        if self.resumes:
+        if self.should_resume:
             return f"no checkpoint in {checkpoints.directory}"
         newest = next(iter(checkpoints.checkpoints()), None)
         if newest is None:
             return f"checkpoints go to {checkpoints.directory}"
         return f"{checkpoints.directory} holds step {newest.step}, and keeps it; resume=True would go on from it"
 
-    def training(self, model: object, *others: object, max_to_keep: int = 2) -> CheckpointManager:
+    def checkpoint_manager(self, model: object, *others: object, max_to_keep: int = 2) -> CheckpointManager:
         """Return the checkpoints that the training which now begins resumes from and adds to.
 
         A script may train more than once (trials, folds, stages), and each training has checkpoints of its own: the
@@ -238,7 +238,7 @@ class Run:
                 return CheckpointManager(directory, max_to_keep)
             number += 1
 
-    def finish(self, checkpoints: CheckpointManager) -> None:
+    def mark_finished(self, checkpoints: CheckpointManager) -> None:
         """Note that the training for which `training` returned `checkpoints` has finished."""
         _begun[checkpoints.directory] = ()
 
@@ -255,16 +255,16 @@ def _is_below(outputs: str, path: str) -> bool:
     return os.path.commonpath([outputs, os.path.realpath(local_path(path))]) == outputs
 
 
-def checked_outputs(path: str, whence: str = OUTPUTS_PATH) -> str:
+def checked_outputs(path: str, source: str = OUTPUTS_PATH) -> str:
     """The outputs path, absolute or without secrets, after a file was written there and removed.
 
     Raises:
-        TrackingError: that did not work; the message names `whence`, where the path came from.
+        TrackingError: that did not work; the message names `source`, where the path came from.
     """
     if is_url(path):
         from polyaxon_tracking.storage.object_store import check_writable  # here and not above: it is for URLs alone
 
-        return check_writable(path, whence)
+        return check_writable(path, source)
     path = os.path.abspath(local_path(path))
     try:
         with staging(path):
@@ -276,7 +276,7 @@ def checked_outputs(path: str, whence: str = OUTPUTS_PATH) -> str:
         # `from None`: the message says all that the error does
         raise TrackingError(
             f"Received the outputs path {shown_path(path)}, which cannot be written to: {problem}. Expected a "
-            f"directory that this user may write to. {advice}, or set {whence} to another path."
+            f"directory that this user may write to. {advice}, or set {source} to another path."
         ) from None
     return path
 
@@ -311,9 +311,9 @@ def _checked_datasets(datasets: Iterable[str] | Mapping[str, str | os.PathLike[s
         if name not in available:
             problems.append(unknown_dataset(name, on_cluster))
         elif not is_url(available[name]) and not os.path.exists(local_path(available[name])):
-            whence = "`datasets=`" if on_cluster is None else DATA_PATHS
+            source = "`datasets=`" if on_cluster is None else DATA_PATHS
             problems.append(
-                f"The dataset {shown_path(name)} is expected at {shown_path(available[name])}, according to {whence}, "
+                f"The dataset {shown_path(name)} is expected at {shown_path(available[name])}, according to {source}, "
                 f"and there is nothing. Correct the path, or put the data there."
             )
     if problems:

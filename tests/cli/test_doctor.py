@@ -227,7 +227,7 @@ def test_data_that_may_not_be_read(
 
 
 def test_no_framework_is_imported(tmp_path: Path) -> None:
-    code = "import json, sys; from polyaxon_tracking.cli.doctor import examine; examine(); print(json.dumps(list(sys.modules)))"
+    code = "import json, sys; from polyaxon_tracking.cli.doctor.report import examine; examine(); print(json.dumps(list(sys.modules)))"
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     frameworks = {"torch", "lightning", "pytorch_lightning", "keras", "tensorflow", "jax", "numpy", "fsspec"}
     assert not frameworks & set(json.loads(output))

@@ -304,19 +304,19 @@ def test_the_child_does_not_outlive_a_kill() -> None:
 def test_a_training_that_is_terminated_saves_and_goes_on() -> None:
     loop = """
 import time
-from polyaxon_tracking import CheckpointManager, Interruption, get_outputs_path
+from polyaxon_tracking import CheckpointManager, PreemptionHandler, get_outputs_path
 checkpoints = CheckpointManager(get_outputs_path("checkpoints"))
 latest = checkpoints.latest()
 step = latest.step if latest else 0
-with Interruption() as interruption:
+with PreemptionHandler() as preemption:
     print("ready", flush=True)
     while True:
         step += 1
         time.sleep(0.01)
-        if interruption.requested:
+        if preemption.requested:
             with checkpoints.save(step) as path, open(path, "w") as file:
                 file.write("state")
-            interruption.end()
+            preemption.exit()
 """
     for _ in range(2):
         process = started(loop, stderr=subprocess.DEVNULL)

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from polyaxon_tracking import BackgroundWriter, TrackingError, progress
+from polyaxon_tracking import TrackingError, progress
 from polyaxon_tracking.background import wait_for_all
+from polyaxon_tracking.training import BackgroundWriter
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -121,7 +122,7 @@ SLOW = """
 import os, sys, time
 from datetime import timedelta
 from pathlib import Path
-from polyaxon_tracking import BackgroundWriter
+from polyaxon_tracking.training import BackgroundWriter
 writer = BackgroundWriter(timedelta(seconds=float(sys.argv[2])))
 def write():
     time.sleep(float(sys.argv[3]))

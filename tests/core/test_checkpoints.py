@@ -252,10 +252,10 @@ def test_a_damaged_one_is_skipped_with_one_warning_and_stays(
 def test_any_flipped_bit_is_found(manager: CheckpointManager) -> None:
     path = save(manager, 1, content="weights" * 100)
     [checkpoint] = manager.checkpoints()
-    assert checkpoint.damage() is None
+    assert checkpoint.verify() is None
     for bit in random.Random(0).sample(range(8 * path.stat().st_size), 300):
         flip(path, bit)
-        assert checkpoint.damage() is not None
+        assert checkpoint.verify() is not None
         flip(path, bit)
 
 
@@ -579,7 +579,7 @@ def test_sweeping_by_other_processes_never_takes_a_staging_directory_that_is_bei
 import os, sys
 from polyaxon_tracking.storage import locks
 while os.getppid() == int(sys.argv[2]):
-    staging.sweep(sys.argv[1])
+    locks.sweep(sys.argv[1])
 """
     os.makedirs(manager.directory)
     sweeping = [
@@ -630,7 +630,7 @@ for step in range(1, 101):
             text.count("Another training, or another callback of this one, saves its checkpoints here too, such as")
             == 1
         ), text
-    assert {checkpoint.damage() for checkpoint in manager.checkpoints()} == {None}
+    assert {checkpoint.verify() for checkpoint in manager.checkpoints()} == {None}
     assert [name for name in entries(manager) if name.startswith(".")] == []
 
 

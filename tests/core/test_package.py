@@ -9,25 +9,30 @@ import sys
 import pytest
 
 import polyaxon_tracking
+from polyaxon_tracking import training
 
 PUBLIC = [
-    "BackgroundWriter",
     "Checkpoint",
     "CheckpointManager",
-    "Directory",
-    "Interruption",
-    "Processes",
-    "Run",
+    "PreemptionHandler",
     "TrackingError",
-    "Wishes",
     "atomic_write",
-    "available_memory",
     "cached_path",
     "get_data_path",
     "get_data_paths",
     "get_log_level",
     "get_outputs_path",
     "get_outputs_refs_paths",
+]
+
+FOR_INTEGRATIONS = [
+    "BackgroundWriter",
+    "Directory",
+    "Flags",
+    "PreemptionHandler",
+    "ProcessGroup",
+    "Run",
+    "available_memory",
     "open_directory",
 ]
 
@@ -42,6 +47,7 @@ def imported_by(statement: str) -> set[str]:
 def test_the_public_names() -> None:
     assert polyaxon_tracking.__all__ == PUBLIC
     assert dir(polyaxon_tracking) == PUBLIC
+    assert training.__all__ == FOR_INTEGRATIONS
 
 
 def test_every_public_name_is_there_and_nothing_else() -> None:
@@ -54,6 +60,8 @@ def test_importing_the_package_imports_next_to_nothing() -> None:
     assert imported_by("import polyaxon_tracking") <= {"__future__", "polyaxon_tracking"}
 
 
-@pytest.mark.parametrize("name", PUBLIC)
+@pytest.mark.parametrize(
+    "name", [f"polyaxon_tracking import {name}" for name in PUBLIC] + ["polyaxon_tracking.training import *"]
+)
 def test_the_core_imports_the_standard_library_alone(name: str) -> None:
-    assert imported_by(f"from polyaxon_tracking import {name}") <= sys.stdlib_module_names | {"polyaxon_tracking"}
+    assert imported_by(f"from {name}") <= sys.stdlib_module_names | {"polyaxon_tracking"}

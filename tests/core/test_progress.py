@@ -27,7 +27,7 @@ CheckpointManager("checkpoints").latest()
 """
 WAITS = """
 import threading
-from polyaxon_tracking import BackgroundWriter
+from polyaxon_tracking.training import BackgroundWriter
 from polyaxon_tracking.progress import Progress
 
 drawn = threading.Event()
@@ -133,7 +133,7 @@ def test_the_final_wait_shows_how_far_the_writer_is(tmp_path: Path) -> None:
 def test_a_wait_for_what_has_no_count_shows_the_time(tmp_path: Path) -> None:
     code = """
 import time
-from polyaxon_tracking import BackgroundWriter
+from polyaxon_tracking.training import BackgroundWriter
 writer = BackgroundWriter()
 writer.submit("model.ckpt", lambda: time.sleep(1))
 writer.wait()

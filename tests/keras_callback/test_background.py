@@ -76,7 +76,7 @@ def test_what_is_written_is_the_state_of_the_save_though_training_has_gone_on(
     saved = CheckpointManager(outputs / "checkpoints" / "resume").checkpoints()
     assert [checkpoint.epoch for checkpoint in saved] == [3, 2, 1]
     for checkpoint in saved:
-        assert checkpoint.damage() is None
+        assert checkpoint.verify() is None
         resumed = model("functional")
         state.load(resumed, checkpoint.path, checkpoint.source)
         mine = keras.saving.load_model(outputs / "checkpoints" / f"{checkpoint.epoch}.keras")

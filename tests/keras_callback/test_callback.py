@@ -224,7 +224,7 @@ def test_a_save_that_fails_after_an_exception_is_one_line(
     with pytest.raises(RuntimeError, match="interrupted") as raised:
         fit(PolyaxonCallback(background=background), Interrupt(epoch=1, batch=2))
     wait_for_all()
-    monkeypatch.setattr("polyaxon_keras.state.save", full)
+    monkeypatch.setattr("polyaxon_keras.training_state.save", full)
     sys.excepthook(raised.type, raised.value, raised.tb)
     told = caplog.messages[-1]
     assert told.startswith("The state at the exception was not saved; what was there before is as it was: [Errno 28] ")

@@ -94,7 +94,7 @@ import os, signal
 import numpy as np
 import keras
 from polyaxon_keras import PolyaxonCallback
-from polyaxon_tracking import Interruption
+from polyaxon_tracking import PreemptionHandler
 
 class Fail(keras.callbacks.Callback):
     def on_train_batch_end(self, batch, logs=None):
@@ -105,10 +105,10 @@ model.compile("sgd", "mse")
 try:
     model.fit(np.zeros((8, 2)), np.zeros(8), callbacks=[PolyaxonCallback(), Fail()])
 except ArithmeticError:
-    with Interruption() as interruption:  # of a loop of one's own, or of another framework
+    with PreemptionHandler() as preemption:  # of a loop of one's own, or of another framework
         os.kill(os.getpid(), signal.SIGTERM)
         open("saved", "w").close()
-        interruption.end()
+        preemption.exit()
 """
 
 

@@ -16,7 +16,7 @@ from keras_script import data, digest, model
 
 from polyaxon_keras import PolyaxonCallback
 from polyaxon_tracking import cached_path
-from polyaxon_tracking.storage import object_store
+from polyaxon_tracking.storage import retry
 from polyaxon_tracking.training.run import _begun
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ def test_a_failing_upload_reaches_the_user_and_the_state_before_stays(
     monkeypatch.setenv("POLYAXON_RUN_OUTPUTS_PATH", store.url)
     fit(PolyaxonCallback(), epochs=1)
     before = store.names()
-    monkeypatch.setattr(object_store, "_PATIENCE_SECONDS", 0.5)
+    monkeypatch.setattr(retry, "_PATIENCE_SECONDS", 0.5)
     polyaxon = PolyaxonCallback()
     proxy.answer = lambda request: 505 if request.size > 1000 else None
     with pytest.raises(OSError, match="Not saved, and what was there before is untouched: "):

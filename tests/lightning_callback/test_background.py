@@ -19,7 +19,7 @@ from lightning.pytorch.loggers.logger import DummyLogger, Logger
 from lightning_script import Classifier, data, trainer
 
 from polyaxon_lightning import PolyaxonCallback
-from polyaxon_lightning.staging import Background
+from polyaxon_torch.snapshot import Snapshot
 from polyaxon_tracking import CheckpointManager
 from polyaxon_tracking.background import wait_for_all
 
@@ -101,7 +101,7 @@ def test_what_is_written_is_the_state_of_the_save_though_training_has_gone_on(
     resume = CheckpointManager(outputs / "checkpoints" / "resume").checkpoints()
     assert [checkpoint.step for checkpoint in resume] == [12, 8, 4]
     for checkpoint in resume:
-        assert checkpoint.damage() is None
+        assert checkpoint.verify() is None
         mine = outputs / "checkpoints" / f"epoch={checkpoint.epoch - 1}-step={checkpoint.step}.ckpt"
         for path in (checkpoint.path, mine):
             state = load(path)
@@ -128,13 +128,13 @@ def test_the_checkpoints_of_a_step_share_one_copy_which_is_used_again(
     outputs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes = []
-    save = Background.save
+    save = Snapshot.save
 
-    def measured(self: Background, *arguments: Any) -> None:
+    def measured(self: Snapshot, *arguments: Any) -> None:
         save(self, *arguments)
         sizes.append(sum(len(buffer.bytes) for buffer in self._buffers.values()))
 
-    monkeypatch.setattr(Background, "save", measured)
+    monkeypatch.setattr(Snapshot, "save", measured)
     model = fit(
         PolyaxonCallback(), ModelCheckpoint(), ModelCheckpoint(filename="mine", monitor="val_loss", save_top_k=-1)
     )
@@ -253,7 +253,7 @@ def test_the_old_one_stays_where_the_new_one_was_not_written(outputs: Path, monk
 
 def test_what_changes_without_a_trace_is_not_taken_for_the_same(tmp_path: Path) -> None:
     """Averaged weights, swapped in through ``.data`` for one checkpoint of a step and out for the next."""
-    background = Background(PolyaxonCallback()._write_timeout)
+    background = Snapshot(PolyaxonCallback()._write_timeout)
     go_on = threading.Event()
     weights = torch.zeros(1 << 20)
     found = []
@@ -286,7 +286,7 @@ def test_tensors_come_back_as_they_were() -> None:
         "gradient": torch.ones(3, requires_grad=True),
         "nested": {"list": [1, (2.5, "three")]},
     }
-    background, found = Background(PolyaxonCallback()._write_timeout), []
+    background, found = Snapshot(PolyaxonCallback()._write_timeout), []
     background.save("a file", state, found.append)
     background.wait()
     copy = found[0]
@@ -302,7 +302,7 @@ def test_tensors_come_back_as_they_were() -> None:
 def test_the_tensors_of_a_gpu_are_copied_to_the_host() -> None:
     large, small = torch.rand(1 << 20, device="cuda"), torch.rand(3, device="cuda")
     expected = {"global_step": 1, "large": large.cpu(), "small": small.cpu()}
-    background, found = Background(PolyaxonCallback()._write_timeout), []
+    background, found = Snapshot(PolyaxonCallback()._write_timeout), []
     for _ in range(2):
         background.save("a file", {"global_step": 1, "large": large, "small": small}, found.append)
         large += 0

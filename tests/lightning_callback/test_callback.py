@@ -18,7 +18,7 @@ from lightning.pytorch.plugins.io import AsyncCheckpointIO
 from lightning_script import Classifier, data, digest, trainer
 
 from polyaxon_lightning import PolyaxonCallback
-from polyaxon_lightning.io import DurableCheckpointIO
+from polyaxon_lightning.checkpoint_io import DurableCheckpointIO
 from polyaxon_tracking import CheckpointManager, TrackingError
 from polyaxon_tracking.background import wait_for_all
 from polyaxon_tracking.training import run

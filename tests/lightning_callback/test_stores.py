@@ -18,7 +18,7 @@ from servers import FTP, Azure
 
 from polyaxon_lightning import PolyaxonCallback
 from polyaxon_tracking import CheckpointManager, cached_path
-from polyaxon_tracking.storage import object_store
+from polyaxon_tracking.storage import retry
 
 if TYPE_CHECKING:
     import subprocess
@@ -202,7 +202,7 @@ def test_the_platforms_credentials_suffice_and_are_in_no_checkpoint(store: Store
 def test_a_failing_upload_reaches_the_user(store: Store, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setenv("POLYAXON_RUN_OUTPUTS_PATH", store.url)
-    monkeypatch.setattr(object_store, "_PATIENCE_SECONDS", 0.5)
+    monkeypatch.setattr(retry, "_PATIENCE_SECONDS", 0.5)
     polyaxon = PolyaxonCallback()
     proxy.answer = lambda request: 505 if request.size > 1000 else None
     with pytest.raises(OSError, match="Not saved, and what was there before is untouched: "):

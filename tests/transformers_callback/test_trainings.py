@@ -107,7 +107,7 @@ def test_who_is_told_of_a_save_finds_it_and_what_is_put_there_stays(outputs: Pat
         def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             folder = Path(args.output_dir, f"checkpoint-{state.global_step}")
             found.append((folder / "trainer_state.json").exists())
-            (folder / "mine.txt").write_text("notes")
+            (folder / "mine.txt").write_text("read_metadata")
 
     trainer(PolyaxonCallback(), Reads(), num_train_epochs=3, save_total_limit=9).train()
     assert found == [True, True, True]

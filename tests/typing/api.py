@@ -9,23 +9,25 @@ from signal import Signals
 from typing_extensions import assert_type
 
 from polyaxon_tracking import (
-    BackgroundWriter,
     Checkpoint,
     CheckpointManager,
-    Directory,
-    Interruption,
-    Processes,
-    Run,
+    PreemptionHandler,
     TrackingError,
-    Wishes,
     atomic_write,
-    available_memory,
     cached_path,
     get_data_path,
     get_data_paths,
     get_log_level,
     get_outputs_path,
     get_outputs_refs_paths,
+)
+from polyaxon_tracking.training import (
+    BackgroundWriter,
+    Directory,
+    Flags,
+    ProcessGroup,
+    Run,
+    available_memory,
     open_directory,
 )
 
@@ -47,15 +49,15 @@ latest = checkpoints.latest()
 assert_type(latest, Checkpoint | None)
 if latest is not None:
     assert_type((latest.path, latest.step, latest.epoch), tuple[str, int, int])
-    assert_type(latest.damage(lambda read: read + 1), str | None)
+    assert_type(latest.verify(lambda read: read + 1), str | None)
 assert_type(checkpoints.checkpoints(), list[Checkpoint])
-assert_type(next(checkpoints.intact()), Checkpoint)
+assert_type(next(checkpoints.iter_intact()), Checkpoint)
 with atomic_write("model.txt") as staged:
     Path(staged).write_text("weights", encoding="utf-8")
-with Interruption() as interruption:
-    if interruption.requested is not None:
-        assert_type(interruption.requested, Signals)
-        interruption.end()
+with PreemptionHandler() as preemption:
+    if preemption.requested is not None:
+        assert_type(preemption.requested, Signals)
+        preemption.exit()
 
 # Stores.
 assert_type(cached_path("s3://bucket/model.keras"), str)
@@ -65,15 +67,15 @@ assert_type(directory.names(), list[str])
 
 # An integration of one's own.
 run = Run(datasets=["digits"], loggers=["mine"], resume=True)
-assert_type(run.training(run), CheckpointManager)
-assert_type((run.outputs_path, run.on_cluster, run.resumes), tuple[str, bool, bool])
+assert_type(run.checkpoint_manager(run), CheckpointManager)
+assert_type((run.outputs_path, run.on_cluster, run.should_resume), tuple[str, bool, bool])
 writer = BackgroundWriter(timedelta(minutes=5))
 writer.submit("model.txt", lambda: Path("model.txt").write_text("weights", encoding="utf-8"))
 writer.wait()
 assert_type(available_memory(), int)
-processes = Processes()
-assert_type(processes.gather("value"), list[str])
-assert_type(processes.ask(Wishes(signal=15)), Wishes)
-assert_type(processes.latest(checkpoints), Checkpoint | None)
+group = ProcessGroup()
+assert_type(group.gather("value"), list[str])
+assert_type(group.reduce_flags(Flags(signal=15)), Flags)
+assert_type(group.latest(checkpoints), Checkpoint | None)
 
 error: ValueError = TrackingError("message")

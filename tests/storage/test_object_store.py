@@ -14,16 +14,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from polyaxon_tracking import (
-    BackgroundWriter,
-    CheckpointManager,
-    TrackingError,
-    atomic_write,
-    cached_path,
-    open_directory,
-    progress,
-)
-from polyaxon_tracking.storage import object_store
+from polyaxon_tracking import CheckpointManager, TrackingError, atomic_write, cached_path, progress
+from polyaxon_tracking.storage import retry
+from polyaxon_tracking.training import BackgroundWriter, open_directory
 
 if TYPE_CHECKING:
     from servers import Proxy, Request, Store
@@ -93,7 +86,7 @@ def test_a_damaged_checkpoint_is_skipped_and_stays(
     assert warning.startswith(f"Skipped damaged checkpoints, using {found.source} instead: {manager.directory}/step=")
     assert ": its bytes have the CRC-32 " in warning
     assert len(store.names("checkpoints")) == 2
-    assert [checkpoint.damage() is None for checkpoint in manager.checkpoints()] == [False, True]
+    assert [checkpoint.verify() is None for checkpoint in manager.checkpoints()] == [False, True]
     save(manager, 3)
     assert steps(manager) == [3, 2, 1]
     store.fs.pipe_file(store.path(f"checkpoints/{store.names('checkpoints')[0]}"), b"")
@@ -280,7 +273,7 @@ def test_a_store_that_fails_for_a_while_loses_nothing(store: Store, proxy: Proxy
 def test_a_store_that_stays_away_is_an_error_and_what_was_there_is_untouched(
     store: Store, proxy: Proxy, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(object_store, "_PATIENCE_SECONDS", 0.5)
+    monkeypatch.setattr(retry, "_PATIENCE_SECONDS", 0.5)
     manager = CheckpointManager(f"{store.url}/checkpoints")
     save(manager, 1)
     proxy.answer = lambda request: 505 if request.size else None
@@ -475,7 +468,8 @@ with CheckpointManager(sys.argv[1]).save(2) as path:
 def test_what_is_uploaded_in_the_background_is_there_when_the_interpreter_has_exited(store: Store) -> None:
     code = """
 import sys, time
-from polyaxon_tracking import BackgroundWriter, CheckpointManager
+from polyaxon_tracking import CheckpointManager
+from polyaxon_tracking.training import BackgroundWriter
 def save():
     time.sleep(0.5)  # until the interpreter exits
     with CheckpointManager(sys.argv[1]).save(1) as path:

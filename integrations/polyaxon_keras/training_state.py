@@ -21,24 +21,24 @@ from polyaxon_tracking import TrackingError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["load", "optimizers_of", "random_state", "record", "save"]
+__all__ = ["load", "optimizers_of", "random_state", "make_metadata", "save"]
 
 _GROUP = "polyaxon_tracking"
 
 
-def record(model: keras.Model, training: dict[str, Any], random_states: list[dict[str, Any]]) -> dict[str, Any]:
+def make_metadata(model: keras.Model, training: dict[str, Any], random_states: list[dict[str, Any]]) -> dict[str, Any]:
     """What `save` writes beside the variables: `training`, what of `model` it needs, and each process's generators."""
     return {
         "training": training,
         "shapes": [list(weight.shape) for weight in model.weights],
-        "optimizers": _optimizers_record(model),
+        "optimizers": _optimizers_metadata(model),
         "generators": [keras.ops.convert_to_numpy(variable) for variable in _generators(model)],
         "random": random_states,
     }
 
 
-def save(model: keras.Model, path: str, record: dict[str, Any]) -> None:
-    """Write the variables of `model` and `record`, as they are, to the file `path`."""
+def save(model: keras.Model, path: str, metadata: dict[str, Any]) -> None:
+    """Write the variables of `model` and `metadata`, as they are, to the file `path`."""
     model.save_weights(path, overwrite=True)
     arrays: list[Any] = []
 
@@ -46,7 +46,7 @@ def save(model: keras.Model, path: str, record: dict[str, Any]) -> None:
         arrays.append(np.asarray(array))
         return {"array": len(arrays) - 1}
 
-    text = json.dumps(record, default=number)
+    text = json.dumps(metadata, default=number)
     with h5py.File(path, "r+") as file:
         group = file.create_group(_GROUP)
         group["record"] = text
@@ -71,31 +71,31 @@ def load(
     """
     with h5py.File(path, "r") as file:
         group = file[_GROUP]
-        record = json.loads(
+        metadata = json.loads(
             group["record"].asstr()[()],
             object_hook=lambda value: group[str(value["array"])][()] if value.keys() == {"array"} else value,
         )
-    if len(model.weights) < len(record["shapes"]):  # TensorFlow builds in the first step
+    if len(model.weights) < len(metadata["shapes"]):  # TensorFlow builds in the first step
         build()
-    _build_optimizers(model, record)
-    if problems := _differences(model, record):
+    _build_optimizers(model, metadata)
+    if problems := _differences(model, metadata):
         raise TrackingError(
             f"Received a model that is not the one saved in {source}: {'; '.join(problems)}. Expected the same layers, "
             f"shapes and optimizer. Make them what they were, pass PolyaxonCallback(resume=False) to begin anew, or "
             f"use another outputs path; the checkpoint stays as it is."
         )
     model.load_weights(path)
-    for variable, value in zip(_generators(model), record["generators"], strict=True):
+    for variable, value in zip(_generators(model), metadata["generators"], strict=True):
         variable.assign(value)
-    if rank < len(record["random"]):
-        _set_random_state(record["random"][rank])
-    training: dict[str, Any] = record["training"]
+    if rank < len(metadata["random"]):
+        _set_random_state(metadata["random"][rank])
+    training: dict[str, Any] = metadata["training"]
     return training
 
 
-def _differences(model: keras.Model, record: dict[str, Any]) -> list[str]:
+def _differences(model: keras.Model, metadata: dict[str, Any]) -> list[str]:
     """What of `model` is not as it was saved. Keras would go on without the state of another optimizer."""
-    shapes = [tuple(shape) for shape in record["shapes"]]
+    shapes = [tuple(shape) for shape in metadata["shapes"]]
     problems = []
     if len(model.weights) != len(shapes):
         problems.append(f"it has {len(model.weights)} weights, saved were {len(shapes)}")
@@ -106,7 +106,7 @@ def _differences(model: keras.Model, record: dict[str, Any]) -> list[str]:
             if tuple(weight.shape) != shape
         ]
     if not problems:
-        ours, saved = optimizers_of(model), record["optimizers"]
+        ours, saved = optimizers_of(model), metadata["optimizers"]
         for name in dict.fromkeys(["optimizer", *saved]):
             now = _describe(ours[name]) if name in ours else "none"
             before = saved.get(name, {"is": "none", "over": True})
@@ -139,28 +139,28 @@ def _describe(optimizer: keras.optimizers.Optimizer) -> str:
     return f"{type(optimizer).__name__} with {len(optimizer.variables)} variables"
 
 
-def _optimizers_record(model: keras.Model) -> dict[str, dict[str, Any]]:
+def _optimizers_metadata(model: keras.Model) -> dict[str, dict[str, Any]]:
     """Return what each optimizer of `model` is, and over which of its weights it was built: Keras keeps that privately.
 
     None stands for an optimizer of other variables than the model's weights.
     """
     indices = {id(weight): index for index, weight in enumerate(model.weights)}
-    record = {}
+    metadata = {}
     for name, optimizer in optimizers_of(model).items():
         over = [indices.get(id(variable)) for variable in optimizer._trainable_variables]  # noqa: SLF001
-        record[name] = {"is": _describe(optimizer), "over": None if None in over else over}
-    return record
+        metadata[name] = {"is": _describe(optimizer), "over": None if None in over else over}
+    return metadata
 
 
-def _build_optimizers(model: keras.Model, record: dict[str, Any]) -> None:
+def _build_optimizers(model: keras.Model, metadata: dict[str, Any]) -> None:
     """Have each optimizer of `model` make its variables, which Keras would do in the first step, and load nothing."""
-    if "optimizers" not in record:  # an earlier version knew of that of ``compile`` alone
+    if "optimizers" not in metadata:  # an earlier version knew of that of ``compile`` alone
         if model.optimizer is not None and not model.optimizer.built:
             model.optimizer.build(model.trainable_variables)
-        record["optimizers"] = {"optimizer": {"is": record["optimizer"], "over": True}}
-    elif len(model.weights) == len(record["shapes"]):
+        metadata["optimizers"] = {"optimizer": {"is": metadata["optimizer"], "over": True}}
+    elif len(model.weights) == len(metadata["shapes"]):
         for name, optimizer in optimizers_of(model).items():
-            over = record["optimizers"].get(name, {}).get("over")
+            over = metadata["optimizers"].get(name, {}).get("over")
             if over and not optimizer.built:
                 optimizer.build([model.weights[index] for index in over])
 

@@ -13,21 +13,21 @@ from keras.src.backend.common import global_state
 from keras.src.saving import saving_lib
 
 from polyaxon_keras.framework import keras
-from polyaxon_keras.state import optimizers_of
-from polyaxon_tracking import BackgroundWriter, available_memory
+from polyaxon_keras.training_state import optimizers_of
+from polyaxon_tracking.training import BackgroundWriter, available_memory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from datetime import timedelta
 
-__all__ = ["Background", "values", "variables_of"]
+__all__ = ["Snapshot", "values", "variables_of"]
 
 _logger = logging.getLogger("polyaxon_tracking")
 
 _COMPARED_BYTES = 1 << 22
 
 
-class Background:
+class Snapshot:
     """Copy a model's variables in memory, and have them written in another thread.
 
     At most one state is in flight. The model and the training state that are saved after the same step share its copy,

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from polyaxon_tracking import available_memory
-from polyaxon_tracking.training import memory
+from polyaxon_tracking.training import available_memory, memory
 
 GIB = 1 << 30
 
@@ -28,7 +27,7 @@ def test_there_is_some_and_not_more_than_the_machine_has() -> None:
 
 def test_the_limit_of_a_process_counts() -> None:
     code = (
-        "import resource; from polyaxon_tracking import available_memory\n"
+        "import resource; from polyaxon_tracking.training import available_memory\n"
         "resource.setrlimit(resource.RLIMIT_AS, (1 << 30, resource.RLIM_INFINITY)); print(available_memory())"
     )
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout

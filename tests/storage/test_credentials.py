@@ -34,12 +34,13 @@ SECRET = "c2VjcmV0/VlJ+Q4"
 VARIABLE = "polyaxon-stores.s3-KEY"  # as the platform names them
 TRAIN = """
 import logging, sys
-from polyaxon_tracking import CheckpointManager, Run, get_outputs_path
+from polyaxon_tracking import CheckpointManager, get_outputs_path
+from polyaxon_tracking.training import Run
 logging.basicConfig(level="DEBUG")
 run = Run()
 class Model: ...
 model = Model()
-manager = run.training(model)
+manager = run.checkpoint_manager(model)
 checkpoint = manager.latest()
 step = 1 + (checkpoint.step if checkpoint else 0)
 with manager.save(step) as path:

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from polyaxon_tracking import Run, TrackingError
+from polyaxon_tracking import TrackingError
+from polyaxon_tracking.training import Run
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -261,7 +262,7 @@ def test_when_a_training_resumes(
 ) -> None:
     if on_cluster:
         monkeypatch.setenv("POLYAXON_RUN_OUTPUTS_PATH", str(tmp_path))
-    assert Run(resume=resume).resumes is resumes
+    assert Run(resume=resume).should_resume is resumes
 
 
 class Model:
@@ -276,12 +277,12 @@ class Model:
 
 def test_each_training_of_a_script_has_checkpoints_of_its_own(outputs: Path) -> None:
     def place(*objects: object) -> str:
-        return os.path.relpath(Run().training(*objects).directory, outputs / "checkpoints")
+        return os.path.relpath(Run().checkpoint_manager(*objects).directory, outputs / "checkpoints")
 
     models = [Model(), Model(), Model()]
     assert [place(model) for model in models] == ["resume", "resume-2", "resume-3"]
     assert place(models[1]) == "resume-2"  # it has not finished, and continues
-    Run().finish(Run().training(models[1]))
+    Run().mark_finished(Run().checkpoint_manager(models[1]))
     assert place(models[1]) == "resume-4"  # its next stage
     assert place(models[0]) == "resume"
     assert place(models[0], models[1]) == "resume-5"
@@ -291,9 +292,9 @@ def test_each_training_of_a_script_has_checkpoints_of_its_own(outputs: Path) -> 
 
 def test_another_outputs_path_counts_from_the_first(outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = Model()
-    Run().training(model)
+    Run().checkpoint_manager(model)
     monkeypatch.setenv("POLYAXON_RUN_OUTPUTS_PATH", str(outputs / "other"))
-    assert Run().training(model).directory == str(outputs / "other" / "checkpoints" / "resume")
+    assert Run().checkpoint_manager(model).directory == str(outputs / "other" / "checkpoints" / "resume")
 
 
 def test_a_model_is_not_held_and_the_next_one_at_its_address_is_another(outputs: Path) -> None:
@@ -301,7 +302,7 @@ def test_a_model_is_not_held_and_the_next_one_at_its_address_is_another(outputs:
     for _ in range(50):  # CPython gives the memory of one that was freed to the next
         model = Model()
         reference = weakref.ref(model)
-        directories.add(Run().training(model).directory)
+        directories.add(Run().checkpoint_manager(model).directory)
         del model
         assert reference() is None
     assert len(directories) == 50
@@ -311,7 +312,7 @@ def test_trainings_that_begin_in_several_threads_share_no_checkpoints(outputs: P
     models = [Model() for _ in range(64)]
     run = Run()
     with ThreadPoolExecutor(8) as threads:
-        directories = list(threads.map(lambda model: run.training(model).directory, models))
+        directories = list(threads.map(lambda model: run.checkpoint_manager(model).directory, models))
     assert len(set(directories)) == 64
 
 

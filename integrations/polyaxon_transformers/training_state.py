@@ -18,16 +18,17 @@ from transformers import Trainer, TrainerCallback, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ExportableState
 
-from polyaxon_torch import TorchProcesses, random_state, set_random_state, settle_lazy_layers
-from polyaxon_tracking import Interruption, Run, TrackingError, Wishes, cached_path, open_directory
+from polyaxon_torch import TorchProcessGroup, random_state, set_random_state, settle_lazy_layers
+from polyaxon_tracking import PreemptionHandler, TrackingError, cached_path
+from polyaxon_tracking.training import Flags, Run, open_directory
 from polyaxon_transformers.folders import (
     folder_name,
+    folders_to_delete,
     link_folder,
-    notes,
     pack,
-    surplus,
+    read_metadata,
     unpack,
-    write_notes,
+    write_metadata,
 )
 from polyaxon_transformers.weights import saved_weights
 
@@ -38,7 +39,8 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from polyaxon_tracking import BackgroundWriter, Checkpoint, CheckpointManager, Directory
+    from polyaxon_tracking import Checkpoint, CheckpointManager
+    from polyaxon_tracking.training import BackgroundWriter, Directory
 
 __all__ = ["Training", "save_natively"]
 
@@ -69,8 +71,8 @@ class Training:
         ignore_keys: list[str] | None,
     ) -> None:
         self.checkpoints = checkpoints
-        self.processes = TorchProcesses(write_timeout)
-        self.interruption = Interruption(lambda _: self.active)
+        self.process_group = TorchProcessGroup(write_timeout)
+        self.preemption = PreemptionHandler(lambda _: self.active)
         self.active = False
         """Whether training goes on: between the hooks of its beginning and its end."""
         self._trainer = trainer
@@ -85,7 +87,7 @@ class Training:
         self._best: str | None = None
         self._newest: Checkpoint | None = None
         self._folder = ""
-        self._notes: dict[str, Any] = {}
+        self._metadata: dict[str, Any] = {}
         self._evaluating = False
         self._random_before: dict[str, Any] = {}
         self._random_after: dict[str, Any] | None = None
@@ -114,7 +116,7 @@ class Training:
                 f"Received {newest.source}, which Hugging Face's Trainer did not save. Expected an outputs path with "
                 f"checkpoints of it alone: use another outputs path for this training."
             )
-        self._newest, self._folder, self._notes = newest, folder, notes(folder)
+        self._newest, self._folder, self._metadata = newest, folder, read_metadata(folder)
         best = TrainerState.load_from_json(os.path.join(folder, TRAINER_STATE_NAME)).best_model_checkpoint
         self._best = best and os.path.basename(best)
         if self._best is not None and self._users is not None and self._trainer.is_local_process_zero():
@@ -130,7 +132,7 @@ class Training:
         """
         here, folder = tempfile.gettempdir(), ""
         try:
-            with self.processes.together():
+            with self.process_group.share_errors():
                 if self._trainer.is_local_process_zero():
                     needed, free = os.path.getsize(newest.path), shutil.disk_usage(here).free
                     if needed > free:
@@ -143,8 +145,8 @@ class Training:
         finally:
             self.checkpoints.release()
         # The processes of one machine are numbered one after the other.
-        first = self.processes.rank - int(self._trainer.args.local_process_index)
-        return self.processes.gather(folder)[first]
+        first = self.process_group.rank - int(self._trainer.args.local_process_index)
+        return self.process_group.gather(folder)[first]
 
     @contextlib.contextmanager
     def attached(self) -> Iterator[None]:
@@ -166,7 +168,7 @@ class Training:
             if (original := getattr(trainer, name, None)) is not None:  # `_run_epoch` came with Transformers 5.3
                 own[name] = vars(trainer).get(name)
                 setattr(trainer, name, functools.wraps(original)(functools.partial(ours, original)))
-        self.interruption.install()
+        self.preemption.install()
         try:
             yield
         finally:
@@ -179,12 +181,12 @@ class Training:
         """Have no epoch begin where none is left: the Trainer would look at the number of steps after one more."""
         epochs, steps_per_epoch, *others, max_steps = native(*arguments, **options)
         newest = self._newest
-        if newest is not None and (self._notes["stopped"] or newest.step >= max_steps):
+        if newest is not None and (self._metadata["stopped"] or newest.step >= max_steps):
             if self._trainer.is_world_process_zero():
                 limit = "max_steps" if self._trainer.args.max_steps > 0 else "num_train_epochs"
                 ended = (
                     f"been stopped early, at epoch {newest.epoch}"
-                    if self._notes["stopped"]
+                    if self._metadata["stopped"]
                     else f"come to its end ({limit}={getattr(self._trainer.args, limit):g})"
                 )
                 _logger.info("This training had %s: nothing is left", ended)
@@ -236,15 +238,15 @@ class Training:
         self._random_after, self._nothing_left = None, False
         if self._newest is not None:
             optimizer = _name(trainer.optimizer)
-            if self._notes["optimizer"] != optimizer:
-                raise self._other_model(f"its optimizer is {optimizer}, saved was {self._notes['optimizer']}")
+            if self._metadata["optimizer"] != optimizer:
+                raise self._other_model(f"its optimizer is {optimizer}, saved was {self._metadata['optimizer']}")
             self._restore_callbacks()
             if self._best is not None and os.path.isdir(best := self._path_of(self._best)):
                 trainer.state.best_model_checkpoint = best  # which the Trainer forgets where the outputs were moved
         self._epoch = int(trainer.state.epoch or 0)
         self._saved_at = time.monotonic()
         self.active = True
-        if self._notes.get("evaluate") or self._notes.get("save"):
+        if self._metadata.get("evaluate") or self._metadata.get("save"):
             self._make_up_for_the_end_of_a_step()
 
     def _restore_callbacks(self) -> None:
@@ -263,7 +265,7 @@ class Training:
         trainer, control = self._trainer, self._trainer.control
         trainer._load_rng_state(self._folder)  # noqa: SLF001  # of the end of a step, as all here
         control.should_log = False
-        control.should_evaluate, control.should_save = self._notes["evaluate"], self._notes["save"]
+        control.should_evaluate, control.should_save = self._metadata["evaluate"], self._metadata["save"]
         nothing = torch.tensor(0.0)
         trainer._maybe_log_save_evaluate(  # noqa: SLF001
             nothing, None, trainer.model_wrapped, None, self._epoch, self._ignore_keys, time.time()
@@ -274,10 +276,10 @@ class Training:
     def end(self) -> None:
         """Let go of what the training had."""
         self.active = False
-        self.interruption.uninstall()
-        self.processes.part()
+        self.preemption.uninstall()
+        self.process_group.close()
         self._unpacked.close()
-        del self._trainer  # `interruption` refers to this, and the model is to go with the Trainer
+        del self._trainer  # `preemption` refers to this, and the model is to go with the Trainer
 
     def _path_of(self, name: str) -> str:
         return os.path.join(os.path.abspath(str(self._trainer.args.output_dir)), name)
@@ -304,22 +306,22 @@ class Training:
         """Note whether a save is due, and end where a signal asked for it."""
         step = self._trainer.state.global_step
         due = self._interval is not None and time.monotonic() - self._saved_at >= self._interval
-        wishes = Wishes(self.interruption.requested or 0, due)
-        if self.processes.several:
-            first = self.processes.rank == 0  # whose clock counts, and which writes
-            wishes = self.processes.ask(Wishes(wishes.signal, first and due, self._writer.failed))
-            if wishes.failed:
+        flags = Flags(self.preemption.requested or 0, due)
+        if self.process_group.is_distributed:
+            first = self.process_group.rank == 0  # whose clock counts, and which writes
+            flags = self.process_group.reduce_flags(Flags(flags.signal, first and due, self._writer.failed))
+            if flags.failed:
                 self.wait()
-        if wishes.signal:
-            self._end_for(wishes.signal)
-        self._due = bool(wishes.save) or Run.should_save(
+        if flags.signal:
+            self._end_for(flags.signal)
+        self._due = bool(flags.save) or Run.should_save(
             self._every_n_train_steps, step=step, saved_step=self._saved_step
         )
 
     def evaluate_step(self) -> None:
         """End where a signal asked for it; not with several processes, which would have to agree here too."""
-        if self.active and self.interruption.requested and not self.processes.several:
-            self._end_for(self.interruption.requested)
+        if self.active and self.preemption.requested and not self.process_group.is_distributed:
+            self._end_for(self.preemption.requested)
 
     def end_epoch(self) -> None:
         """Note that a save is due, when the Trainer has evaluated."""
@@ -342,22 +344,27 @@ class Training:
     def finish(self) -> None:
         """End where a signal asked for it that came too late for a step to notice."""
         self.active = False
-        self.processes.end_where_asked(self.interruption)
+        self.process_group.exit_if_requested(self.preemption)
 
     def after_exception(self, error: BaseException) -> None:
         """Save what was done since the last save, whatever ends the training; then end as a signal asked for.
 
         Where the signal went to the whole process group, it has ended the workers of the data loader, too.
         """
-        state, requested = self._trainer.state, self.interruption.requested
+        state, requested = self._trainer.state, self.preemption.requested
         half_done = state.global_step == self._stepping_from
         # Others may have no exception, and would not take part.
-        saves = self.active and not half_done and not self.processes.several and state.global_step != self._saved_step
-        self.interruption.uninstall()
+        saves = (
+            self.active
+            and not half_done
+            and not self.process_group.is_distributed
+            and state.global_step != self._saved_step
+        )
+        self.preemption.uninstall()
         try:
             if saves:
                 self._save()
-            if not self.processes.several:
+            if not self.process_group.is_distributed:
                 self.wait()
         except Exception as failure:  # noqa: BLE001  # `error` is what ends the training, and is raised
             _logger.error(  # noqa: TRY400  # in one line, beside the traceback of `error`
@@ -370,22 +377,22 @@ class Training:
                 _logger.warning("Saved step %d after %s", state.global_step, _told(requested, error))
         if requested and not isinstance(error, (SystemExit, KeyboardInterrupt)):
             _logger.warning("After %s: %s: %s", requested.name, type(error).__name__, error)
-            self.interruption.end()
+            self.preemption.exit()
 
     def wait(self) -> None:
         """Return when all is written, on all ranks."""
-        with self.processes.together():
+        with self.process_group.share_errors():
             self._writer.wait()
 
     def _end_for(self, number: int) -> NoReturn:
-        self.interruption.requested = Signals(number)
+        self.preemption.requested = Signals(number)
         if self._trainer.state.global_step != self._saved_step:
             self._save()
         self.wait()
-        if self.processes.rank == 0:
+        if self.process_group.rank == 0:
             _logger.warning("Saved step %d after %s", self._saved_step, Signals(number).name)
         self.active = False
-        self.interruption.end()
+        self.preemption.exit()
 
     # How it is saved.
 
@@ -420,11 +427,11 @@ class Training:
         if folder is None:
             self._write(written, trainer.state.best_model_checkpoint)
         self._saved_step, self._saved_at = step, time.monotonic()
-        with self.processes.together():
-            if self.processes.rank == 0:
+        with self.process_group.share_errors():
+            if self.process_group.rank == 0:
                 if folder is not None:
                     link_folder(folder, written)
-                write_notes(written, self._notes_of(ends_epoch=ends_epoch, saved=folder is not None))
+                write_metadata(written, self._make_metadata(ends_epoch=ends_epoch, saved=folder is not None))
 
         def complete() -> None:
             if self._remote:
@@ -500,7 +507,7 @@ class Training:
 
         def prune() -> None:
             if directory is not None:
-                for old in surplus(directory.names(), limit, step, {best, self._best}):
+                for old in folders_to_delete(directory.names(), limit, step, {best, self._best}):
                     directory.remove(old)
 
         return prune
@@ -512,17 +519,17 @@ class Training:
     def _enter(self, stack: contextlib.ExitStack, staged: contextlib.AbstractContextManager[str]) -> str:
         """The path that `staged` gives to the first process: all write there."""
         path = ""
-        with self.processes.together():
-            if self.processes.rank == 0:
+        with self.process_group.share_errors():
+            if self.process_group.rank == 0:
                 path = stack.enter_context(staged)
-        return self.processes.gather(path)[0]
+        return self.process_group.gather(path)[0]
 
     def _write(self, folder: str, best: str | None, *, whole: bool = True) -> None:
         """Have the Trainer save to `folder`, prune nothing, and know `best` as its best checkpoint."""
         trainer, state = self._trainer, self._trainer.state
         # A strategy that saves in parts has collectives of its own on the way: who fails there ends the others.
         parts = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
-        with contextlib.nullcontext() if parts else self.processes.together():
+        with contextlib.nullcontext() if parts else self.process_group.share_errors():
             for states in _callback_states(state).values():
                 if isinstance(states, list):  # of callbacks of one class; the Trainer appends with every save
                     states.clear()
@@ -532,7 +539,7 @@ class Training:
             except SafetensorError as error:  # which tells of a full disk in its text alone
                 raise OSError(str(error)) from error
             state.best_model_checkpoint = best
-            if self.processes.rank == 0:
+            if self.process_group.rank == 0:
                 if not os.path.isdir(folder):
                     raise TrackingError(
                         f"Received a {type(trainer).__name__} whose `_save_checkpoint` did not write to {folder}. "
@@ -540,16 +547,16 @@ class Training:
                         f"Transformers' own does: take that for `self.args.output_dir`."
                     )
                 state.save_to_json(os.path.join(folder, TRAINER_STATE_NAME))
-        if self._remote and self.processes.rank and trainer.is_local_process_zero():  # of another machine
+        if self._remote and self.process_group.rank and trainer.is_local_process_zero():  # of another machine
             shutil.rmtree(os.path.dirname(folder), ignore_errors=True)
 
-    def _notes_of(self, *, ends_epoch: bool, saved: bool) -> dict[str, Any]:
+    def _make_metadata(self, *, ends_epoch: bool, saved: bool) -> dict[str, Any]:
         """What the Trainer does not note of its state: what of this step and its epoch is still to be done, too."""
         args, control, state = self._trainer.args, self._trainer.control, self._trainer.state
         last = float(state.epoch or 0).is_integer()
         return {
             "optimizer": _name(self._trainer.optimizer),
-            "stopped": self.interruption.requested is None
+            "stopped": self.preemption.requested is None
             and control.should_training_stop
             and state.global_step < state.max_steps,
             "evaluate": not ends_epoch and (control.should_evaluate or (last and args.eval_strategy == "epoch")),
@@ -557,8 +564,8 @@ class Training:
         }
 
     def _finish(self, what: str, finish: Callable[[], None]) -> None:
-        with self.processes.together():
-            if self.processes.rank == 0:
+        with self.process_group.share_errors():
+            if self.process_group.rank == 0:
                 self._writer.submit(what, finish)
                 if not self._background:
                     self._writer.wait()

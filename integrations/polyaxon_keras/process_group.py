@@ -10,18 +10,18 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from polyaxon_keras.framework import keras
-from polyaxon_keras.staging import variables_of
-from polyaxon_tracking import Processes, Wishes
+from polyaxon_keras.snapshot import variables_of
+from polyaxon_tracking.training import Flags, ProcessGroup
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["JaxProcesses"]
+__all__ = ["JaxProcessGroup"]
 
 _T = TypeVar("_T")
 
 
-class JaxProcesses(Processes):
+class JaxProcessGroup(ProcessGroup):
     """The processes of ``jax.distributed`` that train one model, and how they tell each other what concerns them all.
 
     Where there is one process, every method returns at once. Keras has several on JAX alone, and only with a
@@ -30,19 +30,19 @@ class JaxProcesses(Processes):
 
     def __init__(self) -> None:
         super().__init__()
-        self.several = (
+        self.is_distributed = (
             keras.backend.backend() == "jax"
             and keras.distribution.distribution() is not None
             and _jax().process_count() > 1
         )
-        self.rank = _jax().process_index() if self.several else 0
-        self._asked: Any = None
-        if self.several:
+        self.rank = _jax().process_index() if self.is_distributed else 0
+        self._flags: Any = None
+        if self.is_distributed:
             self._rows, self._maximum = _reduction()
 
     def gather(self, value: _T) -> list[_T]:
         """The `value` of each process, in their order, when all have called it."""
-        if not self.several:
+        if not self.is_distributed:
             return [value]
         content = np.frombuffer(pickle.dumps(value), np.uint8)
         sizes = _allgather(np.asarray(content.size))
@@ -51,14 +51,14 @@ class JaxProcesses(Processes):
         rows = zip(_allgather(padded), sizes, strict=True)
         return [pickle.loads(row[:size].tobytes()) for row, size in rows]  # noqa: S301  # of this training itself
 
-    def ask(self, wishes: Wishes) -> Wishes:
-        """Tell `wishes` to all, and return what all told each other the time before."""
-        if not self.several:
-            return wishes
-        before, self._asked = self._asked, None
-        told = Wishes(*([] if before is None else np.asarray(before.addressable_data(0)).tolist()))
-        rows = _jax().make_array_from_process_local_data(self._rows, np.array([wishes], np.int32))
-        self._asked = self._maximum(rows)
+    def reduce_flags(self, flags: Flags) -> Flags:
+        """Tell `flags` to all, and return what all told each other the time before."""
+        if not self.is_distributed:
+            return flags
+        before, self._flags = self._flags, None
+        told = Flags(*([] if before is None else np.asarray(before.addressable_data(0)).tolist()))
+        rows = _jax().make_array_from_process_local_data(self._rows, np.array([flags], np.int32))
+        self._flags = self._maximum(rows)
         return told
 
     @contextlib.contextmanager
@@ -71,19 +71,19 @@ class JaxProcesses(Processes):
         Raises:
             RuntimeError: another process failed in the block.
         """
-        with self.together():
+        with self.share_errors():
             distribution = keras.distribution.distribution()
-            if self.several:
+            if self.is_distributed:
                 keras.distribution.set_distribution(None)
             try:
                 yield self.rank == 0
             finally:
-                if self.several:
+                if self.is_distributed:
                     keras.distribution.set_distribution(distribution)
 
     def splits(self, model: keras.Model) -> bool:
         """Whether a variable of `model` has parts in several processes."""
-        return self.several and not all(variable.value.is_fully_replicated for variable in variables_of(model))
+        return self.is_distributed and not all(variable.value.is_fully_replicated for variable in variables_of(model))
 
     def collect(self, model: keras.Model) -> list[tuple[Any, np.ndarray[Any, Any]]]:
         """Where variables of `model` are split: each with its whole value, in the first process; else nothing."""

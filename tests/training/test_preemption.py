@@ -10,19 +10,19 @@ import time
 
 import pytest
 
-from polyaxon_tracking import Interruption
+from polyaxon_tracking import PreemptionHandler
 
 LOOP = """
 import signal, sys, time
-from polyaxon_tracking import Interruption
+from polyaxon_tracking import PreemptionHandler
 if "own" in sys.argv:
     signal.signal(signal.SIGTERM, lambda *_: print("own handler", flush=True))
-with Interruption() as interruption:
+with PreemptionHandler() as preemption:
     print("training", flush=True)
-    while not interruption.requested:
+    while not preemption.requested:
         time.sleep(float(sys.argv[1]))
     print("saved", flush=True)
-    interruption.end()
+    preemption.exit()
 """
 
 
@@ -53,8 +53,8 @@ def test_the_second_ends_at_once(number: signal.Signals) -> None:
 
 NOBODY_LOOKS = """
 import os, signal, time
-from polyaxon_tracking import Interruption
-with Interruption():
+from polyaxon_tracking import PreemptionHandler
+with PreemptionHandler():
     os.kill(os.getpid(), getattr(signal, "{}"))
     time.sleep(0.1)
     print("to the end of the block", flush=True)
@@ -71,7 +71,7 @@ def test_one_that_nobody_looked_at_ends_the_block(number: signal.Signals, status
 
 def test_an_exception_of_the_block_is_the_one_that_ends_it() -> None:
     def end() -> None:
-        with Interruption():
+        with PreemptionHandler():
             signal.raise_signal(signal.SIGTERM)
             raise KeyError
 
@@ -85,18 +85,18 @@ def test_a_handler_that_was_there_runs() -> None:
 
 def test_the_handlers_that_were_there_come_back() -> None:
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
-    with Interruption() as interruption:
+    with PreemptionHandler() as preemption:
         assert signal.getsignal(signal.SIGTERM) != before[0]
-        assert interruption.requested is None
+        assert preemption.requested is None
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
 
 
 def test_where_training_no_longer_goes_on_the_signal_does_what_it_did() -> None:
-    interruption = Interruption(lambda _: False)
-    interruption.install()
+    preemption = PreemptionHandler(lambda _: False)
+    preemption.install()
     with pytest.raises(KeyboardInterrupt):
         signal.raise_signal(signal.SIGINT)
-    assert interruption.requested is None
+    assert preemption.requested is None
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
@@ -105,7 +105,7 @@ def test_outside_the_main_thread_nothing_is_caught() -> None:
     seen = []
 
     def run() -> None:
-        with Interruption():
+        with PreemptionHandler():
             seen.append(signal.getsignal(signal.SIGTERM))
 
     thread = threading.Thread(target=run)
@@ -116,41 +116,41 @@ def test_outside_the_main_thread_nothing_is_caught() -> None:
 
 EARLIER = {
     "put back": """
-first = Interruption(lambda _: False)  # its training is over
+first = PreemptionHandler(lambda _: False)  # its training is over
 first.install()
 of_a_framework = signal.signal(number, lambda *_: None)  # which keeps what it found
 first.uninstall()
 signal.signal(number, of_a_framework)  # and puts it back when its training has failed
 """,
     "kept by another": """
-first = Interruption(lambda _: False)
+first = PreemptionHandler(lambda _: False)
 first.install()
 found = signal.getsignal(number)
 signal.signal(number, lambda *arguments: found(*arguments))  # of a framework that does not clean up
 first.uninstall()
 """,
     "never taken away": """
-first = Interruption(lambda _: False)  # of a framework that tells nobody of exceptions
+first = PreemptionHandler(lambda _: False)  # of a framework that tells nobody of exceptions
 first.install()
 """,
     "under way": """
-first = Interruption()  # a training within which another one trains
+first = PreemptionHandler()  # a training within which another one trains
 first.install()
 """,
 }
 
 TRAINING = """
 import os, signal, sys
-from polyaxon_tracking import Interruption
+from polyaxon_tracking import PreemptionHandler
 number = signal.Signals[sys.argv[1]]
 {}
-with Interruption() as second:
+with PreemptionHandler() as second:
     os.kill(os.getpid(), number)
     print("requested", second.requested == number, flush=True)
     if "twice" in sys.argv:
         os.kill(os.getpid(), number)
         print("went on", flush=True)
-    second.end()
+    second.exit()
 """
 
 

@@ -8,15 +8,15 @@ import traceback
 from typing import TYPE_CHECKING, Any
 
 from polyaxon_lightning.framework import pl
-from polyaxon_torch import TorchProcesses
+from polyaxon_torch import TorchProcessGroup
 
 if TYPE_CHECKING:
     from lightning.pytorch.strategies import Strategy
 
-__all__ = ["Ranks", "launching_trainer"]
+__all__ = ["LightningProcessGroup", "launching_trainer"]
 
 
-class Ranks(TorchProcesses):
+class LightningProcessGroup(TorchProcessGroup):
     """The processes of one training, and how they tell each other what concerns them all."""
 
     def share_errors_of_saves(self, strategy: Strategy) -> None:
@@ -24,21 +24,21 @@ class Ranks(TorchProcesses):
 
         Lightning has no hook between the write and the barrier after it.
         """
-        if not self.several:
+        if not self.is_distributed:
             return
         save = type(strategy).save_checkpoint
 
         @functools.wraps(save)
         def save_checkpoint(*arguments: Any, **options: Any) -> None:
-            with self.together():
+            with self.share_errors():
                 save(strategy, *arguments, **options)
 
         strategy.save_checkpoint = save_checkpoint  # type: ignore[method-assign]
 
-    def leave(self, strategy: Strategy) -> None:
+    def restore_strategy(self, strategy: Strategy) -> None:
         """End what this began: the training is over, on all ranks."""
         vars(strategy).pop("save_checkpoint", None)
-        self.part()
+        self.close()
 
 
 def launching_trainer() -> pl.Trainer | None:

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 
+from polyaxon_lightning.checkpoint_io import TrainingStateIO
 from polyaxon_lightning.framework import pl
-from polyaxon_lightning.io import StreamCheckpointIO
 from polyaxon_torch import random_state, set_random_state
-from polyaxon_tracking import Interruption, Run, TrackingError, Wishes
+from polyaxon_tracking import PreemptionHandler, TrackingError
+from polyaxon_tracking.training import Flags, Run
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,13 +22,13 @@ if TYPE_CHECKING:
 
     from lightning.pytorch.callbacks import Callback, Checkpoint
 
-    from polyaxon_lightning.ranks import Ranks
-    from polyaxon_lightning.staging import Background
+    from polyaxon_lightning.process_group import LightningProcessGroup
+    from polyaxon_torch.snapshot import Snapshot
     from polyaxon_tracking import CheckpointManager
 else:
     Callback, Checkpoint = pl.callbacks.Callback, pl.callbacks.Checkpoint
 
-__all__ = ["ResumeStream", "save_time", "stream_io"]
+__all__ = ["TrainingStateCheckpoint", "skip_unused_hooks", "training_state_io"]
 
 _logger = logging.getLogger("polyaxon_tracking")
 
@@ -43,7 +44,7 @@ _BATCH_HOOKS = (
 )
 
 
-class ResumeStream(Checkpoint):
+class TrainingStateCheckpoint(Checkpoint):
     """Save the whole training state at the end of every epoch, and more often where asked.
 
     The last of a Trainer's callbacks, so that what it saves holds what the others have just done.
@@ -54,15 +55,15 @@ class ResumeStream(Checkpoint):
         checkpoints: CheckpointManager,
         every_n_train_steps: int | None,
         train_time_interval: timedelta | None,
-        background: Background | None,
-        ranks: Ranks,
+        snapshot: Snapshot | None,
+        process_group: LightningProcessGroup,
     ) -> None:
         super().__init__()
-        save_time(self)
+        skip_unused_hooks(self)
         self.checkpoints = checkpoints
-        self.ranks = ranks
-        self._background = background
-        self._reserves = background is not None and ranks.rank == 0  # which alone writes
+        self.process_group = process_group
+        self._snapshot = snapshot
+        self._reserves = snapshot is not None and process_group.rank == 0  # which alone writes
         self._every_n_train_steps = every_n_train_steps
         self._interval = None if train_time_interval is None else train_time_interval.total_seconds()
         self._saved_step = -1
@@ -70,7 +71,7 @@ class ResumeStream(Checkpoint):
         self._ends_epoch = False
         self._training = False
         self._stepping_from: int | None = None
-        self.interruption = Interruption(lambda _: self._training)
+        self.preemption = PreemptionHandler(lambda _: self._training)
         self._restored: dict[str, Any] | None = None
         self._resumes = False
 
@@ -79,7 +80,7 @@ class ResumeStream(Checkpoint):
     ) -> None:
         """Add what Lightning leaves out, and an uninterrupted training has."""
         checkpoint[_KEY] = {
-            "random": self.ranks.gather(random_state()),
+            "random": self.process_group.gather(random_state()),
             "ends_epoch": self._ends_epoch,
             "stopped": self._ends_epoch and trainer.should_stop,
             "optimizers": _optimizers(trainer),
@@ -101,7 +102,7 @@ class ResumeStream(Checkpoint):
             TrackingError: the optimizers are not those that were saved. Lightning would go on with the options of the
                 saved ones, or fail in the middle of training.
         """
-        self.interruption.install()  # before Lightning's own handlers, which run those that they find
+        self.preemption.install()  # before Lightning's own handlers, which run those that they find
         if self._restored is None:
             return
         if self._restored["optimizers"] != _optimizers(trainer):
@@ -129,10 +130,10 @@ class ResumeStream(Checkpoint):
                 )
             self._restored = None
             self._resumes = True
-        if self.ranks.several:
+        if self.process_group.is_distributed:
             # Lightning's handler calls a collective wherever the signal finds it, which hangs unless it finds all ranks
             # at the same place.
-            self.interruption.stay_on_top()
+            self.preemption.reinstall()
         self.checkpoints.release()
         self._saved_step = trainer.global_step
         self._saved_at = time.monotonic()
@@ -164,10 +165,10 @@ class ResumeStream(Checkpoint):
         """Save where `every_n_train_steps` or `train_time_interval` says so, and end where a signal asked for it."""
         self._stepping_from = None
         due = self._interval is not None and time.monotonic() - self._saved_at >= self._interval
-        if self.ranks.several:
+        if self.process_group.is_distributed:
             due = self._agree(trainer, due=due)
-        elif self.interruption.requested:
-            self.interruption.end()
+        elif self.preemption.requested:
+            self.preemption.exit()
         step = trainer.global_step
         if step == self._saved_step:  # gradients are being accumulated
             return
@@ -195,25 +196,30 @@ class ResumeStream(Checkpoint):
     ) -> None:
         """End where a signal asked for it; not with several ranks, whose validation may be of different lengths."""
         # Not in the sanity check before training.
-        if self._training and self.interruption.requested and not self.ranks.several:
-            self.interruption.end()
+        if self._training and self.preemption.requested and not self.process_group.is_distributed:
+            self.preemption.exit()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Save what was done since the last save, whatever ends the training: a signal, Ctrl-C or an error."""
         if isinstance(exception, pl.utilities.exceptions.SIGTERMException):
             # Lightning would exit with 0, and the platform take the run for done.
             exception.code = 128 + signal.SIGTERM
-        self.interruption.uninstall()
+        self.preemption.uninstall()
         half_done = self._stepping_from is not None and trainer.global_step == self._stepping_from
         # Saving is collective: where this rank has an exception, the others may have none.
-        saves = self._training and not half_done and not self.ranks.several and trainer.global_step != self._saved_step
+        saves = (
+            self._training
+            and not half_done
+            and not self.process_group.is_distributed
+            and trainer.global_step != self._saved_step
+        )
         self._training = False
-        requested = self.interruption.requested
+        requested = self.preemption.requested
         self._save_at_last(trainer, requested.name if requested else type(exception).__name__, saves=saves)
         if requested and not isinstance(exception, (SystemExit, KeyboardInterrupt)):
             # Where the signal went to the whole process group, it has ended the workers of a data loader, too.
             _logger.warning("After %s: %s: %s", requested.name, type(exception).__name__, exception)
-            self.interruption.end()
+            self.preemption.exit()
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Return when all is written.
@@ -221,29 +227,29 @@ class ResumeStream(Checkpoint):
         Raises:
             RuntimeError: it was not, on another rank.
         """
-        self.ranks.answer()
-        self.ranks.raise_error(self._error_of_writes())
+        self.process_group.wait_for_flags()
+        self.process_group.raise_on_all(self._error_of_writes())
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Stop listening for signals; end where one came after the last batch."""
         self._training = False
         try:
-            self.ranks.end_where_asked(self.interruption)
+            self.process_group.exit_if_requested(self.preemption)
         finally:
-            self.interruption.uninstall()
-            self.ranks.leave(trainer.strategy)
+            self.preemption.uninstall()
+            self.process_group.restore_strategy(trainer.strategy)
 
     def _restore_random(self, trainer: pl.Trainer) -> None:
         if self._restored is not None and len(self._restored["random"]) == trainer.world_size:
-            set_random_state(self._restored["random"][self.ranks.rank])
+            set_random_state(self._restored["random"][self.process_group.rank])
 
     def _agree(self, trainer: pl.Trainer, *, due: bool) -> bool:
         """Whether all ranks save now; where one was told to end, or its writes failed, all end."""
-        first = self.ranks.rank == 0  # whose clock counts, and which writes
-        failed = self._background is not None and self._background.failed
-        told = self.ranks.ask(Wishes(self.interruption.requested or 0, int(first and due), int(failed)))
+        first = self.process_group.rank == 0  # whose clock counts, and which writes
+        failed = self._snapshot is not None and self._snapshot.failed
+        told = self.process_group.reduce_flags(Flags(self.preemption.requested or 0, int(first and due), int(failed)))
         if told.failed:
-            self.ranks.raise_error(self._error_of_writes())
+            self.process_group.raise_on_all(self._error_of_writes())
         if told.signal:
             self._end_together(trainer, signal.Signals(told.signal))
         return bool(told.save)
@@ -254,9 +260,9 @@ class ResumeStream(Checkpoint):
         self._save_at_last(trainer, requested.name, saves=trainer.global_step != self._saved_step)
         # Launchers kill all when the first has ended, also the one that still writes.
         with contextlib.suppress(RuntimeError):  # another was killed
-            self.ranks.gather(None)
-        self.ranks.leave(trainer.strategy)
-        self.interruption.end(requested)
+            self.process_group.gather(None)
+        self.process_group.restore_strategy(trainer.strategy)
+        self.preemption.exit(requested)
 
     def _save_at_last(self, trainer: pl.Trainer, reason: str, *, saves: bool) -> None:
         try:
@@ -269,7 +275,7 @@ class ResumeStream(Checkpoint):
                 "The state at the exception was not saved; what was there before is as it was: %s", error
             )
         else:
-            if saves and self.ranks.rank == 0:
+            if saves and self.process_group.rank == 0:
                 _logger.warning("Saved step %d after %s", trainer.global_step, reason)
 
     def _error_of_writes(self) -> Exception | None:
@@ -288,19 +294,19 @@ class ResumeStream(Checkpoint):
                 torch.save(checkpoint, path)
 
         def save(checkpoint: dict[str, Any]) -> None:
-            if self._background is None:
+            if self._snapshot is None:
                 write(checkpoint)
             else:
-                self._background.save(f"step {step} to {self.checkpoints.directory}", checkpoint, write)
+                self._snapshot.save(f"step {step} to {self.checkpoints.directory}", checkpoint, write)
 
         # Where writing fails nothing is gained by a second try, unless it was an earlier step's.
-        if self._background is None:
+        if self._snapshot is None:
             self._saved_step = step
         if _writes_itself(trainer):
             self._save_sharded(trainer, step, epoch)
             self._saved_step, self._saved_at = step, time.monotonic()
             return
-        with stream_io(trainer, StreamCheckpointIO(save)):
+        with training_state_io(trainer, TrainingStateIO(save)):
             # Every rank takes part, and the strategy writes on the first alone.
             trainer.save_checkpoint(self.checkpoints.directory, weights_only=False)
         self._saved_step, self._saved_at = step, time.monotonic()
@@ -309,38 +315,38 @@ class ResumeStream(Checkpoint):
         """Have every rank write its part to a directory that the first makes, and puts in its place when all have."""
         with contextlib.ExitStack() as stack:
             path, error = None, None
-            if self.ranks.rank == 0:
+            if self.process_group.rank == 0:
                 try:
                     path = stack.enter_context(self.checkpoints.save(step, epoch))
                 except (OSError, TrackingError) as caught:
                     error = caught
-            self.ranks.raise_error(error)
-            trainer.save_checkpoint(str(self.ranks.gather(path)[0]), weights_only=False)
+            self.process_group.raise_on_all(error)
+            trainer.save_checkpoint(str(self.process_group.gather(path)[0]), weights_only=False)
             try:
                 stack.close()
             except (OSError, TrackingError) as caught:
                 error = caught
-            self.ranks.raise_error(error)
+            self.process_group.raise_on_all(error)
 
     def _wait(self) -> None:
         """Return when all is written. Where that failed, what is saved is not this step."""
-        if self._background is not None:
+        if self._snapshot is not None:
             saved_step, self._saved_step = self._saved_step, -1
-            self._background.wait()
+            self._snapshot.wait()
             self._saved_step = saved_step
 
     def _reserve(self, trainer: pl.Trainer) -> None:
         """Take the memory for copies of the state: since the first optimizer step all of it is there."""
-        assert self._background is not None
+        assert self._snapshot is not None
         self._reserves = False
         tensors = [*trainer.lightning_module.state_dict().values()]
         for optimizer in trainer.optimizers:
             for state in optimizer.state.values():
                 tensors += [value for value in state.values() if isinstance(value, torch.Tensor)]
-        self._background.reserve(tensors)
+        self._snapshot.reserve(tensors)
 
 
-def save_time(callback: Callback) -> None:
+def skip_unused_hooks(callback: Callback) -> None:
     """Have Lightning pass over the hooks for each batch that `callback` leaves empty.
 
     It calls whatever of a callback's hooks is callable, in microseconds each.
@@ -362,7 +368,7 @@ def _begins_batches_again(trainer: pl.Trainer) -> bool:
 
 
 @contextlib.contextmanager
-def stream_io(trainer: pl.Trainer, io: StreamCheckpointIO) -> Iterator[None]:
+def training_state_io(trainer: pl.Trainer, io: TrainingStateIO) -> Iterator[None]:
     """Have the strategy write and read the resume stream's files with `io`, whatever plugin the user brought."""
     plugin = trainer.strategy.checkpoint_io
     trainer.strategy.checkpoint_io = io

@@ -9,18 +9,20 @@ import traceback
 from typing import TYPE_CHECKING
 
 from polyaxon_keras.framework import keras
-from polyaxon_tracking import Run, TrackingError
+from polyaxon_tracking import TrackingError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["neighbours", "refuse_second_restorer", "training_weights", "warn_of_files_outside"]
+    from polyaxon_tracking.training import Run
+
+__all__ = ["callbacks_of_this_fit", "refuse_second_restorer", "training_weights", "warn_of_files_outside"]
 
 # Where callbacks write, and the attribute that says so.
 _FILES = {"TensorBoard": "log_dir", "CSVLogger": "filename", "OrbaxCheckpoint": "directory"}
 
 
-def neighbours() -> list[keras.callbacks.Callback]:
+def callbacks_of_this_fit() -> list[keras.callbacks.Callback]:
     """The callbacks of the ``fit`` whose hook is running, which Keras tells none of them."""
     for frame, _ in traceback.walk_stack(sys._getframe()):  # noqa: SLF001
         caller = frame.f_locals.get("self")

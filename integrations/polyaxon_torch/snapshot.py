@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from polyaxon_tracking import BackgroundWriter, available_memory
+from polyaxon_tracking.training import BackgroundWriter, available_memory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from datetime import timedelta
 
-__all__ = ["Background"]
+__all__ = ["Snapshot"]
 
 _logger = logging.getLogger("polyaxon_tracking")
 
@@ -27,7 +27,7 @@ _SAMPLED_BYTES, _SAMPLED_EVERY = 1 << 12, 1 << 18
 _KEPT_SAVES = 8
 
 
-class Background:
+class Snapshot:
     """Copy a checkpoint in memory, and have it written in another thread.
 
     At most one state is in flight. Several checkpoints of one step share its buffers, since their tensors are found to

@@ -16,7 +16,8 @@ import torch
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from polyaxon_lightning.framework import pl
-from polyaxon_tracking import TrackingError, atomic_write, cached_path, open_directory
+from polyaxon_tracking import TrackingError, atomic_write, cached_path
+from polyaxon_tracking.training import open_directory
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,12 +27,12 @@ if TYPE_CHECKING:
     from lightning.pytorch.callbacks import ModelCheckpoint
     from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-    from polyaxon_lightning.staging import Background
+    from polyaxon_torch.snapshot import Snapshot
 else:
     ModelCheckpoint = pl.callbacks.ModelCheckpoint
     TorchCheckpointIO = pl.plugins.io.TorchCheckpointIO
 
-__all__ = ["DurableCheckpointIO", "StreamCheckpointIO"]
+__all__ = ["DurableCheckpointIO", "TrainingStateIO"]
 
 
 class DurableCheckpointIO(TorchCheckpointIO):
@@ -39,15 +40,15 @@ class DurableCheckpointIO(TorchCheckpointIO):
 
     Lightning stages in ``$TMPDIR`` and moves, which copies in place where that is another file system, and syncs
     nothing. This writes beside the target, syncs, and renames; to a store it uploads what is complete. What the
-    ModelCheckpoints in `waits_not` save is written in the background; what anyone else saves is there when
+    ModelCheckpoints in `background_checkpoints` save is written in the background; what anyone else saves is there when
     ``trainer.save_checkpoint`` returns.
     """
 
-    def __init__(self, background: Background | None = None) -> None:
+    def __init__(self, snapshot: Snapshot | None = None) -> None:
         super().__init__()
-        self._background = background
-        self.waits_not: list[ModelCheckpoint] = []
-        self.kept: str | Path | None = None
+        self._snapshot = snapshot
+        self.background_checkpoints: list[ModelCheckpoint] = []
+        self.protected_path: str | Path | None = None
         """A checkpoint that is not removed: the one that training goes on from."""
         self._pending: set[str] = set()
         self._listed: dict[str, set[str]] = {}
@@ -60,9 +61,9 @@ class DurableCheckpointIO(TorchCheckpointIO):
                 "`trainer.save_checkpoint(..., storage_options=...)` is not supported: see PolyaxonCallback"
             )
         path = _absolute(path)
-        if self._background is not None and self._saves_for_one_that_waits_not():
+        if self._snapshot is not None and self._saves_in_background():
             self._pending.add(path)
-            self._background.save(path, checkpoint, functools.partial(self._save_pending, path))
+            self._snapshot.save(path, checkpoint, functools.partial(self._save_pending, path))
             return
         self.wait()
         self._last_saved = None
@@ -81,8 +82,8 @@ class DurableCheckpointIO(TorchCheckpointIO):
 
     def wait(self) -> None:
         """Return when all is written, or raise what went wrong."""
-        if self._background is not None:
-            self._background.wait()
+        if self._snapshot is not None:
+            self._snapshot.wait()
             self._pending.clear()
 
     def load_checkpoint(self, path: str | Path, *arguments: Any, **options: Any) -> dict[str, Any]:
@@ -105,24 +106,24 @@ class DurableCheckpointIO(TorchCheckpointIO):
 
     def remove_checkpoint(self, path: str | Path) -> None:
         """Remove the file or directory `path`, if it is there, when all that was saved before is written."""
-        if path == self.kept:  # which Lightning keeps by itself where it is local (its issue 21813)
+        if path == self.protected_path:  # which Lightning keeps by itself where it is local (its issue 21813)
             return
-        if self._background is None:
+        if self._snapshot is None:
             self._remove(path)
-        elif not self._background.failed:  # otherwise nothing is removed, and the next save, of all ranks, says so
-            self._background.submit(f"the removal of {path}", functools.partial(self._remove, path))
+        elif not self._snapshot.failed:  # otherwise nothing is removed, and the next save, of all ranks, says so
+            self._snapshot.submit(f"the removal of {path}", functools.partial(self._remove, path))
 
     def teardown(self) -> None:
         """Return when all is written, and give the memory back: the Trainer is done with its work."""
         super().teardown()
         self.wait()
-        self._background = self._last_saved = None
+        self._snapshot = self._last_saved = None
 
-    def _saves_for_one_that_waits_not(self) -> bool:
-        """Whether one of `waits_not` is saving: the Trainer hands over no more than a path."""
+    def _saves_in_background(self) -> bool:
+        """Whether one of `background_checkpoints` is saving: the Trainer hands over no more than a path."""
         frame: FrameType | None = sys._getframe()  # noqa: SLF001
         while frame is not None:
-            if any(frame.f_locals.get("self") is callback for callback in self.waits_not):
+            if any(frame.f_locals.get("self") is callback for callback in self.background_checkpoints):
                 return True
             frame = frame.f_back
         return False
@@ -146,7 +147,7 @@ class DurableCheckpointIO(TorchCheckpointIO):
         self._listed.get(parent, set()).discard(name)
 
 
-class StreamCheckpointIO(TorchCheckpointIO):
+class TrainingStateIO(TorchCheckpointIO):
     """Write with `write`, whatever the path, and read as the checkpoint manager's files are to be read."""
 
     def __init__(self, write: Callable[[dict[str, Any]], None] | None = None, *, weights_only: bool = True) -> None:

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from polyaxon_tracking import CheckpointManager, Run, atomic_write, checkpoints
+from polyaxon_tracking import CheckpointManager, atomic_write, checkpoints
+from polyaxon_tracking.training import Run
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -36,14 +37,14 @@ for step in (1001, 1002):
 ELSEWHERE = """
 import fcntl
 from polyaxon_tracking.storage import locks
-staging._owner = lambda _: "0123456789abcdef-0.99"
+locks._owner = lambda _: "0123456789abcdef-0.99"
 fcntl.flock = lambda *_: None
 """
 
 # This machine, before it was started again.
 BEFORE_A_REBOOT = """
 from polyaxon_tracking.storage import locks
-staging._BOOT_ID = "/proc/sys/kernel/random/uuid"
+locks._BOOT_ID = "/proc/sys/kernel/random/uuid"
 """
 
 HOUR = 3600
@@ -126,7 +127,7 @@ def test_two_mounts_that_keep_locks_to_themselves(mounts: list[Path]) -> None:
     told = [process.communicate("\n\n")[1] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], told
     for mount in mounts:
-        assert {checkpoint.damage() for checkpoint in CheckpointManager(mount / "checkpoints").checkpoints()} == {None}
+        assert {checkpoint.verify() for checkpoint in CheckpointManager(mount / "checkpoints").checkpoints()} == {None}
         assert hidden(mount) == []
 
 

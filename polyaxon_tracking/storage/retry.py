@@ -1,0 +1,136 @@
+"""Retry requests to an object store that is away for a while, and say what failed, without secrets."""
+
+from __future__ import annotations
+
+import errno
+import functools
+import logging
+import os
+import time
+from typing import TYPE_CHECKING, TypeVar
+
+from polyaxon_tracking.redaction import mask_secrets
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from polyaxon_tracking.storage.credentials import Location
+
+__all__: list[str] = []
+
+_T = TypeVar("_T")
+
+_logger = logging.getLogger("polyaxon_tracking")
+
+# Beside the drivers' own attempts, which end after seconds.
+_PATIENCE_SECONDS = 300.0
+_PATIENCE_AT_START_SECONDS = 15.0
+_LONGEST_PAUSE_SECONDS = 15.0
+
+# Of botocore and google.auth.
+_NO_CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError", "DefaultCredentialsError")
+
+
+def with_retries(what: str | None, location: Location, call: Callable[[], _T], *, at_start: bool = False) -> _T:
+    """Do `call`, again and again where the store is away; an error that stays says `what` came of it, or why."""
+    deadline = time.monotonic() + (_PATIENCE_AT_START_SECONDS if at_start else _PATIENCE_SECONDS)
+    pause = 1.0
+    while True:
+        try:
+            return call()
+        except Exception as error:
+            if not _may_pass(error) or time.monotonic() + pause > deadline:
+                if isinstance(error, OSError) and os.path.isabs(error.filename or ""):  # of the local disk
+                    raise
+                # `from None`: what a driver says may hold secrets
+                raise OSError(
+                    error_number(error), f"{what or failure_kind(error)}: {failure_reason(error)}", location.url
+                ) from None
+            _logger.warning("%s: %s. Trying again in %g s", location.url, failure_reason(error), pause)
+        time.sleep(pause)
+        pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+
+
+def error_number(error: BaseException) -> int:
+    """The error number that says the same, from which Python makes the class."""
+    status = _status(error)
+    if isinstance(error, FileNotFoundError) or status == 404:  # noqa: PLR2004  # see RFC 9110, 15
+        return errno.ENOENT
+    if isinstance(error, PermissionError) or status in (401, 403) or str(error).startswith("Forbidden"):
+        return errno.EACCES
+    return (error.errno if isinstance(error, OSError) else None) or errno.EIO
+
+
+def failure_kind(error: BaseException) -> str:
+    """What failed, since not every driver's message says so."""
+    if any(type(cause).__name__ in _NO_CREDENTIALS for cause in _chain(error)):
+        return "No credentials were found"
+    number = error_number(error)
+    if number in (errno.ENOENT, errno.EACCES):
+        return "Not found" if number == errno.ENOENT else "Not allowed"
+    return "The store cannot be reached" if _status(error) is None and _may_pass(error) else "The request failed"
+
+
+def failure_reason(error: BaseException) -> str:
+    text = " ".join(str(error).split())[:400]
+    return mask_secrets(text) or type(error).__name__
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+
+
+def _status(error: BaseException) -> int | None:
+    """The status of HTTP that the store answered with, which each driver has elsewhere."""
+    for cause in _chain(error):
+        response = getattr(cause, "response", None)
+        found = [getattr(cause, name, None) for name in ("status_code", "status", "code")]
+        if isinstance(response, dict):  # of botocore
+            found.append(response.get("ResponseMetadata", {}).get("HTTPStatusCode"))
+        for value in found:
+            if str(value).isdecimal():
+                return int(str(value))
+    return None
+
+
+def _may_pass(error: BaseException) -> bool:
+    """Whether it is of the kind that goes away: a store that is overloaded, restarts, or cannot be reached."""
+    status = _status(error)
+    if status is not None:
+        return status // 100 == 5 or status in (408, 429)  # noqa: PLR2004  # see RFC 9110, 15
+    return any(isinstance(cause, _passing_errors()) or getattr(cause, "retryable", False) for cause in _chain(error))
+
+
+@functools.cache
+def _passing_errors() -> tuple[type[BaseException], ...]:
+    """The errors of a connection, of the drivers that are installed; where one is missing it raised nothing."""
+    import asyncio
+
+    found: list[type[BaseException]] = [ConnectionError, TimeoutError, asyncio.TimeoutError]
+    try:
+        import aiohttp
+    except ModuleNotFoundError:
+        pass
+    else:
+        found.append(aiohttp.ClientError)
+    try:
+        import botocore.exceptions
+    except ModuleNotFoundError:
+        pass
+    else:
+        found += [botocore.exceptions.HTTPClientError, botocore.exceptions.IncompleteReadError]
+    try:
+        import requests
+    except ModuleNotFoundError:
+        pass
+    else:
+        found.append(requests.exceptions.RequestException)
+    try:
+        import azure.core.exceptions
+    except ModuleNotFoundError:
+        pass
+    else:
+        found += [azure.core.exceptions.ServiceRequestError, azure.core.exceptions.ServiceResponseError]
+    return tuple(found)
