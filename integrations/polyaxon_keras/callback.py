@@ -408,7 +408,9 @@ class PolyaxonCallback(keras.callbacks.ModelCheckpoint):
         model, checkpoints, step = self.model, self._checkpoints, self._step
         best = None if self.best is None else float(self.best)
         training = {"best": best, "callbacks": [_plain_values(callback) for callback in self._restored]}
-        metadata = training_state.make_metadata(model, training, self._process_group.gather(training_state.random_state()))
+        metadata = training_state.make_metadata(
+            model, training, self._process_group.gather(training_state.random_state())
+        )
 
         def write() -> None:
             with checkpoints.save(step, epoch, suffix=".weights.h5") as path:

@@ -21,7 +21,7 @@ from polyaxon_tracking import TrackingError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["load", "optimizers_of", "random_state", "make_metadata", "save"]
+__all__ = ["load", "make_metadata", "optimizers_of", "random_state", "save"]
 
 _GROUP = "polyaxon_tracking"
 
