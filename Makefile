@@ -12,8 +12,8 @@ STEP := bash tools/step.sh
 OTHER_BACKENDS := tensorflow jax
 BACKEND_TESTS := $(addprefix tests/keras_callback/,test_background.py test_callback.py test_late.py test_processes.py) \
 	tests/keras_callback/test_stores.py::test_a_killed_training_goes_on_without_tensorflow
-# Two at a time: many tests wait for processes of their own.
-PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
+# Three at a time on two cores: many tests wait for processes of their own, for servers or for disks.
+PYTEST := $(BIN)/python -m pytest -n 3 --dist worksteal
 
 .PHONY: demo test test-pythons coverage bench lint types docs clean
 

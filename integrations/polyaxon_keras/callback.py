@@ -14,12 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from polyaxon_keras import training_state
-from polyaxon_keras.fit_hooks import (
-    callbacks_of_this_fit,
-    refuse_second_restorer,
-    training_weights,
-    warn_of_files_outside,
-)
+from polyaxon_keras.epoch_end import BeforeEpochEnd, First, Last, MissedEpochEnd, averages_on_exception, is_helper
+from polyaxon_keras.fit_hooks import callback_list, refuse_second_restorer, training_weights, warn_of_files_outside
 from polyaxon_keras.framework import keras
 from polyaxon_keras.process_group import JaxProcessGroup
 from polyaxon_keras.snapshot import Snapshot, values
@@ -150,8 +146,14 @@ class PolyaxonCallback(keras.callbacks.ModelCheckpoint):
         self._stepping = False
         self._iterations_before = 0
         self._fitted: keras.Model | None = None
-        self._due: int | None = None
         self._states: list[dict[str, Any]] = []
+        self._logs: dict[str, Any] = {}
+        self._before: BeforeEpochEnd | None = None
+        """What was before the end of the epoch, until all have seen that."""
+        self._saved_before = -1
+        self._wishes = Flags()
+        self._looks = False
+        self._swaps = False
 
     @property
     def outputs_path(self) -> str:
@@ -173,7 +175,9 @@ class PolyaxonCallback(keras.callbacks.ModelCheckpoint):
             TrackingError: no checkpoint is intact, or the model is not the one that was saved.
         """
         super().on_train_begin(logs)
-        self._callbacks = callbacks_of_this_fit()
+        callbacks = callback_list()
+        self._callbacks = [callback for callback in callbacks.callbacks if not is_helper(callback)]
+        callbacks.callbacks = [First(self._begin_epoch_end), *self._callbacks, Last(self._leave_epoch)]
         if self._resume is not False:
             refuse_second_restorer(self._callbacks)
         self._process_group = JaxProcessGroup()
@@ -185,7 +189,8 @@ class PolyaxonCallback(keras.callbacks.ModelCheckpoint):
         self._step = self._saved_step = 0
         self._reserves = True
         self._saved_at = time.monotonic()
-        self._due, self._states = None, []
+        self._states, self._logs, self._before, self._saved_before, self._swaps = [], {}, None, -1, False
+        self._wishes = Flags()
         self._fitted = self.model
         _let_go_of_failed()
         self._preemption.install()
@@ -214,6 +219,11 @@ class PolyaxonCallback(keras.callbacks.ModelCheckpoint):
                 f"{len(self._states)}. Expected the same callbacks in the same order. Give `restore` what it was given "
                 f"before, or pass PolyaxonCallback(resume=False) to begin anew; the checkpoint stays as it is."
             )
+        self._swaps = training.get("swaps", False)
+        if missed := training.get("missed"):
+            self._logs = missed["logs"]
+            MissedEpochEnd(self.model, callbacks, missed)
+            self._saved_before = newest.step
         self._step = self._saved_step = newest.step
         self._iterations_before = self._iterations() - newest.step
         _begin_at(self.model, newest.epoch)
@@ -222,12 +232,11 @@ class PolyaxonCallback(keras.callbacks.ModelCheckpoint):
             _logger.info("This training had come to its end (epochs=%d): nothing is left", self.params["epochs"])
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Save what came with the end of the last epoch, and count from here."""
+        """Count from here."""
         self._unchanged = False
         super().on_epoch_begin(epoch, logs)
         self._restore_callbacks()
-        self._save_due()
-        self._epoch, self._batch = epoch, -1
+        self._epoch, self._batch, self._before = epoch, -1, None
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Save where `save_freq`, `every_n_train_steps` or `train_time_interval` says so, or a signal asks for it."""
@@ -236,29 +245,36 @@ class PolyaxonCallback(keras.callbacks.ModelCheckpoint):
         if self.params["steps"] is not None:  # with `steps_per_execution` the last batches of an epoch may be fewer
             batch = min(batch, self.params["steps"] - 1)
         self._step += batch - self._batch
-        self._batch = batch
+        self._batch, self._logs = batch, logs or {}
         if self._reserves:
             self._reserve()
         flags = self._agree()
-        if flags.signal:
-            self._end(self._epochs_done, flags.signal)
-        if flags.save or Run.should_save(self._every_n_train_steps, step=self._step, saved_step=self._saved_step):
-            self._save_training(self._epoch)
+        if Run.should_save(self._every_n_train_steps, step=self._step, saved_step=self._saved_step):
+            flags = flags._replace(save=True)
+        if self._batch + 1 == self.params["steps"]:
+            self._wishes = flags  # for the end of the epoch, which is next
+        else:
+            self._grant(flags)
 
     def on_test_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """Save and end where a signal asked for it: in the validation within ``fit`` the epoch's batches are done."""
-        if number := self._agree().signal:
+        """Save and end where a signal asked for it, in the validation within ``fit``.
+
+        Where other weights are in the model than before the validation, the signal waits until the validation ends,
+        unless the state was saved before it.
+        """
+        number = self._agree().signal
+        if self._looks:
+            self._looks, self._swaps = False, self._swaps or not self._has_weights_of_before()
+        if number and self._before is not None and (self._saved_before == self._step or self._has_weights_of_before()):
             self._unchanged = False
-            self._end(self._epoch + 1, number)
+            self._end(number)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Save the model as ``ModelCheckpoint`` does, then the training state."""
         self._unchanged = False
         super().on_epoch_end(epoch, logs)
-        if self._restored:
-            self._due = epoch + 1  # those among them that come after this one have yet to see the epoch's end
-        else:
-            self._save_training(epoch + 1)
+        if not self._restored:  # otherwise those among them that come after this one have yet to see the epoch's end
+            self._end_epoch(epoch)
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """Note that this training has finished; end where a signal came after its last batch.
@@ -270,8 +286,7 @@ class PolyaxonCallback(keras.callbacks.ModelCheckpoint):
         self._restore_callbacks()
         epochs = self.params["epochs"]
         if self.model.stop_training and self._epoch + 1 < epochs:
-            self._due = epochs  # stopped early: no epoch is left to go on with
-        self._save_due()
+            self._save_training(epochs)  # stopped early: no epoch is left to go on with
         self._wait()
         self._snapshot = None  # and its memory
         self._preemption.uninstall()
@@ -296,18 +311,52 @@ class PolyaxonCallback(keras.callbacks.ModelCheckpoint):
             self._wait()
         return flags
 
-    def _end(self, epoch: int, number: int) -> NoReturn:
+    def _grant(self, flags: Flags) -> None:
+        if flags.signal:
+            self._end(flags.signal)
+        if flags.save:
+            self._save_within_epoch()
+
+    def _end(self, number: int) -> NoReturn:
         """Save and leave training, as the signal `number` to one of the processes asks."""
-        self._save_training(epoch)
+        if self._saved_before != self._step:
+            self._save_within_epoch()
+        self._leave(number)
+
+    def _leave(self, number: int) -> NoReturn:
         self._wait()
         if self._process_group.rank == 0:
             _logger.warning("Saved step %d after %s", self._step, Signals(number).name)
         self._preemption.exit(number)
 
-    @property
-    def _epochs_done(self) -> int:
-        """Epochs whose batches are all done; with data of unknown length, known only when the epoch has ended."""
-        return self._epoch + 1 if self._batch + 1 == self.params["steps"] else self._epoch
+    def _begin_epoch_end(self) -> None:
+        """Note what was before the end of the epoch; where validations were seen to swap weights, save it."""
+        if self._before is None:
+            self._unchanged = False
+            self._before, self._looks = self._look(), not self._process_group.is_distributed
+            flags, self._wishes = self._wishes, Flags()
+            self._grant(flags._replace(save=flags.save or (self._swaps and self._saved_before != self._step)))
+
+    def _end_epoch(self, epoch: int) -> None:
+        """Save at the end of every epoch."""
+        if self._before is not None:
+            self._before = None
+            self._save_training(epoch + 1)
+
+    def _leave_epoch(self, epoch: int) -> None:
+        """Save where that has waited for all others, and end where a signal has waited for the end of the epoch."""
+        self._unchanged = False
+        self._end_epoch(epoch)
+        if (number := self._preemption.requested) and not self._process_group.is_distributed:
+            self._leave(number)
+
+    def _look(self) -> BeforeEpochEnd:
+        return BeforeEpochEnd(self.model, self._logs, self._training_values())
+
+    def _has_weights_of_before(self) -> bool:
+        """Whether the weights are those of before the end of the epoch; several processes cannot look at all."""
+        with training_weights(self._callbacks):
+            return self._before is None or self._process_group.is_distributed or self._before.has_weights_of(self.model)
 
     def _is_training(self, frame: FrameType | None) -> bool:
         """Whether `frame` is within the ``fit`` of this callback's model: Keras tells no callback of an exception."""
@@ -340,10 +389,18 @@ class PolyaxonCallback(keras.callbacks.ModelCheckpoint):
         self._unchanged = False
         if self._iterations() - self._iterations_before == self._step + 1:  # raised before this callback's turn came
             self._step, self._batch = self._step + 1, self._batch + 1
+            self._logs = self.model.get_metrics_result()
         if self._step == self._saved_step:
             return
+        if averages_on_exception(self.model.optimizer) or not self._has_weights_of_before():
+            _logger.warning(
+                "Step %d is not saved: other weights are in the model, such as averages. What was there before is as "
+                "it was",
+                self._step,
+            )
+            return
         try:
-            self._save_training(self._epochs_done if self._due is None else self._due)
+            self._save_within_epoch()
             self._wait()
         except (OSError, RuntimeError, TrackingError) as failure:
             _logger.error(  # noqa: TRY400  # the traceback of the exception has just been printed
@@ -392,11 +449,6 @@ class PolyaxonCallback(keras.callbacks.ModelCheckpoint):
         optimizer = self.model.optimizer
         return 0 if optimizer is None else int(keras.ops.convert_to_numpy(optimizer.iterations))
 
-    def _save_due(self) -> None:
-        if self._due is not None:
-            self._save_training(self._due)
-            self._due = None
-
     def _restore_callbacks(self) -> None:
         # Not before training has begun for all: they reset themselves then.
         if self._states:
@@ -404,13 +456,27 @@ class PolyaxonCallback(keras.callbacks.ModelCheckpoint):
                 vars(callback).update(values)
             self._states = []
 
-    def _save_training(self, epoch: int) -> None:
-        model, checkpoints, step = self.model, self._checkpoints, self._step
+    def _training_values(self) -> dict[str, Any]:
         best = None if self.best is None else float(self.best)
-        training = {"best": best, "callbacks": [_plain_values(callback) for callback in self._restored]}
-        metadata = training_state.make_metadata(
-            model, training, self._process_group.gather(training_state.random_state())
-        )
+        callbacks = [_plain_values(callback) for callback in self._restored]
+        return {"best": best, "callbacks": callbacks, "swaps": self._swaps}
+
+    def _save_within_epoch(self) -> None:
+        """Save the state; at the end of the epoch, that of before it."""
+        before = self._before
+        if before is None and self._batch + 1 == self.params["steps"]:
+            before = self._look()
+        self._save_training(self._epoch, before)
+
+    def _save_training(self, epoch: int, before: BeforeEpochEnd | None = None) -> None:
+        model, checkpoints, step = self.model, self._checkpoints, self._step
+        training, random = self._training_values(), training_state.random_state()
+        if before is not None:
+            training, random = before.training, before.random
+        metadata = training_state.make_metadata(model, training, self._process_group.gather(random))
+        if before is not None:
+            metadata["generators"] = before.generators
+            self._saved_before = step
 
         def write() -> None:
             with checkpoints.save(step, epoch, suffix=".weights.h5") as path:
@@ -487,11 +553,15 @@ def _let_go_of_failed() -> None:
 
 
 def _plain_values(callback: keras.callbacks.Callback) -> dict[str, Any]:
-    """The state of a callback: its attributes that are numbers, strings, arrays, or lists of arrays."""
+    """Return the state of a callback: its attributes that are numbers, strings, arrays, or lists of arrays.
+
+    Not `min_delta`: Keras's callbacks turn its sign in their first epoch, so it would be turned again after resuming.
+    """
     return {
         name: value.copy() if isinstance(value, list | np.ndarray) else value
         for name, value in vars(callback).items()
         if not name.startswith("_")
+        and name != "min_delta"
         and (
             value is None
             or isinstance(value, bool | int | float | str | np.generic | np.ndarray)

@@ -16,19 +16,26 @@ if TYPE_CHECKING:
 
     from polyaxon_tracking.training import Run
 
-__all__ = ["callbacks_of_this_fit", "refuse_second_restorer", "training_weights", "warn_of_files_outside"]
+__all__ = ["callback_list", "refuse_second_restorer", "training_weights", "warn_of_files_outside"]
 
 # Where callbacks write, and the attribute that says so.
 _FILES = {"TensorBoard": "log_dir", "CSVLogger": "filename", "OrbaxCheckpoint": "directory"}
 
 
-def callbacks_of_this_fit() -> list[keras.callbacks.Callback]:
-    """The callbacks of the ``fit`` whose hook is running, which Keras tells none of them."""
+def callback_list() -> keras.callbacks.CallbackList:
+    """Return the callbacks of the ``fit`` whose hook is running, which Keras tells none of them.
+
+    Raises:
+        TrackingError: the hook is not called as Keras calls it.
+    """
     for frame, _ in traceback.walk_stack(sys._getframe()):  # noqa: SLF001
         caller = frame.f_locals.get("self")
         if isinstance(caller, keras.callbacks.CallbackList):
-            return list(caller.callbacks)
-    return []
+            return caller
+    raise TrackingError(
+        "Received PolyaxonCallback.on_train_begin() without a list of callbacks. Expected the callback in "
+        "model.fit(callbacks=[...]) or, in a loop of your own, in a keras.callbacks.CallbackList."
+    )
 
 
 def refuse_second_restorer(callbacks: list[keras.callbacks.Callback]) -> None:

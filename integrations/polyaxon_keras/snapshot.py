@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from datetime import timedelta
 
-__all__ = ["Snapshot", "values", "variables_of"]
+__all__ = ["Snapshot", "host_value", "values", "variables_of"]
 
 _logger = logging.getLogger("polyaxon_tracking")
 
@@ -78,7 +78,7 @@ class Snapshot:
             return True
         self.wait()
         self._variables, self._arrays, self._filled = [], [], False
-        size = sum(_host(variable).nbytes for variable in variables)
+        size = sum(host_value(variable).nbytes for variable in variables)
         available = available_memory()
         if size >= available:
             if not self._told:
@@ -91,7 +91,7 @@ class Snapshot:
                 )
             return False
         self._variables = variables
-        self._arrays = arrays = [np.empty_like(_host(variable)) for variable in variables]
+        self._arrays = arrays = [np.empty_like(host_value(variable)) for variable in variables]
 
         def touch() -> None:
             for array in arrays:
@@ -105,7 +105,7 @@ class Snapshot:
             self._filled = True
             self._writer.wait()
         for variable, array in zip(self._variables, self._arrays, strict=True):
-            value = _host(variable)
+            value = host_value(variable)
             if self._writer.pending:
                 if _are_equal(array, value):
                     continue
@@ -121,8 +121,8 @@ def variables_of(model: keras.Model) -> list[Any]:
     return list({id(variable): variable for variable in found}.values())
 
 
-def _host(variable: Any) -> np.ndarray[Any, Any]:
-    """The value of `variable` in host memory, without a copy where it is there."""
+def host_value(variable: Any) -> np.ndarray[Any, Any]:
+    """Return the value of `variable` in host memory, without a copy where it is there."""
     value: Any = variable.value
     array: np.ndarray[Any, Any]
     if keras.backend.is_float_dtype(variable.dtype) and variable.dtype not in ("float16", "float32", "float64"):

@@ -21,7 +21,7 @@ from polyaxon_tracking import TrackingError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["load", "make_metadata", "optimizers_of", "random_state", "save"]
+__all__ = ["generator_values", "load", "make_metadata", "optimizers_of", "random_state", "save", "set_random_state"]
 
 _GROUP = "polyaxon_tracking"
 
@@ -32,7 +32,7 @@ def make_metadata(model: keras.Model, training: dict[str, Any], random_states: l
         "training": training,
         "shapes": [list(weight.shape) for weight in model.weights],
         "optimizers": _optimizers_metadata(model),
-        "generators": [keras.ops.convert_to_numpy(variable) for variable in _generators(model)],
+        "generators": generator_values(model),
         "random": random_states,
     }
 
@@ -88,7 +88,7 @@ def load(
     for variable, value in zip(_generators(model), metadata["generators"], strict=True):
         variable.assign(value)
     if rank < len(metadata["random"]):
-        _set_random_state(metadata["random"][rank])
+        set_random_state(metadata["random"][rank])
     training: dict[str, Any] = metadata["training"]
     return training
 
@@ -165,6 +165,11 @@ def _build_optimizers(model: keras.Model, metadata: dict[str, Any]) -> None:
                 optimizer.build([model.weights[index] for index in over])
 
 
+def generator_values(model: keras.Model) -> list[Any]:
+    """Return the states of the random number generators in `model`."""
+    return [keras.ops.convert_to_numpy(variable) for variable in _generators(model)]
+
+
 def _generators(model: keras.Model) -> list[Any]:
     """Variables of the random number generators in `model`, which ``save_weights`` leaves out."""
     optimized = [variable for optimizer in optimizers_of(model).values() for variable in optimizer.variables]
@@ -181,7 +186,8 @@ def random_state() -> dict[str, Any]:
     return state
 
 
-def _set_random_state(state: dict[str, Any]) -> None:
+def set_random_state(state: dict[str, Any]) -> None:
+    """Have the global generators go on from what `random_state` returned."""
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))
     np.random.set_state(tuple(state["numpy"]))

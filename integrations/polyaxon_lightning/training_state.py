@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import signal
 import time
@@ -12,12 +13,23 @@ import torch
 
 from polyaxon_lightning.checkpoint_io import TrainingStateIO
 from polyaxon_lightning.framework import pl
+from polyaxon_lightning.validation import (
+    BeforeValidation,
+    complete_batch,
+    continue_after_batch,
+    epoch_metrics,
+    let_go_of_loops,
+    log_again,
+    plateau_metrics,
+    step_plateaus,
+    take_epochs_for_ended,
+)
 from polyaxon_torch import random_state, set_random_state
 from polyaxon_tracking import PreemptionHandler, TrackingError
 from polyaxon_tracking.training import Flags, Run
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from datetime import timedelta
 
     from lightning.pytorch.callbacks import Callback, Checkpoint
@@ -74,24 +86,37 @@ class TrainingStateCheckpoint(Checkpoint):
         self.preemption = PreemptionHandler(lambda _: self._training)
         self._restored: dict[str, Any] | None = None
         self._resumes = False
+        self._before: BeforeValidation | None = None
+        """What was before the validation, until the epoch has ended or goes on."""
+        self._saves_before = False
+        self._swaps = False
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Add what Lightning leaves out, and an uninterrupted training has."""
-        checkpoint[_KEY] = {
+        checkpoint[_KEY] = metadata = {
             "random": self.process_group.gather(random_state()),
             "ends_epoch": self._ends_epoch,
-            "stopped": self._ends_epoch and trainer.should_stop,
+            "stopped": trainer.should_stop,
             "optimizers": _optimizers(trainer),
-            "plateau": _plateau_metrics(trainer) if self._ends_epoch else {},
+            "plateau": plateau_metrics(trainer) if self._ends_epoch else {},
+            "metrics": {name: torch.as_tensor(value).cpu() for name, value in trainer.callback_metrics.items()},
+            "epoch_metrics": {} if self._ends_epoch else epoch_metrics(trainer),
+            "swaps": self._swaps,
         }
+        if self._saves_before and self._before is not None:
+            self._before.put_into(checkpoint, metadata)
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Keep it until training starts."""
+        """Keep what was added until training starts, and have it start where the state was saved."""
         self._restored = checkpoint.get(_KEY)
+        if self._restored is not None:
+            self._restored["step"], self._restored["ends_batch"] = checkpoint["global_step"], complete_batch(checkpoint)
+            if self._restored["ends_epoch"]:
+                take_epochs_for_ended(trainer)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Bring the random number generators to where they were: dropout and shuffling go on as if nothing had been.
@@ -114,6 +139,8 @@ class TrainingStateCheckpoint(Checkpoint):
             )
         if self._restored["ends_epoch"]:
             self._restore_random(trainer)
+        if self._restored["ends_batch"]:
+            continue_after_batch(trainer, self._restored)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Make up for the scheduler steps that came after the save, and count from here."""
@@ -122,8 +149,14 @@ class TrainingStateCheckpoint(Checkpoint):
             # Lightning has drawn a number to begin the epoch's batches, which the saved state has behind it.
             if not self._restored["ends_epoch"] or loaded_late or _begins_batches_again(trainer):
                 self._restore_random(trainer)
-            _step_plateaus(trainer, self._restored["plateau"])
-            if self._restored["stopped"]:
+            step_plateaus(trainer, self._restored["plateau"])
+            trainer.callback_metrics.update(self._restored.get("metrics", {}))
+            if self._restored["ends_batch"]:
+                log_again(trainer, self._restored.get("epoch_metrics", {}))
+                if loaded_late:
+                    continue_after_batch(trainer, self._restored)
+            self._swaps = self._restored.get("swaps", False)
+            if self._restored["ends_epoch"] and self._restored["stopped"]:
                 trainer.should_stop = True
                 _logger.info(
                     "This training had been stopped early, at epoch %d: nothing is left", trainer.current_epoch
@@ -138,6 +171,8 @@ class TrainingStateCheckpoint(Checkpoint):
         self._saved_step = trainer.global_step
         self._saved_at = time.monotonic()
         self._training = True
+        loop = trainer.fit_loop.epoch_loop.val_loop
+        loop.run = functools.partial(self._validate, trainer, loop.run)  # type: ignore[method-assign]
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
@@ -152,6 +187,15 @@ class TrainingStateCheckpoint(Checkpoint):
                 batch_idx,
                 trainer.num_training_batches,
             )
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """End where a signal has waited for the end of the validation, with which the last epoch ended."""
+        if (
+            self.preemption.requested
+            and not self.process_group.is_distributed
+            and trainer.global_step == self._saved_step
+        ):
+            self.preemption.exit()
 
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
@@ -169,6 +213,8 @@ class TrainingStateCheckpoint(Checkpoint):
             due = self._agree(trainer, due=due)
         elif self.preemption.requested:
             self.preemption.exit()
+        elif trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+            self._before = BeforeValidation(trainer)
         step = trainer.global_step
         if step == self._saved_step:  # gradients are being accumulated
             return
@@ -179,11 +225,11 @@ class TrainingStateCheckpoint(Checkpoint):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save at the end of every epoch, after validation and the other callbacks."""
-        self._ends_epoch = True
+        self._before, self._ends_epoch = None, True
         self._save(trainer, trainer.current_epoch + 1)
         self._ends_epoch = False
         if trainer.fit_loop.restarting:  # Lightning leaves them out in the epoch that training was resumed within
-            _step_plateaus(trainer, _plateau_metrics(trainer))
+            step_plateaus(trainer, plateau_metrics(trainer))
 
     def on_validation_batch_end(
         self,
@@ -194,10 +240,19 @@ class TrainingStateCheckpoint(Checkpoint):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """End where a signal asked for it; not with several ranks, whose validation may be of different lengths."""
-        # Not in the sanity check before training.
-        if self._training and self.preemption.requested and not self.process_group.is_distributed:
-            self.preemption.exit()
+        """End where a signal asked for it; not with several ranks, whose validation may be of different lengths.
+
+        Where other weights are in the model than before the validation, the signal waits until the validation ends,
+        unless the state was saved before it.
+        """
+        if self._before is None:  # as in the sanity check before training
+            return
+        if batch_idx == 0:
+            self._swaps = self._swaps or not self._before.has_same_weights()
+        if self.preemption.requested:
+            if trainer.global_step == self._saved_step or self._before.has_same_weights():
+                self.preemption.exit()
+            trainer._signal_connector.received_sigterm = False  # noqa: SLF001  # for which Lightning would end here
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Save what was done since the last save, whatever ends the training: a signal, Ctrl-C or an error."""
@@ -213,9 +268,18 @@ class TrainingStateCheckpoint(Checkpoint):
             and not self.process_group.is_distributed
             and trainer.global_step != self._saved_step
         )
+        if saves and self._before is not None and not self._before.has_same_weights():
+            saves = False
+            _logger.warning(
+                "Step %d is not saved: other weights are in the model, such as averages. What was there before is as "
+                "it was",
+                trainer.global_step,
+            )
         self._training = False
         requested = self.preemption.requested
         self._save_at_last(trainer, requested.name if requested else type(exception).__name__, saves=saves)
+        self._before = None
+        let_go_of_loops(trainer)
         if requested and not isinstance(exception, (SystemExit, KeyboardInterrupt)):
             # Where the signal went to the whole process group, it has ended the workers of a data loader, too.
             _logger.warning("After %s: %s: %s", requested.name, type(exception).__name__, exception)
@@ -238,6 +302,7 @@ class TrainingStateCheckpoint(Checkpoint):
         finally:
             self.preemption.uninstall()
             self.process_group.restore_strategy(trainer.strategy)
+            let_go_of_loops(trainer)
 
     def _restore_random(self, trainer: pl.Trainer) -> None:
         if self._restored is not None and len(self._restored["random"]) == trainer.world_size:
@@ -267,7 +332,7 @@ class TrainingStateCheckpoint(Checkpoint):
     def _save_at_last(self, trainer: pl.Trainer, reason: str, *, saves: bool) -> None:
         try:
             if saves:
-                self._save(trainer, trainer.current_epoch)
+                self._save_before_validation(trainer)
             self._wait()
         except (OSError, RuntimeError, TrackingError) as error:
             # What ends the training goes on; this exception must not take its place, nor its traceback.
@@ -275,8 +340,30 @@ class TrainingStateCheckpoint(Checkpoint):
                 "The state at the exception was not saved; what was there before is as it was: %s", error
             )
         else:
-            if saves and self.process_group.rank == 0:
+            if self.process_group.rank == 0 and (saves or self.preemption.requested):
                 _logger.warning("Saved step %d after %s", trainer.global_step, reason)
+
+    def _validate(self, trainer: pl.Trainer, validate: Callable[[], Any]) -> Any:
+        """Stand in for the validations within training, which callbacks are told of too late to know what was before.
+
+        Where one was seen to swap weights, the state is saved before each that follows.
+        """
+        if self._training and not self.process_group.is_distributed:
+            self._before = BeforeValidation(trainer)
+            if self._swaps and trainer.global_step != self._saved_step:
+                self._save_before_validation(trainer)
+        result = validate()
+        if not trainer.fit_loop.epoch_loop.done:
+            self._before = None
+        return result
+
+    def _save_before_validation(self, trainer: pl.Trainer) -> None:
+        """Save the state; in a validation and at the end of the epoch, that of before the validation."""
+        self._saves_before = True
+        try:
+            self._save(trainer, trainer.current_epoch + self._ends_epoch)
+        finally:
+            self._saves_before = False
 
     def _error_of_writes(self) -> Exception | None:
         try:
@@ -376,26 +463,6 @@ def training_state_io(trainer: pl.Trainer, io: TrainingStateIO) -> Iterator[None
         yield
     finally:
         trainer.strategy.checkpoint_io = plugin
-
-
-def _plateau_metrics(trainer: pl.Trainer) -> dict[int, Any]:
-    """What the ``ReduceLROnPlateau`` schedulers are about to be stepped with, by their index.
-
-    Lightning steps them after the last hook of an epoch, so a checkpoint of the epoch's end lacks that step.
-    """
-    return {
-        index: trainer.callback_metrics[config.monitor]
-        for index, config in enumerate(trainer.lr_scheduler_configs)
-        if config.reduce_on_plateau
-        and config.interval == "epoch"
-        and (trainer.current_epoch + 1) % config.frequency == 0
-        and config.monitor in trainer.callback_metrics
-    }
-
-
-def _step_plateaus(trainer: pl.Trainer, metrics: dict[int, Any]) -> None:
-    for index, metric in metrics.items():
-        trainer.lightning_module.lr_scheduler_step(trainer.lr_scheduler_configs[index].scheduler, metric)
 
 
 def _is_stateful(loaders: Any) -> bool:

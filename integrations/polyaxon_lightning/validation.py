@@ -1,0 +1,183 @@
+"""A state of the training from between a batch and the end of what follows it: the validation, and the epoch's end."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch.nn.parameter import is_lazy
+
+from polyaxon_lightning.framework import pl
+from polyaxon_torch import random_state
+
+__all__ = [
+    "BeforeValidation",
+    "complete_batch",
+    "continue_after_batch",
+    "epoch_metrics",
+    "let_go_of_loops",
+    "log_again",
+    "plateau_metrics",
+    "step_plateaus",
+    "take_epochs_for_ended",
+]
+
+_SAMPLED_BYTES = 1 << 12
+# Larger tensors among the states of callbacks, such as averaged weights, are not copied.
+_SMALL_BYTES = 1 << 16
+
+
+class BeforeValidation:
+    """What a validation may change in the state of a training, and the hooks at its end and at the end of the epoch.
+
+    Weights are looked at by samples alone: some callbacks swap averaged ones in, and out when the validation ends.
+    """
+
+    def __init__(self, trainer: pl.Trainer) -> None:
+        self._module = trainer.lightning_module
+        self._weights = _samples(self._module)
+        self._random = random_state()
+        states = {callback.state_key: callback.state_dict() for callback in trainer.callbacks}  # type: ignore[attr-defined]
+        self._callbacks = _frozen({key: state for key, state in states.items() if state})
+        self._schedulers = [_frozen(config.scheduler.state_dict()) for config in trainer.lr_scheduler_configs]
+        self._progress = trainer.fit_loop.epoch_loop.state_dict(prefix="epoch_loop.")
+        self._groups = [_frozen(optimizer.state_dict()["param_groups"]) for optimizer in trainer.optimizers]
+
+    def has_same_weights(self) -> bool:
+        """Return whether the model holds the weights of before."""
+        now = _samples(self._module)
+        return now.keys() == self._weights.keys() and all(torch.equal(now[key], self._weights[key]) for key in now)
+
+    def put_into(self, checkpoint: dict[str, Any], metadata: dict[str, Any]) -> None:
+        """Make of `checkpoint` one of before the validation, as if saved at the end of the batch."""
+        metadata |= {"random": [self._random], "validates": True}
+        checkpoint |= {"callbacks": self._callbacks, "lr_schedulers": self._schedulers}
+        for state, groups in zip(checkpoint["optimizer_states"], self._groups, strict=True):
+            state["param_groups"] = groups
+        checkpoint["loops"]["fit_loop"] |= self._progress
+        for count in checkpoint["loops"]["fit_loop"]["epoch_progress"].values():
+            count["processed"] = count["completed"]
+        current, total = _counts(checkpoint)
+        is_counted = current["completed"] == current["processed"]
+        for count in (current, total):
+            count["completed"] -= is_counted
+
+
+def complete_batch(checkpoint: dict[str, Any]) -> bool:
+    """Return whether `checkpoint` was saved at the end of a batch, and count that batch as done.
+
+    Where it is not counted, Lightning leaves out what follows the batch (the validation, the end of the epoch), or
+    trains it again, before version 2.5.
+    """
+    current, total = _counts(checkpoint)
+    if not current["completed"] < current["processed"] == current["ready"]:
+        return False
+    for count in (current, total):
+        count.update(dict.fromkeys(count, count["completed"] + 1))
+    return True
+
+
+def continue_after_batch(trainer: pl.Trainer, metadata: dict[str, Any]) -> None:
+    """Have training begin with what follows a batch, at whose end the state with `metadata` was saved."""
+    fit_loop, loop = trainer.fit_loop, trainer.fit_loop.epoch_loop
+    was_last = loop.max_steps == metadata["step"]
+    loop.max_steps += was_last  # or nothing would begin
+
+    def advance(*_: Any) -> None:
+        del loop.advance
+        loop.max_steps -= was_last
+        # Not by its own setter, for which a training with `max_steps` always restarts.
+        pl.loops._Loop.restarting.fset(fit_loop, False)  # type: ignore[attr-defined]  # noqa: SLF001
+        trainer.should_stop = metadata["stopped"]
+        if metadata.get("validates"):
+            trainer._last_val_time = float("-inf")  # type: ignore[attr-defined]  # noqa: SLF001  # of a `val_check_interval` in time
+
+    loop.advance = advance  # type: ignore[assignment,method-assign]
+
+
+def take_epochs_for_ended(trainer: pl.Trainer) -> None:
+    """Have Lightning not end the epoch again at whose end it resumes: with `max_steps`, it would."""
+    trainer.fit_loop._iteration_based_training = lambda: False  # type: ignore[method-assign]  # noqa: SLF001
+
+
+def let_go_of_loops(trainer: pl.Trainer) -> None:
+    """Remove what stands in for methods of the loops: the training is over."""
+    loop = trainer.fit_loop.epoch_loop
+    if "advance" in vars(loop):
+        loop.advance(None)  # type: ignore[arg-type]  # which puts right what it changed
+    vars(trainer.fit_loop).pop("_iteration_based_training", None)
+    vars(loop.val_loop).pop("run", None)
+
+
+def epoch_metrics(trainer: pl.Trainer) -> dict[str, Any]:
+    """Return what was logged in an epoch whose batches are all done, each reduced: Lightning saves nothing of it.
+
+    Each with whether it goes to the loggers, and to the progress bar. A private name: the public properties show the
+    values of the last batch until the epoch has ended.
+    """
+    loop = trainer.fit_loop.epoch_loop
+    if not loop.batch_progress.is_last_batch:
+        return {}
+    metrics = loop._results.metrics(on_step=False)  # noqa: SLF001
+    return {
+        name: [value.cpu(), name in metrics["log"], name in metrics["pbar"]]
+        for name, value in metrics["callback"].items()
+    }
+
+
+def log_again(trainer: pl.Trainer, metrics: dict[str, Any]) -> None:
+    """Log what `epoch_metrics` returned, for the end of the epoch."""
+    for name, (value, logger, prog_bar) in metrics.items():
+        trainer.fit_loop.epoch_loop._results.log(  # noqa: SLF001
+            "resumed", name, value.to(trainer.strategy.root_device), prog_bar=prog_bar, logger=logger, batch_size=1
+        )
+
+
+def plateau_metrics(trainer: pl.Trainer) -> dict[int, Any]:
+    """Return what the ``ReduceLROnPlateau`` schedulers are about to be stepped with, by their index.
+
+    Lightning steps them after the last hook of an epoch, so a checkpoint of the epoch's end lacks that step.
+    """
+    return {
+        index: trainer.callback_metrics[config.monitor]
+        for index, config in enumerate(trainer.lr_scheduler_configs)
+        if config.reduce_on_plateau
+        and config.interval == "epoch"
+        and (trainer.current_epoch + 1) % config.frequency == 0
+        and config.monitor in trainer.callback_metrics
+    }
+
+
+def step_plateaus(trainer: pl.Trainer, metrics: dict[int, Any]) -> None:
+    """Step the ``ReduceLROnPlateau`` schedulers with what `plateau_metrics` returned."""
+    for index, metric in metrics.items():
+        trainer.lightning_module.lr_scheduler_step(trainer.lr_scheduler_configs[index].scheduler, metric)
+
+
+def _counts(checkpoint: dict[str, Any]) -> list[dict[str, int]]:
+    """Return how many batches a checkpoint counts: of the epoch, and of all epochs."""
+    progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+    return [progress["current"], progress["total"]]
+
+
+def _samples(module: torch.nn.Module) -> dict[Any, torch.Tensor]:
+    """Return bytes from all over each parameter, by its address."""
+    samples = {}
+    for parameter in module.parameters():
+        if type(parameter.data) is torch.Tensor and not is_lazy(parameter):
+            storage = parameter.untyped_storage()
+            content = torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)
+            samples[storage.data_ptr()] = content[:: 1 + len(content) // _SAMPLED_BYTES].clone()
+    return samples
+
+
+def _frozen(value: Any) -> Any:
+    """Return `value`, of a state, as it is now: of all but large tensors a copy."""
+    if isinstance(value, torch.Tensor):
+        return value if value.numel() * value.element_size() > _SMALL_BYTES else value.detach().clone()
+    if isinstance(value, dict):
+        return {key: _frozen(item) for key, item in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(map(_frozen, value))
+    return copy.deepcopy(value)
