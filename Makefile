@@ -21,7 +21,7 @@ PYTEST := $(BIN)/python -m pytest -n 3 --dist worksteal
 demo: $(DEMO_VENV)/.installed
 	@$(DEMO_VENV)/bin/python examples/demo.py
 
-test: $(VENV)/.installed $(VENV)/.chromium
+test: $(VENV)/.installed $(VENV)/.chromium $(VENV)/.bindfs
 	KERAS_BACKEND=torch $(PYTEST) $(COVERAGE)
 	for backend in $(OTHER_BACKENDS); do \
 		KERAS_BACKEND=$$backend $(PYTEST) $(BACKEND_TESTS) $(COVERAGE) || exit 1; \
@@ -86,7 +86,14 @@ $(VENV)/.traceml: | $(VENV)/.packages
 $(VENV)/.chromium: | $(VENV)/.installed
 	@command -v chromium > /dev/null || { \
 		echo "Setting up Chromium in $(VENV), for the test that looks at TensorBoard: about 400 MB."; \
-		$(STEP) $(VENV) bash tests/examples/unpack_chromium.sh $(VENV)/chromium; }
+		$(STEP) $(VENV) bash tools/unpack_debian.sh $(VENV)/chromium chromium; }
+	@touch $@
+
+# For the tests with two mounts of one directory, whose locks are unknown to each other.
+$(VENV)/.bindfs: | $(VENV)/.installed
+	@command -v bindfs > /dev/null || { \
+		echo "Setting up bindfs in $(VENV), for the tests with two mounts of one directory: about 1 MB."; \
+		$(STEP) $(VENV) bash tools/unpack_debian.sh $(VENV)/bindfs bindfs; }
 	@touch $@
 
 clean:

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from restarts import forget_trainings
 
 from polyaxon_tracking.storage import credentials
-from polyaxon_tracking.training import run
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-# Read by torch when it is imported. Tests run two at a time: the threads of one training, which wait for each other,
+# Read by torch when it is imported. Tests run three at a time: the threads of one training, which wait for each other,
 # would take the time of the others, and a training of seconds take minutes.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -101,13 +100,7 @@ def _credentials_in_urls_are_forgotten() -> Iterator[None]:
 @pytest.fixture
 def new_process() -> Callable[[], None]:
     """To call where a script would be started again: the new process knows of no training."""
-
-    def forget() -> None:
-        run._begun.clear()
-        if callback := sys.modules.get("polyaxon_transformers.callback"):
-            callback._sharing.clear()
-
-    return forget
+    return forget_trainings
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""``python -m polyaxon_tracking`` is the command ``polyaxon-tracking``."""
+"""Run the command ``polyaxon-tracking`` as ``python -m polyaxon_tracking``."""
 
 from polyaxon_tracking.cli import main
 

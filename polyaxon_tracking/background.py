@@ -1,4 +1,4 @@
-"""One thread that writes checkpoints while training goes on."""
+"""One thread that writes checkpoints while training continues."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ _writers: weakref.WeakSet[BackgroundWriter] = weakref.WeakSet()
 
 
 class BackgroundWriter:
-    """Write in one thread, in the order of `submit`, and raise in the caller's thread what went wrong.
+    """Write checkpoints in one background thread, in the order of `submit`, and raise errors in the caller's thread.
 
-    After a write that failed nothing more is done until its error was raised, so that no old checkpoint is removed for
-    a new one that is not there. When the interpreter exits, it waits as `wait` does.
+    After a failed write, nothing more is written until its error is raised, so that no old checkpoint is removed for a
+    new checkpoint that was not saved. When the interpreter exits, it waits for the writes as `wait` does.
 
     Args:
         timeout: how long `wait` waits at most.
@@ -43,56 +43,55 @@ class BackgroundWriter:
     """
 
     def __init__(self, timeout: timedelta = timedelta(minutes=30)) -> None:
-        if not (isinstance(timeout, timedelta) and timeout > timedelta(0)):
-            raise TrackingError(f"Received write_timeout={timeout!r}. Expected a timedelta above zero.")
+        check_write_timeout(timeout)
         self._timeout = timeout.total_seconds()
         self._jobs: collections.deque[_Job] = collections.deque()
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
-        self._runs = False
+        self._is_running = False
         self._error: BaseException | None = None
-        self._waits_at_exit = False
+        self._registered_at_exit = False
         _writers.add(self)
 
     @property
     def pending(self) -> bool:
-        """Whether something is still to be written."""
-        # A process forked from this one has its memory, but not the thread.
-        return self._runs and self._thread is not None and self._thread.is_alive()
+        """Whether a write is running or queued."""
+        # A process forked from this process has a copy of its memory, but not the thread.
+        return self._is_running and self._thread is not None and self._thread.is_alive()
 
     @property
     def failed(self) -> bool:
-        """Whether a write failed whose error was not raised yet."""
+        """Whether a write failed and its error was not raised yet."""
         return self._error is not None
 
     def submit(self, what: str, write: Callable[[], object]) -> None:
-        """Have `write` called in the thread after all that was submitted before.
+        """Queue `write`, which the background thread calls after all earlier writes.
 
         Args:
-            what: what it writes, for messages.
+            what: the file or checkpoint that `write` writes, for messages.
             write: a function without arguments.
 
         Raises:
-            BaseException: that of an earlier write; then this one is not done.
+            BaseException: the error of an earlier write; then this write is not queued.
         """
         self._raise_error()
-        if not self._waits_at_exit:
-            self._waits_at_exit = True
+        if not self._registered_at_exit:
+            self._registered_at_exit = True
             _at_exit(self.wait)
         with self._changed:
             self._jobs.append(_Job(what, write))
             if not self.pending:
-                self._runs = True
-                # A daemon, for which the interpreter does not wait without a limit.
+                self._is_running = True
+                # A daemon thread, because the interpreter would wait for another thread without a limit.
                 self._thread = threading.Thread(target=self._run, name="polyaxon-tracking-writer", daemon=True)
                 self._thread.start()
 
     def wait(self) -> None:
-        """Return when all that was submitted is written; a long wait shows how far it is.
+        """Wait until all submitted writes are done; a long wait shows their progress.
 
         Raises:
-            BaseException: that of a write.
-            TrackingError: the time is over; the writes go on.
+            BaseException: the error of a write.
+            TrackingError: the timeout has passed; the writes continue.
         """
         started = time.monotonic()
         display = Display()
@@ -112,10 +111,10 @@ class BackgroundWriter:
                 )
                 self._changed.wait(min(display.seconds_to_next, started + self._timeout - now))
         if (thread := self._thread) is not None:
-            thread.join()  # it has nothing left to do, but what it does last must not meet the interpreter's end
+            thread.join()  # it must have ended before the interpreter exits
             with self._changed:
                 if self._thread is thread:
-                    self._thread = None  # it refers to the `sys.excepthook` of its beginning, and that to a model
+                    self._thread = None  # it refers to the `sys.excepthook` of its start, and that to a model
         self._raise_error()
 
     def _raise_error(self) -> None:
@@ -135,7 +134,7 @@ class BackgroundWriter:
             job = self._jobs[0]
             try:
                 job.write()
-            except BaseException as error:  # noqa: BLE001  # carried over to the thread that waits for the write
+            except BaseException as error:  # noqa: BLE001  # raised in the thread that waits for the write
                 self._error = error
             with self._changed:
                 if self._error is None:
@@ -144,24 +143,30 @@ class BackgroundWriter:
                     self._jobs.clear()
                 self._changed.notify_all()
                 if not self._jobs:
-                    self._runs = False
+                    self._is_running = False
                     return
 
 
-def _at_exit(wait: Callable[[], None]) -> None:
-    """Have `wait` called when the interpreter exits, while what it waits for can still do its work.
+def check_write_timeout(timeout: object) -> None:
+    """Raise a `TrackingError` unless `timeout` is a timedelta above zero."""
+    if not (isinstance(timeout, timedelta) and timeout > timedelta(0)):
+        raise TrackingError(f"Received write_timeout={timeout!r}. Expected a timedelta above zero.")
 
-    Drivers of object stores look up names in an executor of `concurrent.futures`, which ends before the callbacks of
-    `atexit`; so it needs a private name, with which that module registers itself.
+
+def _at_exit(wait: Callable[[], None]) -> None:
+    """Register `wait` to be called when the interpreter exits, while the background writes can still finish.
+
+    The drivers of object stores resolve host names in an executor of `concurrent.futures`, which shuts down before the
+    callbacks of `atexit`. So this needs the private function with which that module registers its own shutdown.
     """
-    import concurrent.futures.thread  # noqa: F401  # first, since the last to be registered is the first to be called
+    import concurrent.futures.thread  # noqa: F401  # the last function registered is the first called
 
     register = getattr(threading, "_register_atexit", None) or atexit.register
     register(wait)
 
 
 def wait_for_all() -> None:
-    """Return when all that any writer of this process was given is written, or raise what went wrong."""
+    """Wait until every `BackgroundWriter` of this process has done its writes, or raise the error of a write."""
     for writer in list(_writers):
         writer.wait()
 

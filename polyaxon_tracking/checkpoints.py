@@ -1,4 +1,4 @@
-"""Checkpoints that survive: complete or absent, checked before use, the newest by their own record."""
+"""Checkpoints that survive a crash: complete or absent, verified before use, and ordered by their own names."""
 
 from __future__ import annotations
 
@@ -23,47 +23,47 @@ __all__ = ["Checkpoint", "CheckpointManager"]
 
 _logger = logging.getLogger("polyaxon_tracking")
 
-# A checkpoint records in its name where it stands and the CRC-32 of its bytes: one file, one state, whatever its
-# format, and a listing alone tells which is the newest.
+# A checkpoint's name holds its step, epoch and start, and the CRC-32 of its bytes. So a checkpoint of any format is one
+# file, and a listing is enough to find the newest.
 _NAME = re.compile(r"step=(\d+)-epoch=(\d+)-start=(\d+)-crc=([0-9a-f]{8})((?:\.\w+)+)")
 _SUFFIX = re.compile(r"(?:\.\w+)+")
 
 
 class Checkpoint(NamedTuple):
-    """One checkpoint in a directory: where it is, and what it records of itself."""
+    """One checkpoint in a directory: its path, and what its name records."""
 
     path: str
-    """The file; where the directory is a URL, the object's URL, or a local copy of it as `latest` returns."""
+    """The path of the file. In a store, this is the object's URL; from `latest`, the path of its local copy."""
     step: int
-    """Steps done when it was saved."""
+    """The number of steps done when the checkpoint was saved."""
     epoch: int
-    """Epochs finished when it was saved, so also the index of the epoch to go on with."""
+    """The number of epochs finished when the checkpoint was saved, so also the index of the epoch to resume with."""
     start: int
-    """How often training had begun from scratch in this directory, from 1."""
+    """How often training had started from scratch in this directory, counted from 1."""
     crc: int
-    """CRC-32 of the file's bytes; of a directory, of a list with the name, size and CRC-32 of each file in it."""
+    """The CRC-32 of the file's bytes; for a directory, of a list with the name, size and CRC-32 of each file in it."""
     source: str
-    """Where it is kept: `path`, or the URL of the object of which that is a local copy."""
+    """The path or URL where the checkpoint is kept; unlike `path`, never that of a local copy."""
 
     @property
     def name(self) -> str:
-        """The file's name in its directory."""
+        """The checkpoint's name in its directory."""
         return self.source.rpartition("/")[2]
 
     @property
     def age(self) -> tuple[int, int, int]:
-        """What orders checkpoints: the later the newer. Never a modification time: clocks differ, copies touch."""
+        """The sort key: greater for a newer checkpoint. Modification times mislead: clocks differ, copies set them."""
         return self.start, self.step, self.epoch
 
     def verify(self, advance: Callable[[int], object] | None = None) -> str | None:
-        """What is wrong with the file, or ``None`` when its bytes are those that were saved. Reads the whole file.
+        """Return what is wrong with the file, or ``None`` if its bytes are those saved. Reads the whole file.
 
         Args:
-            advance: called now and then with the number of bytes that were read since.
+            advance: called repeatedly with the number of bytes read since the last call.
         """
         if not is_url(self.path):
             return find_damage(self.path, self.crc, advance)
-        from polyaxon_tracking.storage.download_cache import (  # here and not above: it is for URLs alone
+        from polyaxon_tracking.storage.download_cache import (  # here and not above: only URLs need it
             cached_path,
             release,
         )
@@ -79,19 +79,20 @@ class Checkpoint(NamedTuple):
 
 
 class CheckpointManager:
-    """Save and find the checkpoints of one training, in a directory of its own.
+    """Save and find the checkpoints of one training, in its own directory.
 
-    Each save is complete or absent, the old checkpoint goes only after the new one is on disk, and `latest` returns
-    only what it has checked. The files are whatever you write; this class never looks inside. On a local disk a
-    checkpoint may also be a directory of files, as several processes write that each hold a part of the state.
+    Each save is complete or absent. An old checkpoint is removed only after the new checkpoint is on disk, and `latest`
+    returns only a checkpoint that it has verified. You choose the format of the files; this class never reads their
+    content. On a local disk, a checkpoint may also be a directory of files, for example if each rank writes its shard.
 
-    The checks are for damage, not for forgery: load only checkpoints from directories you trust.
+    Verification finds damage, not forgery: load only checkpoints from directories you trust.
 
     Args:
-        directory: a local directory, made with the first save, or a URL that fsspec knows, such as
-            ``s3://bucket/run/checkpoints``. There files are written to ``$TMPDIR`` and uploaded, and read from copies.
-        max_to_keep: how many of the newest checkpoints stay; of a training before, from which this one did not go on,
-            the newest stays too.
+        directory: a local directory, created by the first save, or a URL that fsspec knows, such as
+            ``s3://bucket/run/checkpoints``. For a URL, files are written to ``$TMPDIR`` and then uploaded, and
+            downloaded before they are read.
+        max_to_keep: how many of the newest checkpoints are kept. The newest checkpoint of an earlier training, from
+            which this training did not resume, is also kept.
 
     Raises:
         TrackingError: `max_to_keep` is not a positive number, or `directory` is empty, ``None`` or a malformed URL.
@@ -109,8 +110,7 @@ class CheckpointManager:
     """
 
     def __init__(self, directory: str | os.PathLike[str], max_to_keep: int = 2) -> None:
-        if isinstance(max_to_keep, bool) or not isinstance(max_to_keep, int) or max_to_keep < 1:
-            raise TrackingError(f"Received max_to_keep={max_to_keep!r}. Expected a whole number, 1 or more.")
+        check_max_to_keep(max_to_keep)
         if not directory:
             raise TrackingError(
                 f"Received directory={directory!r}. Expected a path or a URL. get_outputs_path() returns None off the "
@@ -121,7 +121,7 @@ class CheckpointManager:
         self.max_to_keep = max_to_keep
         self._fetched: list[str] = []
         self._damaged: set[str] = set()
-        self._known: set[str] | None = None  # what was there before the first save, and what was saved
+        self._known: set[str] | None = None  # names found at the first save, and names saved since
         self._warned = False
 
     def __repr__(self) -> str:
@@ -129,21 +129,21 @@ class CheckpointManager:
 
     @contextlib.contextmanager
     def save(self, step: int, epoch: int = 0, *, suffix: str = ".ckpt") -> Iterator[str]:
-        """Give a local path to write one checkpoint to, and commit it when the block ends.
+        """Yield a local path to write one checkpoint to, and commit the checkpoint when the block ends.
 
         Args:
-            step: steps done so far. A step that is not beyond the newest checkpoint's means that training began anew;
-                what is saved from then on is newer than all that was there.
+            step: steps done so far. A step that is not beyond the newest checkpoint's means that training started
+                over; checkpoints saved from then on count as newer than all existing checkpoints.
             epoch: epochs finished so far.
-            suffix: the file's ending. Some frameworks choose the format by it.
+            suffix: the file's ending. Some frameworks choose the format by the ending.
 
         Raises:
             TrackingError: `step`, `epoch` or `suffix` is not usable, or the block wrote no file.
-            OSError: writing failed; the checkpoints that were there are untouched.
+            OSError: writing failed; the existing checkpoints are untouched.
 
-        Where the block makes a directory at the path, the checkpoint is that directory.
+        If the block creates a directory at the path, the checkpoint is that directory.
         """
-        step, epoch = _count("step", step), _count("epoch", epoch)
+        step, epoch = _checked_count("step", step), _checked_count("epoch", epoch)
         if not _SUFFIX.fullmatch(suffix):
             raise TrackingError(f"Received suffix={suffix!r}. Expected a file's ending, such as '.ckpt'.")
         if self._known is None:
@@ -158,7 +158,7 @@ class CheckpointManager:
         self._prune(self._known)
 
     def checkpoints(self) -> list[Checkpoint]:
-        """All checkpoints in the directory, newest first, read from their names alone."""
+        """Return all checkpoints in the directory, newest first, read only from their names."""
         found = [
             Checkpoint(path, int(match[1]), int(match[2]), int(match[3]), int(match[4], 16), path)
             for name in self._directory.names()
@@ -167,21 +167,22 @@ class CheckpointManager:
         return sorted(found, key=lambda checkpoint: (checkpoint.age, checkpoint.path), reverse=True)
 
     def latest(self) -> Checkpoint | None:
-        """The newest intact checkpoint, or ``None`` where there are no checkpoints at all.
+        """Return the newest intact checkpoint, or ``None`` if there are no checkpoints at all.
 
-        A damaged one is skipped, with a warning, and stays where it is. Only the checkpoint returned, and damaged ones
-        before it, are read. From a store they are downloaded; the copy stays until the next `save`, or `release`.
+        A damaged checkpoint is skipped with a warning, and not removed. Only the returned checkpoint and newer, damaged
+        checkpoints are read. From a store, they are downloaded; the local copy is kept until the next `save` or
+        `release`.
 
         Raises:
             TrackingError: there are checkpoints, but none is intact; the message lists them. Or the local disk has no
-                room for a copy.
+                room for a local copy.
         """
         return next(self.iter_intact(), None)
 
     def iter_intact(self) -> Iterator[Checkpoint]:
-        """The intact checkpoints, newest first, each checked when its turn comes; otherwise as `latest`.
+        """Yield the intact checkpoints, newest first, each verified just before it is yielded; otherwise as `latest`.
 
-        For a reader that may still refuse a file that is intact: it then takes the next one.
+        This is for a caller that may reject an intact checkpoint and then try the next checkpoint.
         """
         damaged: dict[str, str] = {}
         found_one = pruned = False
@@ -189,7 +190,7 @@ class CheckpointManager:
             try:
                 checkpoint = listed._replace(path=self._directory.fetch(listed.name))
             except FileNotFoundError:
-                pruned = True  # by a training that goes on, since the listing
+                pruned = True  # by a training that still runs, since the listing
                 continue
             self._fetched.append(checkpoint.path)
             with Progress(f"Verifying {checkpoint.source}", size_on_disk(checkpoint.path)) as progress:
@@ -204,7 +205,7 @@ class CheckpointManager:
                 continue
             if damaged and not found_one:
                 _logger.warning(
-                    "Skipped damaged checkpoints, using %s instead: %s", checkpoint.source, _listed(damaged)
+                    "Skipped damaged checkpoints, using %s instead: %s", checkpoint.source, _describe(damaged)
                 )
             found_one = True
             yield checkpoint
@@ -212,15 +213,16 @@ class CheckpointManager:
             yield from self.iter_intact()
         elif damaged and not found_one:
             raise TrackingError(
-                f"Received only damaged checkpoints in {shown_path(self.directory)}: {_listed(damaged)}. Expected at "
+                f"Received only damaged checkpoints in {shown_path(self.directory)}: {_describe(damaged)}. Expected at "
                 f"least one that is intact. Training does not start from scratch by itself then: put an intact copy "
                 f"there, or, to begin anew, move these away or pass resume=False to the callback."
             )
 
     def release(self) -> None:
-        """Remove the local copies that `latest` and `intact` made, where the directory is a URL: they have been read.
+        """Remove the local copies made by `latest` and `iter_intact`, once they are read. Local directories have none.
 
-        `save` does so too, and the end of the process. A copy stays while another process of the machine needs it.
+        `save` and the end of the process also remove them. A local copy stays while another process on this machine
+        needs it.
         """
         while self._fetched:
             self._directory.release(self._fetched.pop())
@@ -244,7 +246,7 @@ class CheckpointManager:
             )
         whole = [checkpoint for checkpoint in found if checkpoint.name in known - self._damaged]
         newest = [checkpoint for checkpoint in whole if checkpoint.start == whole[0].start][: self.max_to_keep]
-        # A training that began anew, perhaps by mistake, does not cost the newest of the one before.
+        # If training started over, perhaps by mistake, the newest checkpoint of the earlier training is kept.
         earlier = [checkpoint for checkpoint in whole if checkpoint.start < whole[0].start]
         kept = [*newest, *earlier[: max(1, self.max_to_keep - len(newest))]]
         for checkpoint in whole:
@@ -253,13 +255,19 @@ class CheckpointManager:
             try:
                 self._directory.remove(checkpoint.name)
             except OSError as error:
-                # The new checkpoint is safe; one too many is no reason to end a training.
+                # The new checkpoint is safe, and one checkpoint too many is no reason to end training.
                 _logger.warning("The old checkpoint %s could not be removed: %s", checkpoint.path, error)
 
 
-def _count(name: str, value: int) -> int:
+def check_max_to_keep(max_to_keep: object) -> None:
+    """Raise a `TrackingError` unless `max_to_keep` is a whole number above zero."""
+    if isinstance(max_to_keep, bool) or not isinstance(max_to_keep, int) or max_to_keep < 1:
+        raise TrackingError(f"Received max_to_keep={max_to_keep!r}. Expected a whole number, 1 or more.")
+
+
+def _checked_count(name: str, value: int) -> int:
     try:
-        number = operator.index(value)  # NumPy's integers too, but no float
+        number = operator.index(value)  # accepts NumPy's integers also, but no float
     except TypeError:
         number = -1
     if number < 0:
@@ -267,5 +275,5 @@ def _count(name: str, value: int) -> int:
     return number
 
 
-def _listed(damaged: dict[str, str]) -> str:
+def _describe(damaged: dict[str, str]) -> str:
     return "; ".join(f"{path}: {problem}" for path, problem in damaged.items())

@@ -1,4 +1,4 @@
-"""The four questions a training script asks of its run, answered from the environment.
+"""The paths of the run's outputs and data, and its log level, read from the environment.
 
 The variables are those of Polyaxon 0.4-0.6 (``polypod/templates/env_vars.py``) and of 1.x and 2.x
 (``_env_vars/keys.py``, ``_contexts/paths.py``). They are read at every call and never written.
@@ -39,7 +39,7 @@ OFFLINE_ROOT = "POLYAXON_OFFLINE_ROOT"
 DEFAULT_CONTEXT_ROOT = "/plx-context"
 DEFAULT_OFFLINE_ROOT = "/tmp/plx/offline"  # noqa: S108  # the platform's
 
-# All that the getters read.
+# All variables that the getters read.
 VARIABLES = (
     OUTPUTS_PATH,
     REFS_OUTPUTS_PATHS,
@@ -61,20 +61,20 @@ _FALSE = ("false", "0", "f", "no", "n", "off")
 
 
 def get_outputs_path(*parts: str) -> str | None:
-    """Where this run's outputs go: ``POLYAXON_RUN_OUTPUTS_PATH``, e.g. ``/outputs/user/project/experiments/7``.
+    """Return the run's outputs path: ``POLYAXON_RUN_OUTPUTS_PATH``, e.g. ``/outputs/user/project/experiments/7``.
 
-    Polyaxon 1.x and 2.x set no such variable; there it is ``<context root>/artifacts/<uuid>/outputs``, of the
-    uuid in ``POLYAXON_RUN_INSTANCE`` (``owner.project.runs.<uuid>``).
+    Polyaxon 1.x and 2.x do not set this variable. There the path is ``<context root>/artifacts/<uuid>/outputs``, with
+    the uuid in ``POLYAXON_RUN_INSTANCE`` (``owner.project.runs.<uuid>``).
 
     Args:
         parts: names to join below the outputs path, such as ``"checkpoints", "best.pt"``.
 
     Returns:
         The path, always a ``str`` because it may be a URL (``s3://``, ``gs://``, ``wasbs://``, ``abfs://``) that
-        ``pathlib.Path`` would mangle; ``None`` off the cluster and where ``POLYAXON_NO_OP`` is true.
+        ``pathlib.Path`` would mangle; ``None`` off the cluster and if ``POLYAXON_NO_OP`` is true.
 
     Raises:
-        TrackingError: ``POLYAXON_RUN_INSTANCE`` is malformed, or `parts` climb out of the outputs path; or, as in
+        TrackingError: ``POLYAXON_RUN_INSTANCE`` is malformed, or `parts` leave the outputs path; or, as in
             every getter, ``POLYAXON_NO_OP`` is neither true nor false.
 
     Examples:
@@ -91,11 +91,11 @@ def get_outputs_path(*parts: str) -> str | None:
 
 
 def get_outputs_refs_paths() -> dict[str, list[str]] | None:
-    """Where other runs' outputs are: ``POLYAXON_REFS_OUTPUTS_PATHS``, e.g. ``{"experiments": ["/outputs/1"]}``.
+    """Return other runs' outputs paths: ``POLYAXON_REFS_OUTPUTS_PATHS``, e.g. ``{"experiments": ["/outputs/1"]}``.
 
     Returns:
         Paths (or URLs) by kind, ``"jobs"`` and ``"experiments"``, in the order in which the user asked for them. The
-        platform leaves out a kind without references. ``None`` where the variable is not set: no references at all.
+        platform omits a kind without references. ``None`` if the variable is not set: there are no references at all.
 
     Raises:
         TrackingError: the variable is not JSON, or not an object of lists of paths.
@@ -124,10 +124,10 @@ def get_outputs_refs_paths() -> dict[str, list[str]] | None:
 
 
 def get_data_paths() -> dict[str, str] | None:
-    """Where the run's data is: ``POLYAXON_RUN_DATA_PATHS``, e.g. ``{"digits": "/data/digits"}``.
+    """Return the paths of the run's data: ``POLYAXON_RUN_DATA_PATHS``, e.g. ``{"digits": "/data/digits"}``.
 
     Returns:
-        Path (or bucket URL) by the name that the cluster's administrator gave the data; ``None`` off the cluster.
+        Paths (or bucket URLs) by the name that the cluster's administrator gave the data; ``None`` off the cluster.
 
     Raises:
         TrackingError: the variable is not JSON, or not an object of paths.
@@ -148,14 +148,14 @@ def get_data_paths() -> dict[str, str] | None:
 
 
 def get_data_path(name: str, default: _T | None = None) -> str | _T:
-    """Where one dataset is, by its name in ``POLYAXON_RUN_DATA_PATHS``, e.g. ``get_data_path("digits")``.
+    """Return the path of a dataset, by its name in ``POLYAXON_RUN_DATA_PATHS``, e.g. ``get_data_path("digits")``.
 
     Args:
         name: the dataset's name.
-        default: what to return where the run has no dataset of this name, such as the path on your own machine.
+        default: the value to return if the run has no such dataset, for example the path on your own machine.
 
     Raises:
-        TrackingError: there is no such dataset and no default; the message lists those there are, and the closest.
+        TrackingError: there is no such dataset and no default; the message lists the existing names, and the closest.
 
     Examples:
         >>> os.environ["POLYAXON_RUN_DATA_PATHS"] = '{"digits": "/data/digits"}'
@@ -171,7 +171,7 @@ def get_data_path(name: str, default: _T | None = None) -> str | _T:
 
 
 def unknown_dataset(name: str, paths: dict[str, str] | None) -> str:
-    """The message that the run has no dataset `name`, and which it has."""
+    """Return the error message that the run has no dataset `name`, and which datasets it has."""
     if paths is None:
         why = f"{NO_OP} is true" if is_true(NO_OP) else f"{DATA_PATHS} is not set"
         return (
@@ -191,14 +191,14 @@ def unknown_dataset(name: str, paths: dict[str, str] | None) -> str:
 
 
 def get_log_level() -> str | None:
-    """How loud to log: ``POLYAXON_LOG_LEVEL``, e.g. ``INFO``.
+    """Return the log level: ``POLYAXON_LOG_LEVEL``, e.g. ``INFO``.
 
     Returns:
         One of ``DEBUG INFO WARN WARNING ERROR FATAL CRITICAL`` in capitals, whatever the case of the variable, or a
-        number as its digits (``"15"``); ``None`` where the polyaxonfile gives no level.
+        number as its digits (``"15"``); ``None`` if the polyaxonfile sets no level.
 
     Raises:
-        TrackingError: the variable is neither.
+        TrackingError: the variable is neither the name of a level nor a number.
 
     Examples:
         >>> os.environ["POLYAXON_LOG_LEVEL"] = "info"
@@ -215,10 +215,10 @@ def get_log_level() -> str | None:
 
 
 def checked_log_level(level: str, source: str, advice: str) -> str:
-    """`level`, which came from `source`, in capitals.
+    """Return `level`, which came from `source`, in capitals.
 
     Raises:
-        TrackingError: it is neither the name of a level nor a number.
+        TrackingError: `level` is neither the name of a level nor a number.
     """
     name = level.strip().upper()
     if name in LOG_LEVELS or (name.isascii() and name.isdecimal() and len(name) <= len("1000")):
@@ -249,12 +249,12 @@ def _outputs_path_of_instance() -> str | None:
 
 
 def _is_uuid(text: str) -> bool:
-    """Whether `text` may be a run's uuid: it becomes part of a path, which it must not be able to climb out of."""
+    """Return whether `text` may be a run's uuid. It becomes part of a path, so it must not contain ``..`` or ``/``."""
     return text.isascii() and text.replace("-", "").replace("_", "").isalnum()
 
 
 def value_of(variable: str) -> str | None:
-    """The variable's value; blank and JSON's ``null`` (how the platform writes its ``None``) are unset."""
+    """Return the variable's value; blank and JSON's ``null`` (as the platform writes its ``None``) count as unset."""
     value = os.environ.get(variable)
     if value is None or not (stripped := value.strip()) or stripped == "null":
         return None
@@ -262,16 +262,16 @@ def value_of(variable: str) -> str | None:
 
 
 def _path_of(variable: str) -> str | None:
-    """The path that the variable holds: without white space around it, and a local one with ``~`` expanded."""
+    """Return the path in the variable, without surrounding white space; in a local path, ``~`` is expanded."""
     path = (value_of(variable) or "").strip()
     return (path if is_url(path) else os.path.expanduser(path)) or None
 
 
 def is_true(variable: str) -> bool:
-    """Whether the variable is set to one of the words that mean yes.
+    """Return whether the variable is set to one of the words that mean yes.
 
     Raises:
-        TrackingError: it is set to something that means neither yes nor no.
+        TrackingError: the variable is set to a word that means neither yes nor no.
     """
     value = value_of(variable)
     word = "false" if value is None else value.strip().lower()
@@ -289,17 +289,17 @@ def _json_object(variable: str, expected: str) -> dict[str, object] | None:
     text = value_of(variable)
     if text is None:
         return None
-    import json  # here and not above: half of what importing this package would cost
+    import json  # here and not above: it would double the time to import this package
 
     try:
         value = json.loads(text)
     except RecursionError:
         raise _malformed(variable, expected, "it is nested too deeply") from None
     except json.JSONDecodeError as error:
-        # `from None`: the error holds the whole text, secrets included
+        # `from None`: the error holds the whole text, including secrets
         problem = f"it is not JSON: {error.msg} at character {error.pos}"
         raise _malformed(variable, expected, problem) from None
-    except ValueError:  # a number of more digits than Python converts
+    except ValueError:  # a number with more digits than Python converts
         raise _malformed(variable, expected, "it is not JSON that Python can read") from None
     if not isinstance(value, dict):
         raise _malformed(variable, expected, "it is not an object")

@@ -19,7 +19,7 @@ _READERS = 8
 
 
 def crc_of_file(path: str, advance: Callable[[int], object] | None = None) -> int:
-    """CRC-32 (that of zip and gzip) of the bytes of the file `path`; for a directory see `Checkpoint.crc`."""
+    """Return the CRC-32 (the same as in zip and gzip) of the file `path`; for a directory see `Checkpoint.crc`."""
     if os.path.isdir(path) and not os.path.islink(path):
         return _crc_of_directory(path, advance)
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -30,7 +30,7 @@ def crc_of_file(path: str, advance: Callable[[int], object] | None = None) -> in
 
 
 def size_on_disk(path: str) -> int:
-    """Bytes of the file, or of all files in the directory; none where it has gone."""
+    """Return the size in bytes of the file, or of all files in the directory; 0 if `path` no longer exists."""
     if not os.path.isdir(path) or os.path.islink(path):
         try:
             return os.lstat(path).st_size
@@ -40,6 +40,7 @@ def size_on_disk(path: str) -> int:
 
 
 def find_damage(path: str, crc: int, advance: Callable[[int], object] | None) -> str | None:
+    """Return what is wrong with the file or directory `path`, or ``None`` if its CRC-32 is `crc`."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
@@ -62,8 +63,10 @@ def find_damage(path: str, crc: int, advance: Callable[[int], object] | None) ->
 
 
 def sync_and_checksum(path: str, sync: Callable[[str], None]) -> int:
-    """CRC-32 of the file `path`, on which `sync` was called: the disk writes while it is read."""
-    if threading.current_thread() is not threading.main_thread():  # nobody waits
+    """Call `sync` on `path` and return its CRC-32; the file is read in a thread while the disk writes."""
+    if (
+        threading.current_thread() is not threading.main_thread()
+    ):  # a background write: nobody waits, so save the thread
         sync(path)
         return crc_of_file(path)
     found: list[int | OSError] = []
@@ -77,7 +80,7 @@ def sync_and_checksum(path: str, sync: Callable[[str], None]) -> int:
     thread = threading.Thread(target=read)
     try:
         thread.start()
-    except RuntimeError:  # the interpreter is at its end
+    except RuntimeError:  # no thread can start while the interpreter exits
         sync(path)
         return crc_of_file(path)
     try:
@@ -90,11 +93,11 @@ def sync_and_checksum(path: str, sync: Callable[[str], None]) -> int:
 
 
 def _crc_of_directory(path: str, advance: Callable[[int], object] | None) -> int:
-    """CRC-32 of what is in the directory: so that files can be read side by side."""
+    """Return the CRC-32 of the directory's list of files (see `Checkpoint.crc`); the files are read in parallel."""
     names = sorted(
         os.path.relpath(os.path.join(directory, name), path) for directory, _, found in os.walk(path) for name in found
     )
-    from concurrent.futures import ThreadPoolExecutor  # here and not above: it takes longer than the rest of this
+    from concurrent.futures import ThreadPoolExecutor  # here and not above: slow to import
 
     def entry(name: str) -> str:
         file = os.path.join(path, name)

@@ -1,4 +1,4 @@
-"""How far long work is: a bar on a terminal, a line every few seconds elsewhere, nothing where it is short."""
+"""Show the progress of long work: a bar on a terminal, elsewhere a line every few seconds; nothing for short work."""
 
 from __future__ import annotations
 
@@ -22,33 +22,33 @@ _SHORT_SECONDS = 2.0
 _EVERY_SECONDS = 5.0
 _REFRESH_SECONDS = 0.2
 
-# What threads do whose work is not shown before somebody waits for it, by the thread.
-_unseen: dict[int, Progress | None] = {}
+# The progress of each hidden thread, by its identifier. It is shown only while another thread waits for that thread.
+_hidden: dict[int, Progress | None] = {}
 
 
 class Display:
-    """A bar where standard error is a terminal and tqdm is installed, as most frameworks have it; otherwise lines."""
+    """A tqdm bar if standard error is a terminal and tqdm is installed, as by most frameworks; otherwise log lines."""
 
     def __init__(self) -> None:
-        self._began = self._told = self._drawn = time.monotonic()
+        self._started = self._shown = self._drawn = time.monotonic()
         self._terminal = _is_terminal()
         self._bar: Any = None
 
     @property
     def seconds_to_next(self) -> float:
-        """In how many seconds there is something to show."""
+        """The number of seconds until the display is due for an update."""
         if self._terminal:
             return _REFRESH_SECONDS
-        return max(0.0, self._told + _EVERY_SECONDS - time.monotonic())
+        return max(0.0, self._shown + _EVERY_SECONDS - time.monotonic())
 
     def show(self, what: str, progress: Progress | None = None, *, more: str = "") -> None:
-        """Tell of `what`, and of its bytes where they are counted, if it is time; `more` is for a line alone."""
+        """Show `what`, and its bytes if they are counted, unless the last update is recent; only lines show `more`."""
         now = time.monotonic()
-        if self._terminal and now - self._began >= _SHORT_SECONDS and now - self._drawn >= _REFRESH_SECONDS:
+        if self._terminal and now - self._started >= _SHORT_SECONDS and now - self._drawn >= _REFRESH_SECONDS:
             self._drawn = now
             self._draw(what, progress)
-        if not self._terminal and now - self._told >= _EVERY_SECONDS:
-            self._told = now
+        if not self._terminal and now - self._shown >= _EVERY_SECONDS:
+            self._shown = now
             counted = "" if progress is None else f": {progress.done // 10**6} of {progress.total // 10**6} MB"
             _logger.info("%s%s%s", what, more, counted)
 
@@ -57,61 +57,61 @@ class Display:
         form = "{desc}{elapsed}" if total is None else None
         if self._bar is None:
             try:
-                from tqdm import tqdm  # here and not above: it is needed where work is long, and may be missing
+                from tqdm import tqdm  # here and not above: only long work needs tqdm, which may be missing
             except ModuleNotFoundError:
                 self._terminal = False
                 return
             self._bar = tqdm(desc=what, total=total, unit="B", unit_scale=True, leave=False, bar_format=form)
-            self._bar.start_t = time.time() - (time.monotonic() - self._began)
+            self._bar.start_t = time.time() - (time.monotonic() - self._started)
         self._bar.n, self._bar.total, self._bar.bar_format = done, total, form
-        self._bar.set_description(what)  # and draw it
+        self._bar.set_description(what)  # this also draws the bar
 
     def close(self) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         if self._bar is not None:
             self._bar.close()
             self._bar = None
 
 
 class Progress:
-    """Count the bytes of one piece of work, and show how far it is; in the thread of a writer, only when asked.
+    """Count the bytes of one piece of work, and show the progress; in a hidden thread, only while another thread waits.
 
     Args:
-        what: what is done, such as ``"Downloading s3://bucket/file"``.
-        total: bytes to do.
+        what: the work, such as ``"Downloading s3://bucket/file"``.
+        total: the number of bytes to process.
     """
 
     def __init__(self, what: str, total: int) -> None:
         self.what = what
         self.done = 0
-        """Bytes that are done."""
+        """The number of bytes processed so far."""
         self.total = total
-        self._lock = threading.Lock()  # parts of a checkpoint are read side by side
+        self._lock = threading.Lock()  # the files of a checkpoint are read in parallel
         self._thread = threading.get_ident()
-        self._display = None if self._thread in _unseen else Display()
+        self._display = None if self._thread in _hidden else Display()
         if self._display is None:
-            _unseen[self._thread] = self
+            _hidden[self._thread] = self
 
     def __enter__(self) -> Self:
-        """Begin."""
+        """Return this object."""
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         if self._display is None:
-            _unseen[self._thread] = None
+            _hidden[self._thread] = None
         else:
             self._display.close()
 
     def advance(self, count: int) -> None:
-        """Tell that `count` bytes more are done."""
+        """Add `count` processed bytes, and update the display."""
         with self._lock:
             self.reach(self.done + count)
 
     def reach(self, done: int) -> None:
-        """Tell that so many bytes are done, which may be less than before where something is done again."""
+        """Set the number of processed bytes, and update the display. A retry may set a lower number than before."""
         self.done = done
         if self._display is not None:
             self._display.show(self.what, self)
@@ -120,20 +120,20 @@ class Progress:
 def _is_terminal() -> bool:
     try:
         return sys.stderr.isatty()
-    except (AttributeError, ValueError):  # there is none, or what stands in for it has not all of its methods
+    except (AttributeError, ValueError):  # there is no standard error, or its replacement lacks methods
         return False
 
 
 def hide() -> None:
-    """Do not show what this thread does from now on."""
-    _unseen[threading.get_ident()] = None
+    """Hide the progress of this thread from now on."""
+    _hidden[threading.get_ident()] = None
 
 
 def unhide() -> None:
-    """Forget `hide`, at the end of the thread."""
-    _unseen.pop(threading.get_ident(), None)
+    """Undo `hide`, at the end of the thread."""
+    _hidden.pop(threading.get_ident(), None)
 
 
 def of_thread(thread: threading.Thread | None) -> Progress | None:
-    """What is under way in `thread`, if it is one that was hidden."""
-    return None if thread is None or thread.ident is None else _unseen.get(thread.ident)
+    """Return the current progress of `thread` if that thread is hidden, otherwise None."""
+    return None if thread is None or thread.ident is None else _hidden.get(thread.ident)

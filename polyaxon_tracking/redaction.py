@@ -1,23 +1,23 @@
-"""Mask passwords, keys and tokens in what is logged, raised or shown."""
+"""Mask passwords, keys and tokens in logs, error messages and output."""
 
 __all__: list[str] = []
 
-# A quoted value is cut here: enough to recognise it, too little to fill a log.
+# A quoted value is cut to this length: enough to recognise the value, too little to fill a log.
 _SHOWN_CHARACTERS = 200
 
-# Masking looks no further than this, since a variable may hold 100 kB.
+# Only this many characters are searched for secrets, because a variable may hold 100 kB.
 _MASKED_CHARACTERS = 4_000
 
-# Scheme and user info of a URL, up to its last "@": a secret key may itself hold "/", "@" or a quote.
+# The scheme and user info of a URL, up to its last "@", because a secret key may contain "/", "@" or a quote.
 _USER_INFO = r"(\w*)(:(?:\\?/){2})(\S*)@"
 
-# What stands before the "@" in wasbs://container@account is no secret, unless it has a password.
+# The text before the "@" in wasbs://container@account is not a secret, unless it contains a password.
 _AZURE_SCHEMES = ("wasb", "wasbs", "abfs", "abfss")
 
-# Query of a URL: signed URLs carry their signature there.
+# The query of a URL, because it holds the signature of a signed URL.
 _QUERY = r"(:(?:\\?/){2}[^\s\"'?]*\?)[^\s\"']+"
 
-# After any of these words a secret may follow, in whatever form: nothing after the first is shown.
+# A secret may follow any of these words, in any form, so nothing after the first of them is shown.
 _WORDS = (
     r"(?i:secret|token|passw|credential|signature|\bsig\b|bearer|authorization|connection_?string"
     r"|(?:access|account|api|private|shared)_?key|-----BEGIN)|AKIA|ASIA"
@@ -25,7 +25,7 @@ _WORDS = (
 
 
 def mask_secrets(text: str) -> str:
-    """Replace what may be a secret in `text`: a URL's user info and query, and all after a word such as ``token``.
+    """Mask possible secrets in `text`: a URL's user info and query, and everything after a word such as ``token``.
 
     Examples:
         >>> mask_secrets("s3://AKIAIOSFODNN7EXAMPLE:wJalr/XUtn@bucket/run")
@@ -37,7 +37,7 @@ def mask_secrets(text: str) -> str:
         >>> mask_secrets("Unable to locate credentials")
         'Unable to locate credentials'
     """
-    import re  # here and not above: 5 ms that only an error message needs
+    import re  # here and not above: it takes 5 ms, and only error messages need it
 
     text = mask_urls(text)
     word = re.search(_WORDS, text)
@@ -47,7 +47,7 @@ def mask_secrets(text: str) -> str:
 
 
 def mask_urls(text: str) -> str:
-    """Replace the user info and the query of every URL in `text`, and nothing else: for what is known to be a path.
+    """Mask only the user info and the query of every URL in `text`: for a text that is known to be a path.
 
     Examples:
         >>> mask_urls("s3://key:secret@bucket/tokens")
@@ -61,7 +61,7 @@ def mask_urls(text: str) -> str:
             return match[0]
         return f"{scheme}{slashes}***@"
 
-    if re.match(r"[\w.+:-]+://", text):  # white space and quotes end nothing in it
+    if re.match(r"[\w.+:-]+://", text):  # the whole text is one URL, so white space and quotes do not end it
         text = re.sub(r"(?s)(\w*)(://)(.*)@", user_info, text)
         return re.sub(r"(?s)\?.+", "?***", text)
     text = re.sub(_USER_INFO, user_info, text)
@@ -69,17 +69,17 @@ def mask_urls(text: str) -> str:
 
 
 def shown(value: str) -> str:
-    """`value` as an error message may quote it: masked, then shortened, then escaped."""
+    """Return `value` for quoting in an error message: masked, then shortened, then escaped."""
     return _quoted(mask_secrets(_head(value)), value)
 
 
 def shown_path(path: str) -> str:
-    """The same for what is known to be a path, a URL or a name: ``/data/tokens`` is shown as it is."""
+    """Return a path, URL or name for quoting in an error message: as `shown`, but ``/data/tokens`` is not masked."""
     return _quoted(mask_urls(_head(path)), path)
 
 
 def _head(value: str) -> str:
-    # The end that is added closes what the cut left open: user info counts as such up to its "@".
+    # The cut may remove the "@" that ends user info, so an "@" is added: without it, user info would not be masked.
     return value if len(value) <= _MASKED_CHARACTERS else value[:_MASKED_CHARACTERS] + "@"
 
 

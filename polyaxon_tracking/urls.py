@@ -11,7 +11,7 @@ __all__: list[str] = []
 
 
 def join_below(root: str, *parts: str) -> str:
-    """Join `parts` below `root`, a path or a URL, refusing what would climb out of it."""
+    """Join `parts` below `root`, a path or a URL; raise if a part would leave `root`."""
     for part in parts:
         if part.startswith("/") or "://" in part or ".." in part.replace("\\", "/").split("/"):
             raise TrackingError(
@@ -23,10 +23,10 @@ def join_below(root: str, *parts: str) -> str:
 
 
 def is_url(path: str) -> bool:
-    """Whether `path` is in an object store; a ``file://`` URL is not."""
+    """Return whether `path` is the URL of an object store; a ``file://`` URL is not."""
     return "://" in path and not path.startswith("file://")
 
 
 def local_path(path: str) -> str:
-    """`path` without ``file://`` before it and with ``~`` expanded: frameworks take the former for a directory."""
+    """Return `path` with ``~`` expanded and without ``file://``, which frameworks would take for a directory's name."""
     return os.path.expanduser(path.removeprefix("file://"))

@@ -1,4 +1,4 @@
-"""The end of an epoch, with its validation: what was before it, and how one is made up for that was cut off."""
+"""The end of an epoch, with its validation: the state before that end, and how an interrupted end is repeated."""
 
 from __future__ import annotations
 
@@ -13,140 +13,153 @@ from polyaxon_keras.training_state import generator_values, random_state, set_ra
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["BeforeEpochEnd", "First", "Last", "MissedEpochEnd", "averages_on_exception", "is_helper"]
+__all__ = [
+    "MissedEpochEnd",
+    "NotifyAfterEpochEnd",
+    "NotifyBeforeEpochEnd",
+    "StateBeforeEpochEnd",
+    "averages_on_exception",
+    "is_helper",
+]
 
-_SAMPLED = 1 << 12
+_SAMPLES_PER_WEIGHT = 1 << 12
 
 
-class BeforeEpochEnd:
-    """What the validation, and the callbacks' hooks at the end of an epoch, change in the state of a training.
+class StateBeforeEpochEnd:
+    """The part of the training state that the validation and the callbacks' ``on_epoch_end`` may change.
 
-    Weights are looked at by samples alone: some callbacks swap averaged ones in, and out when the validation ends.
+    Only samples of the weights are kept. They show whether a callback has swapped averaged weights into the model,
+    which some callbacks do until the validation ends.
     """
 
-    def __init__(self, model: keras.Model, logs: dict[str, Any], training: dict[str, Any]) -> None:
+    def __init__(
+        self, model: keras.Model, logs: dict[str, Any], training: dict[str, Any], *, sample_weights: bool
+    ) -> None:
         stops = bool(model.stop_training)
         self.training = training | {"missed": {"logs": dict(logs), "stops": stops}}
         self.random = random_state()
         self.generators = generator_values(model)
-        self._weights = _samples(model)
+        self._weights = _samples(model) if sample_weights else None
 
     def has_weights_of(self, model: keras.Model) -> bool:
-        """Return whether `model` holds the weights of before."""
-        return _samples(model) == self._weights
+        """Return whether `model` holds the weights from before the end of the epoch, as far as they were sampled."""
+        return self._weights is None or _samples(model) == self._weights
 
 
-class First(keras.callbacks.Callback):
-    """The first of a ``fit``'s callbacks, which calls `ends` before any other is told of the end of an epoch."""
+class NotifyBeforeEpochEnd(keras.callbacks.Callback):
+    """The first callback of a ``fit``, which calls `notify` before any other callback is notified of an epoch's end."""
 
-    def __init__(self, ends: Callable[[], None]) -> None:
+    def __init__(self, notify: Callable[[], None]) -> None:
         super().__init__()
-        self._ends = ends
+        self._notify = notify
 
     def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:
-        """Call `ends`: validation is a part of it."""
-        self._ends()
+        """Call `notify`, because the validation is a part of the end of an epoch."""
+        self._notify()
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Call `ends`."""
-        self._ends()
+        """Call `notify`."""
+        self._notify()
 
 
-class Last(keras.callbacks.Callback):
-    """The last of a ``fit``'s callbacks, which calls `ended` when all others have seen the end of an epoch."""
+class NotifyAfterEpochEnd(keras.callbacks.Callback):
+    """The last callback of a ``fit``, which calls `notify` after all others were notified of the end of an epoch."""
 
-    def __init__(self, ended: Callable[[int], None]) -> None:
+    def __init__(self, notify: Callable[[int], None]) -> None:
         super().__init__()
-        self._ended = ended
+        self._notify = notify
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Call `ended`."""
-        self._ended(epoch)
+        """Call `notify` with the index of the epoch."""
+        self._notify(epoch)
 
 
 class MissedEpochEnd(keras.callbacks.Callback):
-    """Have ``fit`` begin with the end of an epoch: with its validation, and with what was logged of its batches.
+    """Let ``fit`` begin with the end of an epoch: with the validation, and with the logs of the epoch's last batch.
 
-    Keras has no way to begin there. So nothing is trained in the one batch that the epoch then has, and no other
-    callback is told of that batch.
+    Keras cannot begin at the end of an epoch. Therefore ``fit`` runs the epoch with a single batch, on which nothing is
+    trained and of which no other callback is notified.
     """
 
     def __init__(self, model: keras.Model, callbacks: keras.callbacks.CallbackList, missed: dict[str, Any]) -> None:
         super().__init__()
         self.set_model(model)
-        self._list = callbacks
-        self._others = callbacks.callbacks
+        self._callback_list = callbacks
+        self._other_callbacks = callbacks.callbacks
         self._missed = missed
-        self._random: dict[str, Any] | None = random_state()
-        self._train: Any = None
+        self._saved_random_state: dict[str, Any] | None = random_state()
+        self._train_function: Any = None
         self._learning_rate = 0.0
-        callbacks.callbacks = [self, *self._others]
+        callbacks.callbacks = [self, *self._other_callbacks]
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Put aside the step, and, for the next hooks, the other callbacks."""
-        self._list.callbacks = [self]
-        self._learning_rate = self._rate()
-        self._train, self.model.train_function = self.model.train_function, self._train_nothing
+        """Replace the train step, and remove the other callbacks until the end of the batch."""
+        self._callback_list.callbacks = [self]
+        self._learning_rate = self._current_learning_rate()
+        self._train_function, self.model.train_function = self.model.train_function, self._train_nothing
 
     def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """Undo what a schedule has done, for which this epoch has begun twice."""
-        if self._rate() != self._learning_rate:
+        """Restore the learning rate if a schedule has changed it, because the epoch begins for the second time."""
+        if self._current_learning_rate() != self._learning_rate:
             self.model.optimizer.learning_rate = self._learning_rate
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """Leave the batches, and have all be as before."""
+        """Skip the other batches of the epoch, and put back the train step and the other callbacks."""
         for frame, _ in traceback.walk_stack(sys._getframe()):  # noqa: SLF001
             if frame.f_code.co_name == "fit" and "epoch_iterator" in frame.f_locals:
-                frame.f_locals["epoch_iterator"].reset()  # the data begins from its start
+                frame.f_locals["epoch_iterator"].reset()  # so that the next epoch has all data
                 break
-        self._list.callbacks = [self, *self._others]
-        self.model.train_function = self._train
+        self._callback_list.callbacks = [self, *self._other_callbacks]
+        self.model.train_function = self._train_function
         self.model.stop_training = True
 
     def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:
-        """Go on with the random numbers of then."""
-        self._go_on()
+        """Restore the random state of the interrupted epoch end."""
+        self._prepare_epoch_end()
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Leave: from here on all is as in an epoch that was not cut off."""
-        self._go_on()
+        """Remove this callback, so that training continues as if the epoch had not been interrupted."""
+        self._prepare_epoch_end()
         self.model.stop_training = self._missed["stops"]
-        self._list.callbacks = self._others
+        self._callback_list.callbacks = self._other_callbacks
 
-    def _go_on(self) -> None:
+    def _prepare_epoch_end(self) -> None:
         self.model.stop_training = False
-        if self._random is not None:
-            set_random_state(self._random)
-            self._random = None
+        if self._saved_random_state is not None:
+            set_random_state(self._saved_random_state)
+            self._saved_random_state = None
 
     def _train_nothing(self, *arguments: Any) -> Any:
         logs = dict(self._missed["logs"])
         self.model.get_metrics_result = self._no_metrics
-        return logs if len(arguments) == 1 else (logs, arguments[0])  # on JAX, with the state
+        return logs if len(arguments) == 1 else (logs, arguments[0])  # JAX returns the state too
 
     def _no_metrics(self) -> dict[str, Any]:
-        """Stand in once for the model's metrics, which have seen nothing: so Keras takes the logs."""
+        """Return no metrics once, so that Keras uses the logs instead of metrics that no batch has updated."""
         del self.model.get_metrics_result
         return {}
 
-    def _rate(self) -> float:
+    def _current_learning_rate(self) -> float:
         optimizer = self.model.optimizer
         return 0.0 if optimizer is None else float(keras.ops.convert_to_numpy(optimizer.learning_rate))
 
 
 def averages_on_exception(optimizer: keras.optimizers.Optimizer | None) -> bool:
-    """Return whether ``fit`` overwrites the weights with their averages where an exception ends it: on JAX it does."""
+    """Return whether an exception makes ``fit`` overwrite the weights with their averages, as it does only on JAX."""
     inner = getattr(optimizer, "inner_optimizer", optimizer)
-    alike = getattr(optimizer, "optimizers", [inner])
-    return keras.backend.backend() == "jax" and any(getattr(one, "use_ema", False) for one in alike)
+    optimizers = getattr(optimizer, "optimizers", [inner])
+    return keras.backend.backend() == "jax" and any(getattr(item, "use_ema", False) for item in optimizers)
 
 
 def is_helper(callback: keras.callbacks.Callback) -> bool:
-    """Return whether `callback` is one of these, which stay where a ``fit`` ends with an exception."""
-    return isinstance(callback, First | Last | MissedEpochEnd)
+    """Return whether `callback` is a callback of this module.
+
+    These callbacks stay in the callback list if ``fit`` ends with an exception.
+    """
+    return isinstance(callback, NotifyBeforeEpochEnd | NotifyAfterEpochEnd | MissedEpochEnd)
 
 
 def _samples(model: keras.Model) -> bytes:
-    """Return numbers from all over each weight that is trained."""
+    """Return evenly spaced values of each trainable weight, as bytes."""
     flat = [host_value(variable).reshape(-1) for variable in model.trainable_variables]
-    return b"".join(values[:: 1 + len(values) // _SAMPLED].tobytes() for values in flat)
+    return b"".join(values[:: 1 + len(values) // _SAMPLES_PER_WEIGHT].tobytes() for values in flat)

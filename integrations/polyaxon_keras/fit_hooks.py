@@ -1,4 +1,4 @@
-"""The callbacks beside this one in a ``fit``: which do not go with it, and what they do to the weights."""
+"""The other callbacks of a ``fit``: conflicts with PolyaxonCallback, files outside the outputs, swapped weights."""
 
 from __future__ import annotations
 
@@ -18,15 +18,17 @@ if TYPE_CHECKING:
 
 __all__ = ["callback_list", "refuse_second_restorer", "training_weights", "warn_of_files_outside"]
 
-# Where callbacks write, and the attribute that says so.
+# Callbacks that write files, and the attribute that holds the path they write to.
 _FILES = {"TensorBoard": "log_dir", "CSVLogger": "filename", "OrbaxCheckpoint": "directory"}
 
 
 def callback_list() -> keras.callbacks.CallbackList:
-    """Return the callbacks of the ``fit`` whose hook is running, which Keras tells none of them.
+    """Return the callback list of the ``fit`` whose hook is running.
+
+    The list is found on the call stack because Keras does not give callbacks access to the list.
 
     Raises:
-        TrackingError: the hook is not called as Keras calls it.
+        TrackingError: the hook was not called by a ``CallbackList`` of Keras.
     """
     for frame, _ in traceback.walk_stack(sys._getframe()):  # noqa: SLF001
         caller = frame.f_locals.get("self")
@@ -39,10 +41,10 @@ def callback_list() -> keras.callbacks.CallbackList:
 
 
 def refuse_second_restorer(callbacks: list[keras.callbacks.Callback]) -> None:
-    """Raise where another callback brings the model to a state of its own when training begins.
+    """Raise if another callback also restores the model when training begins.
 
     Raises:
-        TrackingError: there is a ``BackupAndRestore``.
+        TrackingError: `callbacks` contains a ``BackupAndRestore``.
     """
     if any(isinstance(callback, keras.callbacks.BackupAndRestore) for callback in callbacks):
         raise TrackingError(
@@ -53,10 +55,10 @@ def refuse_second_restorer(callbacks: list[keras.callbacks.Callback]) -> None:
 
 
 def warn_of_files_outside(callbacks: list[keras.callbacks.Callback], run: Run) -> None:
-    """Say whose files go elsewhere than to the outputs of `run`."""
+    """Warn of each callback that writes files outside the outputs path of `run`."""
     for callback in callbacks:
         for name, attribute in _FILES.items():
-            kind = getattr(keras.callbacks, name, None)  # some are newer than the oldest Keras
+            kind = getattr(keras.callbacks, name, None)  # the oldest supported Keras lacks some of these
             if kind is not None and isinstance(callback, kind):
                 path = os.fspath(getattr(callback, attribute))
                 example = f'{name}(f"{{polyaxon.outputs_path}}/{os.path.basename(path)}")'
@@ -65,10 +67,14 @@ def warn_of_files_outside(callbacks: list[keras.callbacks.Callback], run: Run) -
 
 @contextlib.contextmanager
 def training_weights(callbacks: list[keras.callbacks.Callback]) -> Iterator[bool]:
-    """Have the model hold the weights that are trained, where ``SwapEMAWeights`` has put their average: whether it had.
+    """Put the trained weights back in the model within the ``with`` block, if ``SwapEMAWeights`` has replaced them.
 
-    Training goes on from those; a callback that is new knows nothing of what is swapped. Private names, since there
-    are no public ones.
+    The trained weights must be saved instead of their averages, because training resumes from the trained weights and a
+    new ``SwapEMAWeights`` does not know that weights were swapped. Keras has only private
+    attributes and methods for the swap.
+
+    Yields:
+        Whether averages were in the model.
     """
     swapped = [
         callback

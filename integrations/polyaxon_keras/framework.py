@@ -1,11 +1,11 @@
-"""Keras, or a message that says how to install it."""
+"""Import Keras 3, or raise an error that says how to install it."""
 
 __all__ = ["keras"]
 
 try:
     import keras
 except ModuleNotFoundError as error:
-    if error.name != "keras":  # Keras is there, and what it lacks (its backend) it says best itself
+    if error.name != "keras":  # Keras is installed but its backend is not: Keras's own message is clearer
         raise
     raise ModuleNotFoundError(
         'polyaxon_keras needs Keras 3, which is not installed. Install it with: pip install "polyaxon-tracking[keras]"',

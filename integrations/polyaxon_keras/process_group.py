@@ -1,4 +1,4 @@
-"""What the processes of one training on JAX agree on, so that none is left behind in a collective."""
+"""Collectives between the processes of one training on JAX, used so that no process waits in one forever."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _T = TypeVar("_T")
 
 
 class JaxProcessGroup(ProcessGroup):
-    """The processes of ``jax.distributed`` that train one model, and how they tell each other what concerns them all.
+    """The processes of ``jax.distributed`` that train one model, and the collectives between them.
 
-    Where there is one process, every method returns at once. Keras has several on JAX alone, and only with a
-    distribution: without one, each trains a model of its own.
+    With only one process, every method returns at once. Keras trains one model in several processes only on JAX and
+    only with a ``keras.distribution``. Without a distribution, each process trains its own model.
     """
 
     def __init__(self) -> None:
@@ -38,10 +38,10 @@ class JaxProcessGroup(ProcessGroup):
         self.rank = _jax().process_index() if self.is_distributed else 0
         self._flags: Any = None
         if self.is_distributed:
-            self._rows, self._maximum = _reduction()
+            self._row_sharding, self._column_maximum = _make_reduction()
 
     def gather(self, value: _T) -> list[_T]:
-        """The `value` of each process, in their order, when all have called it."""
+        """Return the `value` of each process, ordered by rank, after every process has called this method."""
         if not self.is_distributed:
             return [value]
         content = np.frombuffer(pickle.dumps(value), np.uint8)
@@ -52,21 +52,27 @@ class JaxProcessGroup(ProcessGroup):
         return [pickle.loads(row[:size].tobytes()) for row, size in rows]  # noqa: S301  # of this training itself
 
     def reduce_flags(self, flags: Flags) -> Flags:
-        """Tell `flags` to all, and return what all told each other the time before."""
+        """Contribute this process's `flags`, and return the combined flags of the previous call.
+
+        No process waits for the collective that this call starts. With one process, `flags` are returned at once.
+        """
         if not self.is_distributed:
             return flags
-        before, self._flags = self._flags, None
-        told = Flags(*([] if before is None else np.asarray(before.addressable_data(0)).tolist()))
-        rows = _jax().make_array_from_process_local_data(self._rows, np.array([flags], np.int32))
-        self._flags = self._maximum(rows)
-        return told
+        previous, self._flags = self._flags, None
+        combined = Flags(*([] if previous is None else np.asarray(previous.addressable_data(0)).tolist()))
+        rows = _jax().make_array_from_process_local_data(self._row_sharding, np.array([flags], np.int32))
+        self._flags = self._column_maximum(rows)
+        return combined
 
     @contextlib.contextmanager
-    def first(self) -> Iterator[bool]:
-        """Whether this is the process that writes; within the block the variables that it makes are its own.
+    def rank_0_writes(self) -> Iterator[bool]:
+        """Suspend the distribution of Keras within the ``with`` block, in which rank 0 writes.
 
-        To save an optimizer, Keras makes one, whose variables would be spread over all processes: a collective. The
-        threads that write in the background have no distribution.
+        To save an optimizer, Keras creates another one. With a distribution, the variables of that optimizer would be
+        spread over all processes by a collective. The threads that write in the background have no distribution.
+
+        Yields:
+            Whether this process is rank 0.
 
         Raises:
             RuntimeError: another process failed in the block.
@@ -81,16 +87,19 @@ class JaxProcessGroup(ProcessGroup):
                 if self.is_distributed:
                     keras.distribution.set_distribution(distribution)
 
-    def splits(self, model: keras.Model) -> bool:
-        """Whether a variable of `model` has parts in several processes."""
+    def is_sharded(self, model: keras.Model) -> bool:
+        """Return whether a variable of `model` is split over several processes."""
         return self.is_distributed and not all(variable.value.is_fully_replicated for variable in variables_of(model))
 
-    def collect(self, model: keras.Model) -> list[tuple[Any, np.ndarray[Any, Any]]]:
-        """Where variables of `model` are split: each with its whole value, in the first process; else nothing."""
-        if not self.splits(model):
+    def gather_variables(self, model: keras.Model) -> list[tuple[Any, np.ndarray[Any, Any]]]:
+        """Return each variable of `model` with its whole value on rank 0, and an empty list on the other ranks.
+
+        The list is also empty if no variable of `model` is split over several processes.
+        """
+        if not self.is_sharded(model):
             return []
-        whole = ((variable, _allgather(variable.value, tiled=True)) for variable in variables_of(model))
-        return [one for one in whole if self.rank == 0]
+        whole_values = ((variable, _allgather(variable.value, tiled=True)) for variable in variables_of(model))
+        return [pair for pair in whole_values if self.rank == 0]
 
 
 def _jax() -> Any:
@@ -104,14 +113,18 @@ def _allgather(value: Any, *, tiled: bool = False) -> np.ndarray[Any, Any]:
     return gathered
 
 
-def _reduction() -> tuple[Any, Any]:
-    """The sharding of an array with a row of each process, and the greatest of each column, which all get."""
+def _make_reduction() -> tuple[Any, Any]:
+    """Return the sharding of an array with one row per process, and a function of the maximum of each column.
+
+    The function returns the maxima to every process.
+    """
     jax = _jax()
     devices = np.array(jax.devices()).reshape(jax.process_count(), -1)
     mesh = jax.sharding.Mesh(devices, ("processes", "devices"))
-    rows, same = (jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes)) for axes in (["processes"], []))
-    return rows, jax.jit(_greatest, out_shardings=same)
+    rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("processes"))
+    replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    return rows, jax.jit(_column_maximum, out_shardings=replicated)
 
 
-def _greatest(rows: Any) -> Any:
+def _column_maximum(rows: Any) -> Any:
     return rows.max(0)

@@ -1,4 +1,4 @@
-"""Saving while training goes on: from a copy of the variables in host memory, in arrays that are used again."""
+"""Save while training continues, from a copy of the variables in host memory whose arrays are reused."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from datetime import timedelta
 
-__all__ = ["Snapshot", "host_value", "values", "variables_of"]
+__all__ = ["Snapshot", "host_value", "substituted_values", "variables_of"]
 
 _logger = logging.getLogger("polyaxon_tracking")
 
@@ -28,11 +28,14 @@ _COMPARED_BYTES = 1 << 22
 
 
 class Snapshot:
-    """Copy a model's variables in memory, and have them written in another thread.
+    """Copies a model's variables in memory and writes the copy in a background thread.
 
-    At most one state is in flight. The model and the training state that are saved after the same step share its copy,
-    since the variables are found to have the same bytes; a state whose bytes have changed waits for the write of the
-    one before.
+    There is only one copy. The model and the training state that are saved after the same step share the copy, because
+    their variables have the same bytes. If a variable's bytes have changed, a save waits for the write of the previous
+    save.
+
+    Args:
+        timeout: maximum time to wait for a write.
     """
 
     def __init__(self, timeout: timedelta) -> None:
@@ -41,24 +44,29 @@ class Snapshot:
         self._variables: list[Any] = []
         self._arrays: list[np.ndarray[Any, Any]] = []
         self._filled = False
-        self._told = False
+        self._warned = False
 
     @property
     def failed(self) -> bool:
-        """Whether a write failed whose error was not raised yet."""
+        """Whether a write has failed and its error has not been raised yet."""
         return self._writer.failed
 
     def save(self, what: str, model: keras.Model, write: Callable[[], None], *, unchanged: bool = False) -> None:
-        """Have `write` called in the thread, in which all variables of `model` have the values that they have now.
+        """Call `write` in the background thread, in which all variables of `model` keep their current values.
 
-        Where memory does not suffice for the copy, call it at once. With `unchanged`, the values are known to be those
-        of the save before.
+        If there is not enough memory for the copy, `write` is called at once in this thread.
+
+        Args:
+            what: what `write` writes, for messages.
+            model: the model whose variables are copied.
+            write: a function that saves the model or the training state.
+            unchanged: whether the values are known to be the same as in the previous save, so that no copy is needed.
 
         Raises:
-            BaseException: that of a write before.
+            BaseException: the error of an earlier write.
         """
         if not self._writer.pending:
-            self.wait()  # raises what went wrong before
+            self.wait()  # raises the error of an earlier write
         if not self.reserve(model):
             write()
             return
@@ -66,13 +74,17 @@ class Snapshot:
             self._copy()
 
         def write_copy() -> None:
-            with values(zip(self._variables, self._arrays, strict=True)):
+            with substituted_values(zip(self._variables, self._arrays, strict=True)):
                 write()
 
         self._writer.submit(what, write_copy)
 
     def reserve(self, model: keras.Model) -> bool:
-        """Take the memory for a copy of the variables of `model`, if it is there."""
+        """Allocate the memory for a copy of the variables of `model`.
+
+        Returns:
+            Whether there is enough memory for the copy.
+        """
         variables = variables_of(model)
         if list(map(id, variables)) == list(map(id, self._variables)):
             return True
@@ -81,8 +93,8 @@ class Snapshot:
         size = sum(host_value(variable).nbytes for variable in variables)
         available = available_memory()
         if size >= available:
-            if not self._told:
-                self._told = True
+            if not self._warned:
+                self._warned = True
                 _logger.warning(
                     "Saving in the foreground, while training waits: a copy of the state takes %s bytes of memory, "
                     "and %s are available",
@@ -93,11 +105,11 @@ class Snapshot:
         self._variables = variables
         self._arrays = arrays = [np.empty_like(host_value(variable)) for variable in variables]
 
-        def touch() -> None:
+        def fill_with_zeros() -> None:
             for array in arrays:
-                array.fill(0)  # only now the system gives the memory
+                array.fill(0)  # the system provides the memory only when it is written to
 
-        self._writer.submit("zeros to the memory for a copy of the state", touch)
+        self._writer.submit("zeros to the memory for a copy of the state", fill_with_zeros)
         return True
 
     def _copy(self) -> None:
@@ -114,7 +126,7 @@ class Snapshot:
 
 
 def variables_of(model: keras.Model) -> list[Any]:
-    """All variables of `model`, each once: the weights, those of the optimizers, the metrics and the generators."""
+    """Return all variables of `model`, each once: of the weights, optimizers, metrics and random number generators."""
     found = [*model.variables, *model.metrics_variables]
     for optimizer in optimizers_of(model).values():
         found += optimizer.variables
@@ -122,15 +134,15 @@ def variables_of(model: keras.Model) -> list[Any]:
 
 
 def host_value(variable: Any) -> np.ndarray[Any, Any]:
-    """Return the value of `variable` in host memory, without a copy where it is there."""
+    """Return the value of `variable` in host memory, without a copy if the value is there already."""
     value: Any = variable.value
     array: np.ndarray[Any, Any]
     if keras.backend.is_float_dtype(variable.dtype) and variable.dtype not in ("float16", "float32", "float64"):
-        array = keras.ops.convert_to_numpy(value)  # types that NumPy does not know of itself
+        array = keras.ops.convert_to_numpy(value)  # NumPy itself lacks types such as bfloat16
     elif keras.backend.backend() == "torch":
         array = value.detach().cpu().numpy()
     elif keras.backend.backend() == "tensorflow":
-        # TensorFlow's own conversions copy.
+        # TensorFlow's own conversions would copy the value.
         array = np.asarray(memoryview(sys.modules["tensorflow"].convert_to_tensor(value)))
     else:
         array = np.asarray(value)
@@ -138,35 +150,36 @@ def host_value(variable: Any) -> np.ndarray[Any, Any]:
 
 
 @contextlib.contextmanager
-def values(held: Iterable[tuple[Any, np.ndarray[Any, Any]]]) -> Iterator[None]:
-    """Have variables appear with other values, in this thread alone."""
-    # To learn which attributes of an optimizer it need not save, Keras makes one, and so a variable, which the scope
-    # does not allow. What it learns it would keep for the thread, but looks for it under another name (3.15).
+def substituted_values(pairs: Iterable[tuple[Any, np.ndarray[Any, Any]]]) -> Iterator[None]:
+    """Give each variable of `pairs` the value next to it within the ``with`` block, only in this thread."""
+    # To find the attributes of an optimizer that it need not save, Keras creates an optimizer and therefore a variable,
+    # which a StatelessScope forbids. Keras caches the attributes per thread, but looks them up under another name
+    # (3.15). So the attributes are found before the scope begins, and stored under the name that Keras looks up.
     skipped = saving_lib.get_attr_skipset("Optimizer")
     global_state.set_global_attribute("saving_attr_skiplist_Optimizer", skipped)
-    with _Scope() as scope:
-        for update in held:
-            scope.add_update(update)
+    with _SubstitutingScope() as scope:
+        for pair in pairs:
+            scope.add_update(pair)
         yield
 
 
-class _Scope(keras.StatelessScope):
+class _SubstitutingScope(keras.StatelessScope):
     def get_current_value(self, variable: Any) -> Any:
-        """The array of `variable` as a tensor, made when it is asked for and gone when it is written."""
+        """Return the substituted array of `variable` as a tensor, which exists only while the variable is written."""
         array = super().get_current_value(variable)
         return None if array is None else keras.ops.convert_to_tensor(array)
 
 
 def _are_equal(array: np.ndarray[Any, Any], value: np.ndarray[Any, Any]) -> bool:
-    """Whether the bytes are the same, compared in parts, for which there is a cache."""
-    one, other = _words(array), _words(value)
-    step = _COMPARED_BYTES // one.itemsize
+    """Return whether the bytes are the same, comparing parts that are small enough for the processor's cache."""
+    first, second = _as_words(array), _as_words(value)
+    step = _COMPARED_BYTES // first.itemsize
     return all(
-        np.array_equal(one[start:end], other[start:end])
-        for start, end in itertools.pairwise([*range(0, len(one), step), len(one)])
+        np.array_equal(first[start:end], second[start:end])
+        for start, end in itertools.pairwise([*range(0, len(first), step), len(first)])
     )
 
 
-def _words(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+def _as_words(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     flat = np.ascontiguousarray(array).reshape(-1)
     return flat.view(np.int64 if flat.nbytes % 8 == 0 else np.uint8)

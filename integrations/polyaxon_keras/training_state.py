@@ -1,8 +1,8 @@
 """The whole training state of a Keras model in one ``.weights.h5`` file.
 
-Keras writes the model's weights and the optimizer's variables there. Beside them stands one HDF5 group, which
-``load_weights`` passes over, with what Keras leaves out: the epoch and step, the state of the random number generators
-(dropout, shuffling), and what callbacks keep.
+Keras writes the model's weights and the optimizer's variables to this file. One more HDF5 group in the file, which
+``load_weights`` ignores, holds the metadata that Keras leaves out: the state of the random number generators (dropout,
+shuffling) and of callbacks, and the shapes and optimizers to check before loading.
 """
 
 from __future__ import annotations
@@ -27,7 +27,13 @@ _GROUP = "polyaxon_tracking"
 
 
 def make_metadata(model: keras.Model, training: dict[str, Any], random_states: list[dict[str, Any]]) -> dict[str, Any]:
-    """What `save` writes beside the variables: `training`, what of `model` it needs, and each process's generators."""
+    """Return the metadata that `save` writes next to the model's variables.
+
+    Args:
+        model: the model that will be saved.
+        training: the values of PolyaxonCallback and of the callbacks in its `restore`.
+        random_states: the state of each process's global random number generators, ordered by rank.
+    """
     return {
         "training": training,
         "shapes": [list(weight.shape) for weight in model.weights],
@@ -38,15 +44,15 @@ def make_metadata(model: keras.Model, training: dict[str, Any], random_states: l
 
 
 def save(model: keras.Model, path: str, metadata: dict[str, Any]) -> None:
-    """Write the variables of `model` and `metadata`, as they are, to the file `path`."""
+    """Write the variables of `model`, and `metadata` unchanged, to the file `path`."""
     model.save_weights(path, overwrite=True)
     arrays: list[Any] = []
 
-    def number(array: Any) -> dict[str, int]:
+    def replace_array(array: Any) -> dict[str, int]:
         arrays.append(np.asarray(array))
         return {"array": len(arrays) - 1}
 
-    text = json.dumps(metadata, default=number)
+    text = json.dumps(metadata, default=replace_array)
     with h5py.File(path, "r+") as file:
         group = file.create_group(_GROUP)
         group["record"] = text
@@ -57,17 +63,18 @@ def save(model: keras.Model, path: str, metadata: dict[str, Any]) -> None:
 def load(
     model: keras.Model, path: str, source: str, rank: int = 0, *, build: Callable[[], None] = lambda: None
 ) -> dict[str, Any]:
-    """Bring `model` to the state in the file `path`, building it first where it is not; return its `training`.
+    """Restore `model` from the file `path`, after building the model if necessary, and return the saved `training`.
 
     Args:
         model: a compiled model.
         path: a file that `save` wrote.
-        source: where the file came from, for messages.
-        rank: the index of this process; a new one leaves the generators of random numbers as they are.
-        build: builds `model`: it is called where layers of it have no weights yet.
+        source: the path or URL that the file came from, for messages.
+        rank: the rank of this process. If the checkpoint was saved with fewer processes, the global random number
+            generators of the added ranks are left unchanged.
+        build: function that builds `model`, called if some of the model's layers have no weights yet.
 
     Raises:
-        TrackingError: the model or its optimizer is not the one that was saved.
+        TrackingError: the model or its optimizer differs from the saved one.
     """
     with h5py.File(path, "r") as file:
         group = file[_GROUP]
@@ -75,7 +82,7 @@ def load(
             group["record"].asstr()[()],
             object_hook=lambda value: group[str(value["array"])][()] if value.keys() == {"array"} else value,
         )
-    if len(model.weights) < len(metadata["shapes"]):  # TensorFlow builds in the first step
+    if len(model.weights) < len(metadata["shapes"]):  # on TensorFlow, Keras builds the model in the first step
         build()
     _build_optimizers(model, metadata)
     if problems := _differences(model, metadata):
@@ -94,7 +101,10 @@ def load(
 
 
 def _differences(model: keras.Model, metadata: dict[str, Any]) -> list[str]:
-    """What of `model` is not as it was saved. Keras would go on without the state of another optimizer."""
+    """Return the differences between `model` and the saved model.
+
+    Optimizers are compared because Keras would continue without the saved state if the optimizer differs.
+    """
     shapes = [tuple(shape) for shape in metadata["shapes"]]
     problems = []
     if len(model.weights) != len(shapes):
@@ -116,22 +126,23 @@ def _differences(model: keras.Model, metadata: dict[str, Any]) -> list[str]:
 
 
 def optimizers_of(model: keras.Model) -> dict[str, keras.optimizers.Optimizer]:
-    """Return the optimizers of `model` and of the models in it, by their attributes.
+    """Return the optimizers of `model` and of its nested models, by the names of their attributes.
 
-    Beside that of ``compile`` there may be others, for a ``train_step`` that steps by hand. Keras saves them all.
+    A model with its own ``train_step`` may have other optimizers next to the optimizer of ``compile``. Keras saves all
+    of these optimizers.
     """
     found: dict[int, tuple[str, keras.optimizers.Optimizer]] = {}
-    # Users' names first: TensorFlow keeps each a second time, in attributes of its own.
+    # The user's attributes come first, because TensorFlow keeps each optimizer again in a private attribute.
     for name in sorted(vars(model), key=lambda name: (name.startswith("_"), name)):
         value = vars(model)[name]
-        several = dict(enumerate(value)) if isinstance(value, list | tuple) else value
-        for key, one in several.items() if isinstance(several, dict) else [("", value)]:
-            if isinstance(one, keras.optimizers.Optimizer):
-                found.setdefault(id(one), (f"{name}.{key}".strip("."), one))
+        container = dict(enumerate(value)) if isinstance(value, list | tuple) else value
+        for key, item in container.items() if isinstance(container, dict) else [("", value)]:
+            if isinstance(item, keras.optimizers.Optimizer):
+                found.setdefault(id(item), (f"{name}.{key}".strip("."), item))
     for index, layer in enumerate(model.layers):
         if isinstance(layer, keras.Model):
-            for name, one in optimizers_of(layer).items():
-                found.setdefault(id(one), (f"layers.{index}.{name}", one))
+            for name, optimizer in optimizers_of(layer).items():
+                found.setdefault(id(optimizer), (f"layers.{index}.{name}", optimizer))
     return dict(found.values())
 
 
@@ -140,9 +151,10 @@ def _describe(optimizer: keras.optimizers.Optimizer) -> str:
 
 
 def _optimizers_metadata(model: keras.Model) -> dict[str, dict[str, Any]]:
-    """Return what each optimizer of `model` is, and over which of its weights it was built: Keras keeps that privately.
+    """Return the description of each optimizer of `model`, and the indices of the weights that the optimizer updates.
 
-    None stands for an optimizer of other variables than the model's weights.
+    The indices are ``None`` if the optimizer also updates variables that are not weights of the model. They are read
+    from a private attribute because Keras has no public one.
     """
     indices = {id(weight): index for index, weight in enumerate(model.weights)}
     metadata = {}
@@ -153,8 +165,11 @@ def _optimizers_metadata(model: keras.Model) -> dict[str, dict[str, Any]]:
 
 
 def _build_optimizers(model: keras.Model, metadata: dict[str, Any]) -> None:
-    """Have each optimizer of `model` make its variables, which Keras would do in the first step, and load nothing."""
-    if "optimizers" not in metadata:  # an earlier version knew of that of ``compile`` alone
+    """Build the variables of each optimizer of `model`.
+
+    Keras would build them only in the first step, and would therefore not load their saved values.
+    """
+    if "optimizers" not in metadata:  # an earlier version saved only the optimizer of ``compile``
         if model.optimizer is not None and not model.optimizer.built:
             model.optimizer.build(model.trainable_variables)
         metadata["optimizers"] = {"optimizer": {"is": metadata["optimizer"], "over": True}}
@@ -171,14 +186,17 @@ def generator_values(model: keras.Model) -> list[Any]:
 
 
 def _generators(model: keras.Model) -> list[Any]:
-    """Variables of the random number generators in `model`, which ``save_weights`` leaves out."""
+    """Return the variables of the random number generators in `model`, which ``save_weights`` leaves out."""
     optimized = [variable for optimizer in optimizers_of(model).values() for variable in optimizer.variables]
     known = {id(variable) for variable in [*model.weights, *model.metrics_variables, *optimized]}
     return [variable for variable in model.variables if id(variable) not in known]
 
 
 def random_state() -> dict[str, Any]:
-    """The state of the global generators, from which Keras shuffles, and on the torch backend drops out."""
+    """Return the state of the global random number generators.
+
+    Keras uses these generators to shuffle and, on the torch backend, for dropout.
+    """
     name, keys, *counters = np.random.get_state(legacy=True)
     state = {"python": random.getstate(), "numpy": [name, keys, *counters]}
     if keras.backend.backend() == "torch":
@@ -187,7 +205,7 @@ def random_state() -> dict[str, Any]:
 
 
 def set_random_state(state: dict[str, Any]) -> None:
-    """Have the global generators go on from what `random_state` returned."""
+    """Set the global random number generators to a `state` that `random_state` returned."""
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))
     np.random.set_state(tuple(state["numpy"]))

@@ -18,7 +18,7 @@ from polyaxon_lightning.training_state import TrainingStateCheckpoint, skip_unus
 from polyaxon_torch import differing_shapes
 from polyaxon_torch.snapshot import Snapshot
 from polyaxon_tracking import CheckpointManager, TrackingError
-from polyaxon_tracking.training import BackgroundWriter, Run
+from polyaxon_tracking.training import Run, SaveOptions
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -103,15 +103,14 @@ class PolyaxonCallback(Callback):
     ) -> None:
         super().__init__()
         skip_unused_hooks(self)
-        Run.check_frequency(every_n_train_steps, train_time_interval)
+        self._options = SaveOptions(
+            every_n_train_steps=every_n_train_steps,
+            train_time_interval=train_time_interval,
+            max_to_keep=max_to_keep,
+            background=background,
+            write_timeout=write_timeout,
+        )
         self._run = Run(datasets=datasets, loggers=[*_LIGHTNING_LOGGERS, *loggers], resume=resume)
-        CheckpointManager(self._run.checkpoints_path, max_to_keep)  # raises for a wrong `max_to_keep`
-        self._every_n_train_steps = every_n_train_steps
-        self._train_time_interval = train_time_interval
-        self._max_to_keep = max_to_keep
-        BackgroundWriter(write_timeout)  # raises for a wrong `write_timeout`
-        self._saves_in_background = background
-        self._write_timeout = write_timeout
         self._weights_only = weights_only
         self._launched = 0, ""
         self._training_state: TrainingStateCheckpoint | None = None
@@ -144,7 +143,7 @@ class PolyaxonCallback(Callback):
         user_checkpoints = _without_training_state(trainer.checkpoint_callbacks)
         self._redirect(user_checkpoints)
         fits = stage == "fit" and bool(user_checkpoints)
-        snapshot = Snapshot(self._write_timeout) if fits and self._saves_in_background else None
+        snapshot = Snapshot(self._options.write_timeout) if fits and self._options.background else None
         if type(trainer.strategy.checkpoint_io) in (TorchCheckpointIO, DurableCheckpointIO):  # the user brought none
             trainer.strategy.checkpoint_io = io = DurableCheckpointIO(snapshot)
             io.protected_path = _asked_for(trainer)
@@ -254,17 +253,15 @@ class PolyaxonCallback(Callback):
         """Return the checkpoints of the training of `model`; in a process that was launched, those that were noted."""
         launched_by, directory = self._launched
         if launched_by not in (0, os.getpid()):
-            return CheckpointManager(directory, self._max_to_keep)
-        return self._run.checkpoint_manager(model, max_to_keep=self._max_to_keep)
+            return CheckpointManager(directory, self._options.max_to_keep)
+        return self._run.checkpoint_manager(model, max_to_keep=self._options.max_to_keep)
 
     def _attach_training_state(
         self, trainer: pl.Trainer, checkpoints: CheckpointManager, snapshot: Snapshot | None
     ) -> None:
-        process_group = LightningProcessGroup(self._write_timeout)
+        process_group = LightningProcessGroup(self._options.write_timeout)
         process_group.share_errors_of_saves(trainer.strategy)
-        self._training_state = TrainingStateCheckpoint(
-            checkpoints, self._every_n_train_steps, self._train_time_interval, snapshot, process_group
-        )
+        self._training_state = TrainingStateCheckpoint(checkpoints, self._options, snapshot, process_group)
         trainer.callbacks = [*_without_training_state(trainer.callbacks), self._training_state]  # type: ignore[attr-defined]
 
     def _load(self, trainer: pl.Trainer, newest: Checkpoint) -> None:

@@ -26,11 +26,10 @@ from polyaxon_lightning.validation import (
 )
 from polyaxon_torch import random_state, set_random_state
 from polyaxon_tracking import PreemptionHandler, TrackingError
-from polyaxon_tracking.training import Flags, Run
+from polyaxon_tracking.training import Flags, SaveOptions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from datetime import timedelta
 
     from lightning.pytorch.callbacks import Callback, Checkpoint
 
@@ -65,8 +64,7 @@ class TrainingStateCheckpoint(Checkpoint):
     def __init__(
         self,
         checkpoints: CheckpointManager,
-        every_n_train_steps: int | None,
-        train_time_interval: timedelta | None,
+        options: SaveOptions,
         snapshot: Snapshot | None,
         process_group: LightningProcessGroup,
     ) -> None:
@@ -76,8 +74,7 @@ class TrainingStateCheckpoint(Checkpoint):
         self.process_group = process_group
         self._snapshot = snapshot
         self._reserves = snapshot is not None and process_group.rank == 0  # which alone writes
-        self._every_n_train_steps = every_n_train_steps
-        self._interval = None if train_time_interval is None else train_time_interval.total_seconds()
+        self._options = options
         self._saved_step = -1
         self._saved_at = 0.0
         self._ends_epoch = False
@@ -208,7 +205,7 @@ class TrainingStateCheckpoint(Checkpoint):
     ) -> None:
         """Save where `every_n_train_steps` or `train_time_interval` says so, and end where a signal asked for it."""
         self._stepping_from = None
-        due = self._interval is not None and time.monotonic() - self._saved_at >= self._interval
+        due = self._options.is_interval_over(seconds_since_save=time.monotonic() - self._saved_at)
         if self.process_group.is_distributed:
             due = self._agree(trainer, due=due)
         elif self.preemption.requested:
@@ -220,7 +217,7 @@ class TrainingStateCheckpoint(Checkpoint):
             return
         if self._reserves:
             self._reserve(trainer)
-        if due or Run.should_save(self._every_n_train_steps, step=step, saved_step=self._saved_step):
+        if due or self._options.should_save(step=step, saved_step=self._saved_step):
             self._save(trainer, trainer.current_epoch)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -340,7 +337,9 @@ class TrainingStateCheckpoint(Checkpoint):
                 "The state at the exception was not saved; what was there before is as it was: %s", error
             )
         else:
-            if self.process_group.rank == 0 and (saves or self.preemption.requested):
+            # On several ranks, this was logged before they exited together.
+            was_preempted = self.preemption.requested is not None and not self.process_group.is_distributed
+            if self.process_group.rank == 0 and (saves or was_preempted):
                 _logger.warning("Saved step %d after %s", trainer.global_step, reason)
 
     def _validate(self, trainer: pl.Trainer, validate: Callable[[], Any]) -> Any:

@@ -1,4 +1,4 @@
-"""What the integrations of frameworks on torch share; no integration by itself."""
+"""Code that the integrations of PyTorch frameworks share. This package is not an integration itself."""
 
 from polyaxon_torch.lazy import differing_shapes, settle_lazy_layers
 from polyaxon_torch.process_group import TorchProcessGroup

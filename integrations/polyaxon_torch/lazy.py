@@ -1,4 +1,4 @@
-"""Layers of torch that take their shapes from their first batch, such as ``nn.LazyLinear``."""
+"""Lazy layers of torch, which take their shapes from their first batch, such as ``nn.LazyLinear``."""
 
 from __future__ import annotations
 
@@ -18,9 +18,13 @@ _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 def differing_shapes(model: nn.Module, saved: Mapping[str, Any]) -> list[str]:
-    """Return which tensors of `model`, after it has loaded the state `saved`, have other shapes: name and both shapes.
+    """Return a message for each tensor of `model` whose shape differs from its shape in the state dict `saved`.
 
-    After and not before, because lazy layers have no shapes until then, and others change theirs to those saved.
+    Call this function after `model` has loaded `saved`. Before that, lazy layers have no shapes, and some other layers
+    have a shape that loading changes to the saved shape.
+
+    Returns:
+        Messages with the tensor's name and both shapes.
     """
     return [
         *(
@@ -36,19 +40,19 @@ def differing_shapes(model: nn.Module, saved: Mapping[str, Any]) -> list[str]:
 
 
 def settle_lazy_layers(model: nn.Module) -> list[str]:
-    """Complete the lazy layers of `model` that have loaded their weights before their first batch.
+    """Set the number of inputs of the lazy layers in `model` that have loaded weights before their first batch.
 
-    Such a layer takes any shape that was saved, whatever its arguments say. Its number of inputs stays 0, which
-    ``nn.LazyInstanceNorm1d`` then refuses.
+    Such a layer accepts any saved shape, whatever its arguments say. Torch leaves the layer's number of inputs at 0,
+    and ``nn.LazyInstanceNorm1d`` then raises.
 
     Returns:
-        The tensors whose shapes are not what the arguments of their layers ask for: name and both shapes.
+        A message for each tensor whose shape contradicts the arguments of its layer, with the name and both shapes.
     """
     problems = []
     for path, layer in model.named_modules():
         if not _has_loaded(layer):
             continue
-        for name, tensor in [*layer.state_dict(prefix=f"{path}." if path else "").items()][:1]:  # the weight
+        for name, tensor in [*layer.state_dict(prefix=f"{path}." if path else "").items()][:1]:  # only the weight
             shape = tuple(tensor.shape)
             expected = _expected(layer, shape)
             if shape == expected:
@@ -59,12 +63,12 @@ def settle_lazy_layers(model: nn.Module) -> list[str]:
 
 
 def _has_loaded(layer: nn.Module) -> bool:
-    """Return whether `layer` is still lazy, and its tensors have shapes."""
+    """Return whether `layer` is still lazy although its tensors have shapes."""
     return isinstance(layer, LazyModuleMixin) and not layer.has_uninitialized_params()
 
 
 def _expected(layer: nn.Module, saved: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the shape that the arguments of `layer` ask for, with the number of inputs that was saved."""
+    """Return the weight's shape according to the arguments of `layer`, but with the saved number of inputs."""
     if isinstance(layer, nn.Linear):
         return layer.out_features, *saved[1:2]
     if isinstance(layer, _CONVOLUTIONS):
@@ -81,5 +85,5 @@ def _set_inputs(layer: nn.Module, shape: tuple[int, ...]) -> None:
         layer.in_channels = shape[1] * layer.groups
     elif isinstance(layer, _TRANSPOSED):
         layer.in_channels = shape[0]
-    elif hasattr(layer, "num_features"):  # a norm
+    elif hasattr(layer, "num_features"):  # a normalization layer
         layer.num_features = shape[0]  # type: ignore[assignment]

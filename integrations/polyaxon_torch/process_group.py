@@ -1,4 +1,4 @@
-"""The processes of ``torch.distributed``."""
+"""Collectives between the processes of ``torch.distributed``."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ __all__ = ["TorchProcessGroup"]
 
 _T = TypeVar("_T")
 
-# As long as processes wait for each other where torch is not told otherwise.
-_LONGER = timedelta(minutes=30)
+# The default timeout of torch's collectives with gloo.
+_GLOO_TIMEOUT = timedelta(minutes=30)
 
 
 class TorchProcessGroup(ProcessGroup):
-    """The processes of ``torch.distributed`` that train one model, and how they tell each other what concerns them all.
+    """The processes of ``torch.distributed`` that train one model, and the collectives between them.
 
-    In a process group of its own, of host memory: nothing waits for a GPU, and nothing gets between the collectives of
-    the framework. Alone, where there is one process, every method returns at once.
+    The collectives use their own process group with the gloo backend, in host memory. Therefore they do not wait for a
+    GPU and do not mix with the framework's collectives. With only one process, every method returns at once.
 
     Args:
-        write_timeout: how long the first may wait for what it writes; the others wait for it, and longer.
+        write_timeout: maximum time that rank 0 waits for its pending writes. The other ranks wait 30 minutes longer.
     """
 
     def __init__(self, write_timeout: timedelta) -> None:
@@ -35,12 +35,17 @@ class TorchProcessGroup(ProcessGroup):
         )
         self.rank = distributed.get_rank() if self.is_distributed else 0
         self._group = (
-            distributed.new_group(backend="gloo", timeout=write_timeout + _LONGER) if self.is_distributed else None
+            distributed.new_group(backend="gloo", timeout=write_timeout + _GLOO_TIMEOUT)
+            if self.is_distributed
+            else None
         )
         self._flags: tuple[torch.Tensor, Any] | None = None
 
     def gather(self, value: _T) -> list[_T]:
-        """The `value` of each process, in their order, when all have called it; after they parted, of this one."""
+        """Return the `value` of each process, ordered by rank, or only this process's `value` after `close`.
+
+        This method waits until every process has called it.
+        """
         if self._group is None:
             return [value]
         found: list[Any] = [None] * distributed.get_world_size()
@@ -48,31 +53,37 @@ class TorchProcessGroup(ProcessGroup):
         return found
 
     def reduce_flags(self, flags: Flags) -> Flags:
-        """Tell `flags` to all, and return what all told each other the time before."""
+        """Contribute this process's `flags`, and return the combined flags of the previous call.
+
+        No process waits for the collective that this call starts. With one process, `flags` are returned at once.
+        """
         if self._group is None:
             return flags
-        before = self.wait_for_flags()
+        previous = self.wait_for_flags()
         numbers = torch.tensor(flags, dtype=torch.int64)
         work = distributed.all_reduce(numbers, distributed.ReduceOp.MAX, group=self._group, async_op=True)
         self._flags = numbers, work
-        return before
+        return previous
 
     def wait_for_flags(self) -> Flags:
-        """What all told each other the last time, if it was not returned yet."""
-        asked, self._flags = self._flags, None
-        if asked is None:
+        """Wait for the combined flags of the last `reduce_flags`, and return them.
+
+        If these flags were returned already, return flags that ask for nothing.
+        """
+        pending, self._flags = self._flags, None
+        if pending is None:
             return Flags()
-        numbers, work = asked
+        numbers, work = pending
         work.wait()
         return Flags(*numbers.tolist())
 
     def raise_on_all(self, error: BaseException | None) -> None:
-        """Raise `error` in this process, and one that tells of it in the others; return where no process has any.
+        """Raise `error` in this process and a RuntimeError that quotes `error` in the others.
 
-        After an error they have parted.
+        If any process has an error, every process closes the process group. If no process has one, return.
 
         Raises:
-            RuntimeError: another process has one.
+            RuntimeError: another process has an error.
         """
         try:
             super().raise_on_all(error)
@@ -81,7 +92,10 @@ class TorchProcessGroup(ProcessGroup):
             raise
 
     def close(self) -> None:
-        """End the group and its threads, before the interpreter may: one that lets go of a tensor then aborts it."""
+        """Destroy the process group and its threads.
+
+        A thread that frees a tensor while the interpreter exits would abort the process.
+        """
         if self._group is not None:
             distributed.destroy_process_group(self._group)
             self._group = self._flags = None

@@ -1,4 +1,4 @@
-"""The generators of random numbers that a training with torch draws from."""
+"""The random number generators that a training with torch draws from."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["random_state", "set_random_state"]
 
 
 def random_state() -> dict[str, Any]:
-    """The state of Python's, NumPy's and torch's generators, as tensors and plain values."""
+    """Return the state of Python's, NumPy's and torch's random number generators, as tensors and plain values."""
     name, keys, *counters = np.random.get_state(legacy=True)
     return {
         "python": random.getstate(),
@@ -23,10 +23,10 @@ def random_state() -> dict[str, Any]:
 
 
 def set_random_state(state: dict[str, Any]) -> None:
-    """Have them go on from what `random_state` returned."""
+    """Set the random number generators to a `state` that `random_state` returned."""
     random.setstate(state["python"])
     name, keys, *counters = state["numpy"]
     np.random.set_state((name, keys.numpy().astype(np.uint32), *counters))
     torch.set_rng_state(state["torch"])
-    if len(state["cuda"]) == torch.cuda.device_count():  # another machine may have other devices
+    if len(state["cuda"]) == torch.cuda.device_count():  # another machine may have a different number of GPUs
         torch.cuda.set_rng_state_all(state["cuda"])

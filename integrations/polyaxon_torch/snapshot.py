@@ -1,4 +1,4 @@
-"""Saving while training goes on: from a copy of the state in host memory, in buffers that are used again."""
+"""Save while training continues, from a copy of the state in host memory whose buffers are reused."""
 
 from __future__ import annotations
 
@@ -20,18 +20,22 @@ __all__ = ["Snapshot"]
 
 _logger = logging.getLogger("polyaxon_tracking")
 
-# Smaller tensors (counters, the states of generators) come and go; they are copied anew for every state.
+# Smaller tensors (counters, states of random number generators) come and go, so they are copied again for every save.
 _SMALL_BYTES = 1 << 16
 _SAMPLED_BYTES, _SAMPLED_EVERY = 1 << 12, 1 << 18
-# Saves that a buffer outlives its last use: a ModelCheckpoint of weights alone leaves those of the optimizer unused.
-_KEPT_SAVES = 8
+# Saves after which an unused buffer is freed. A ModelCheckpoint that saves only weights does not use the buffers of the
+# optimizer, which the next save of the training state needs again.
+_SAVES_UNTIL_FREED = 8
 
 
 class Snapshot:
-    """Copy a checkpoint in memory, and have it written in another thread.
+    """Copies a checkpoint in memory and writes the copy in a background thread.
 
-    At most one state is in flight. Several checkpoints of one step share its buffers, since their tensors are found to
-    have the same bytes; a state whose bytes have changed waits for the write of the one before.
+    At most one step's copy is being written. Several checkpoints of the same step share buffers, because their tensors
+    have the same bytes. If a tensor's bytes have changed, a save waits for the write of the previous save.
+
+    Args:
+        timeout: maximum time to wait for a write.
     """
 
     def __init__(self, timeout: timedelta) -> None:
@@ -42,22 +46,28 @@ class Snapshot:
         self._saves = 0
         self._in_flight: set[_Key] = set()
         self._step: int | None = None
-        self._last: _Copy | None = None
+        self._last: _CheckpointCopy | None = None
         self._streams: dict[torch.device, torch.cuda.Stream] = {}
-        self._told = False
+        self._warned = False
 
     @property
     def failed(self) -> bool:
-        """Whether a write failed whose error was not raised yet."""
+        """Whether a write has failed and its error has not been raised yet."""
         return self._writer.failed
 
     def save(self, what: str, checkpoint: dict[str, Any], write: Callable[[dict[str, Any]], None]) -> None:
-        """Have `write` called in the thread with a copy of `checkpoint`: the same object where nothing has changed.
+        """Call `write` in the background thread with a copy of `checkpoint`.
 
-        Where memory does not suffice for the copy, call it at once with `checkpoint` itself.
+        The copy is the same object as in the previous save if nothing has changed. If there is not enough memory for
+        the copy, `write` is called at once in this thread, with `checkpoint` itself.
+
+        Args:
+            what: what `write` writes, for messages.
+            checkpoint: the checkpoint, which must contain ``global_step``.
+            write: a function that saves the checkpoint that it is given.
 
         Raises:
-            BaseException: that of a write before.
+            BaseException: the error of an earlier write.
         """
         copy = self._copy(checkpoint)
         if copy is None:
@@ -67,10 +77,10 @@ class Snapshot:
             self.submit(what, lambda: write(copy.checkpoint))
 
     def reserve(self, tensors: Iterable[torch.Tensor]) -> None:
-        """Take the memory for a copy of `tensors` in the thread, ahead of the first save."""
+        """Allocate the memory for a copy of `tensors` in the background thread, before the first save needs it."""
         storages = dict.fromkeys(_key(tensor.untyped_storage()) for tensor in tensors if _is_plain(tensor))
         missing = [key for key in storages if key.size >= _SMALL_BYTES and key not in self._buffers]
-        if not self._suffices(sum(key.size for key in missing)):
+        if not self._has_memory_for(sum(key.size for key in missing)):
             return
 
         def allocate() -> None:
@@ -78,16 +88,16 @@ class Snapshot:
                 self._buffers[key] = _Buffer(_allocate(key))
 
         self.submit("zeros to the memory for a copy of the state", allocate)
-        self._step = None  # so that the first save waits for it
+        self._step = None  # so that the first save waits for the allocation
 
-    def _copy(self, checkpoint: dict[str, Any]) -> _Copy | None:
+    def _copy(self, checkpoint: dict[str, Any]) -> _CheckpointCopy | None:
         if checkpoint["global_step"] != self._step or not self._writer.pending:
-            self.wait()  # which raises what went wrong, too
+            self.wait()  # also raises the error of an earlier write
             self._in_flight.clear()
         structure = io.BytesIO()
         pickler = _Pickler(structure)
         pickler.dump(checkpoint)
-        if not self._make_room(pickler.storages):
+        if not self._ensure_buffers(pickler.storages):
             return None
         self._saves += 1
         contents: list[torch.Tensor] = []
@@ -96,7 +106,7 @@ class Snapshot:
         if last is not None and (last.structure, len(last.contents)) != (structure.getvalue(), len(pickler.storages)):
             last = None
         for index, (key, storage) in enumerate(pickler.storages.items()):
-            live = _bytes_of(storage)
+            live = _storage_bytes(storage)
             if key.size < _SMALL_BYTES:
                 content = live.to("cpu", copy=True)
                 same = last is not None and torch.equal(last.contents[index], content)
@@ -106,18 +116,18 @@ class Snapshot:
                 same = same_step and version == buffer.version and _are_equal(content, live)
                 if not same:
                     self._fill(key, live)
-                buffer.used, buffer.version = self._saves, version
+                buffer.last_used, buffer.version = self._saves, version
                 same = same and last is not None and last.contents[index] is content
             contents.append(content)
             last = last if same else None
         for stream in self._streams.values():
             stream.synchronize()
         self._in_flight.update(pickler.storages)
-        self._last = _Copy(structure.getvalue(), contents) if last is None else last
+        self._last = _CheckpointCopy(structure.getvalue(), contents) if last is None else last
         return self._last
 
     def _fill(self, key: _Key, live: torch.Tensor) -> None:
-        """Bring the buffer for `key` to the bytes of `live`, when it is not being written."""
+        """Copy the bytes of `live` to the buffer for `key`, after waiting if that buffer is being written."""
         if key in self._in_flight and self._writer.pending:
             self.wait()
             self._in_flight.clear()
@@ -125,43 +135,43 @@ class Snapshot:
         if key.device.type == "cpu":
             target.copy_(live)
             return
-        # All tensors of a GPU are copied one after the other, without a pause for each.
+        # All tensors of a GPU are copied in one stream, which is synchronized only once for all of them.
         stream = self._streams.setdefault(key.device, torch.cuda.Stream(key.device))  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream(key.device))
         with torch.cuda.stream(stream):
             target.copy_(live, non_blocking=True)
 
-    def _make_room(self, storages: dict[_Key, torch.UntypedStorage]) -> bool:
-        """Have a buffer for each storage; not where there is not the memory."""
+    def _ensure_buffers(self, storages: dict[_Key, torch.UntypedStorage]) -> bool:
+        """Ensure a buffer for each of the `storages`, and return whether there is enough memory for them."""
         missing = [key for key in storages if key.size >= _SMALL_BYTES and key not in self._buffers]
         if not missing:
             return True
-        # Tensors that are made anew for every step come with new addresses: what held their last values is free.
+        # Tensors created in every step have new addresses, so that the buffers of their previous values can be reused.
         unused = [key for key in self._buffers if key not in storages]
         if unused and self._writer.pending and not self._in_flight.isdisjoint(unused):
             self.wait()
             self._in_flight.clear()
         for key in [*missing]:
-            taken = next((other for other in unused if other.size == key.size and other.device == key.device), None)
-            if taken is not None:
-                unused.remove(taken)
+            reusable = next((other for other in unused if other.size == key.size and other.device == key.device), None)
+            if reusable is not None:
+                unused.remove(reusable)
                 missing.remove(key)
-                self._buffers[key] = self._buffers.pop(taken)
+                self._buffers[key] = self._buffers.pop(reusable)
         for key in unused:
-            if self._buffers[key].used >= 0 and self._buffers[key].used + _KEPT_SAVES < self._saves:
+            if self._buffers[key].last_used >= 0 and self._buffers[key].last_used + _SAVES_UNTIL_FREED < self._saves:
                 del self._buffers[key]
-        if not self._suffices(sum(key.size for key in missing)):
+        if not self._has_memory_for(sum(key.size for key in missing)):
             return False
         for key in missing:
             self._buffers[key] = _Buffer(_allocate(key))
         return True
 
-    def _suffices(self, size: int) -> bool:
+    def _has_memory_for(self, size: int) -> bool:
         available = available_memory()
         if size < available:
             return True
-        if not self._told:
-            self._told = True
+        if not self._warned:
+            self._warned = True
             _logger.warning(
                 "Saving in the foreground, while training waits: a copy of the state takes %s bytes of memory more, "
                 "and %s are available",
@@ -172,7 +182,7 @@ class Snapshot:
 
 
 class _Key(NamedTuple):
-    """What tells a storage from the others that are alive."""
+    """Identifies a tensor's storage among all storages that exist at the same time."""
 
     device: torch.device
     address: int
@@ -182,14 +192,14 @@ class _Key(NamedTuple):
 class _Buffer:
     def __init__(self, content: torch.Tensor) -> None:
         self.bytes = content
-        self.used = -1
-        """The number of the save that filled it, or -1."""
+        self.last_used = -1
+        """The number of the last save that used this buffer, or -1."""
         self.version = -1
-        """How often what it holds a copy of had been changed in place."""
+        """The tensor's version when it was copied, which counts the tensor's changes in place."""
 
 
-class _Copy:
-    """A checkpoint apart: its structure as a pickle, and the bytes of its tensors' storages."""
+class _CheckpointCopy:
+    """A copied checkpoint: its structure as a pickle, and the bytes of its tensors' storages."""
 
     def __init__(self, structure: bytes, contents: list[torch.Tensor]) -> None:
         self.structure = structure
@@ -197,13 +207,13 @@ class _Copy:
 
     @functools.cached_property
     def checkpoint(self) -> dict[str, Any]:
-        """The checkpoint put together again, on these bytes."""
+        """The checkpoint, rebuilt with tensors that share the copied bytes."""
         checkpoint: dict[str, Any] = _Unpickler(self.structure, self.contents).load()
         return checkpoint
 
 
 class _Pickler(pickle.Pickler):
-    """Pickle all but the tensors, whose storages it collects in their order."""
+    """Pickles everything except the tensors, and collects the storages of these in the order of pickling."""
 
     def __init__(self, file: io.BytesIO) -> None:
         super().__init__(file, pickle.HIGHEST_PROTOCOL)
@@ -218,7 +228,7 @@ class _Pickler(pickle.Pickler):
         key = _key(storage)
         index = self._indices.setdefault(key, len(self._indices))
         self.storages[key] = storage
-        version = -1 if value.is_inference() else value._version  # noqa: SLF001  # of the autograd notes, for users
+        version = -1 if value.is_inference() else value._version  # noqa: SLF001  # documented in torch's autograd notes
         self.versions[key] = max(version, self.versions.get(key, -1))
         return index, value.dtype, value.storage_offset(), tuple(value.shape), value.stride(), value.requires_grad
 
@@ -235,7 +245,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _is_plain(value: Any) -> bool:
-    """Whether a tensor is nothing but a view of its storage; others are pickled as they are, bytes and all."""
+    """Return whether `value` is a tensor that only views its storage; all other values are pickled with their bytes."""
     return (
         type(value) is torch.Tensor
         and value.layout == torch.strided
@@ -248,23 +258,27 @@ def _key(storage: torch.UntypedStorage) -> _Key:
     return _Key(storage.device, storage.data_ptr(), storage.nbytes())
 
 
-def _bytes_of(storage: torch.UntypedStorage) -> torch.Tensor:
+def _storage_bytes(storage: torch.UntypedStorage) -> torch.Tensor:
     return torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)
 
 
 def _allocate(key: _Key) -> torch.Tensor:
-    """Memory of the host, pinned for the copy from a GPU, and touched, so that the system has given it."""
+    """Allocate host memory for the storage of `key`, pinned if the storage is on a GPU.
+
+    The memory is zeroed because the system provides memory only when it is written to.
+    """
     return torch.empty(key.size, dtype=torch.uint8, pin_memory=key.device.type == "cuda").zero_()
 
 
 def _are_equal(copy: torch.Tensor, live: torch.Tensor) -> bool:
-    """Whether the bytes are the same, by samples of all parts of the tensor, compared on the device of `live`.
+    """Return whether samples from all parts of both tensors are equal, comparing on the device of `live`.
 
-    What changes a tensor in place counts up its version. Only writing through ``.data`` does not, with which some swap
-    averaged weights in and out between two checkpoints of a step: the samples find that.
+    Samples suffice because every change of a tensor in place increases its version, which is compared separately. Only
+    writes through ``.data`` do not increase the version. Some callbacks use such writes to swap averaged weights in and
+    out between two checkpoints of the same step, and the samples detect that swap.
     """
     pairs = zip(_samples(copy), _samples(live), strict=True)
-    return all(torch.equal(one.to(live.device), other) for one, other in pairs)
+    return all(torch.equal(copied.to(live.device), current) for copied, current in pairs)
 
 
 def _samples(content: torch.Tensor) -> Iterator[torch.Tensor]:

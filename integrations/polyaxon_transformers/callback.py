@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
-from polyaxon_tracking import CheckpointManager, TrackingError
-from polyaxon_tracking.training import BackgroundWriter, Run
+from polyaxon_tracking import TrackingError
+from polyaxon_tracking.training import BackgroundWriter, Run, SaveOptions
 from polyaxon_transformers.training_state import Training
 
 if TYPE_CHECKING:
@@ -81,15 +81,15 @@ class PolyaxonCallback(TrainerCallback):
         background: bool = True,
         write_timeout: timedelta = timedelta(minutes=30),
     ) -> None:
-        Run.check_frequency(every_n_train_steps, train_time_interval)
+        self._options = SaveOptions(
+            every_n_train_steps=every_n_train_steps,
+            train_time_interval=train_time_interval,
+            max_to_keep=max_to_keep,
+            background=background,
+            write_timeout=write_timeout,
+        )
         self._run = Run(datasets=datasets, loggers=["transformers", "accelerate", *loggers], resume=resume)
-        CheckpointManager(self._run.checkpoints_path, max_to_keep)  # raises for a wrong `max_to_keep`
-        self._every_n_train_steps = every_n_train_steps
-        self._interval = None if train_time_interval is None else train_time_interval.total_seconds()
-        self._max_to_keep = max_to_keep
         self._writer = BackgroundWriter(write_timeout)
-        self._write_timeout = write_timeout
-        self._background = background
         self._attached = False
         self._training: Training | None = None
 
@@ -201,7 +201,7 @@ class PolyaxonCallback(TrainerCallback):
         args = trainer.args
         # With `model_init`, each call of `train` makes the model again.
         trained = trainer if trainer.model_init is not None else trainer.accelerator.unwrap_model(trainer.model)
-        checkpoints = self._run.checkpoint_manager(trained, max_to_keep=self._max_to_keep)
+        checkpoints = self._run.checkpoint_manager(trained, max_to_keep=self._options.max_to_keep)
         sharing = _sharing.setdefault(users or folder, [])
         if checkpoints.directory not in sharing:
             sharing.append(checkpoints.directory)
@@ -217,10 +217,7 @@ class PolyaxonCallback(TrainerCallback):
             checkpoints,
             users,
             self._writer,
-            background=self._background,
-            write_timeout=self._write_timeout,
-            every_n_train_steps=self._every_n_train_steps,
-            interval=self._interval,
+            options=self._options,
             ignore_keys=options.get("ignore_keys_for_eval"),
         )
         try:

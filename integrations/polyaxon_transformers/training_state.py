@@ -20,7 +20,7 @@ from transformers.trainer_callback import ExportableState
 
 from polyaxon_torch import TorchProcessGroup, random_state, set_random_state, settle_lazy_layers
 from polyaxon_tracking import PreemptionHandler, TrackingError, cached_path
-from polyaxon_tracking.training import Flags, Run, open_directory
+from polyaxon_tracking.training import Flags, SaveOptions, open_directory
 from polyaxon_transformers.folders import (
     folder_name,
     folders_to_delete,
@@ -34,7 +34,6 @@ from polyaxon_transformers.weights import saved_weights
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from datetime import timedelta
     from typing import NoReturn
 
     from torch import nn
@@ -64,14 +63,11 @@ class Training:
         users: str | None,
         writer: BackgroundWriter,
         *,
-        background: bool,
-        write_timeout: timedelta,
-        every_n_train_steps: int | None,
-        interval: float | None,
+        options: SaveOptions,
         ignore_keys: list[str] | None,
     ) -> None:
         self.checkpoints = checkpoints
-        self.process_group = TorchProcessGroup(write_timeout)
+        self.process_group = TorchProcessGroup(options.write_timeout)
         self.preemption = PreemptionHandler(lambda _: self.active)
         self.active = False
         """Whether training goes on: between the hooks of its beginning and its end."""
@@ -79,9 +75,7 @@ class Training:
         self._users = users
         self._remote = "://" in checkpoints.directory
         self._writer = writer
-        self._background = background
-        self._every_n_train_steps = every_n_train_steps
-        self._interval = interval
+        self._options = options
         self._ignore_keys = ignore_keys
         self._directory: Directory | None = None
         self._best: str | None = None
@@ -305,7 +299,7 @@ class Training:
     def end_step(self) -> None:
         """Note whether a save is due, and end where a signal asked for it."""
         step = self._trainer.state.global_step
-        due = self._interval is not None and time.monotonic() - self._saved_at >= self._interval
+        due = self._options.is_interval_over(seconds_since_save=time.monotonic() - self._saved_at)
         flags = Flags(self.preemption.requested or 0, due)
         if self.process_group.is_distributed:
             first = self.process_group.rank == 0  # whose clock counts, and which writes
@@ -314,9 +308,7 @@ class Training:
                 self.wait()
         if flags.signal:
             self._end_for(flags.signal)
-        self._due = bool(flags.save) or Run.should_save(
-            self._every_n_train_steps, step=step, saved_step=self._saved_step
-        )
+        self._due = bool(flags.save) or self._options.should_save(step=step, saved_step=self._saved_step)
 
     def evaluate_step(self) -> None:
         """End where a signal asked for it; not with several processes, which would have to agree here too."""
@@ -567,7 +559,7 @@ class Training:
         with self.process_group.share_errors():
             if self.process_group.rank == 0:
                 self._writer.submit(what, finish)
-                if not self._background:
+                if not self._options.background:
                     self._writer.wait()
 
 

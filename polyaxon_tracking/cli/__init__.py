@@ -1,4 +1,4 @@
-"""The command ``polyaxon-tracking``. It alone needs Typer and Rich, which the extra ``cli`` installs."""
+"""The command ``polyaxon-tracking``. Only this command needs Typer and Rich, which the extra ``cli`` installs."""
 
 import sys
 
@@ -8,9 +8,9 @@ _EXTRA_MISSING = 3
 
 
 def main() -> None:
-    """Run the command, or say which extra it needs."""
+    """Run the command, or print which extra to install."""
     try:
-        from polyaxon_tracking.cli.app import app  # here and not above: without the extra it cannot be imported
+        from polyaxon_tracking.cli.app import app  # here and not above: the import fails without the extra
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] == "polyaxon_tracking":
             raise

@@ -1,4 +1,4 @@
-"""The checkpoints below a path: what each records of itself, and whether it is intact."""
+"""List the checkpoints below a path, and verify whether each is intact."""
 
 from __future__ import annotations
 
@@ -36,35 +36,35 @@ _RESUME = re.compile(r"resume(?:-(\d+))?")
 
 
 class Found(NamedTuple):
-    """A checkpoint, and what its disk or store says of it."""
+    """A checkpoint, with its size and time from its disk or store."""
 
     checkpoint: Checkpoint
     size: int
-    """In bytes."""
+    """The size in bytes."""
     modified: dt.datetime
-    """When it was written, or copied, by the clock of its disk or store."""
+    """When the checkpoint was written or copied, by the clock of its disk or store."""
     intact: bool | None
-    """``None`` where it was not verified."""
+    """Whether the checkpoint is intact; ``None`` if it was not verified."""
     damage: str | None
-    """Why it is not intact."""
+    """The reason why the checkpoint is not intact, or ``None``."""
 
     @property
     def directory(self) -> str:
-        """Where it is."""
+        """The directory of the checkpoint."""
         return self.checkpoint.source.rpartition("/")[0]
 
 
 def find(path: str | None, console: Console, *, verify: bool) -> tuple[str, list[Found]]:
-    """The checkpoints below `path`, or below the run's outputs path, and that path without secrets.
+    """Return `path` without secrets, and the checkpoints below it; by default, `path` is the outputs path.
 
     Args:
-        path: an outputs path, the directory ``checkpoints`` in it, or ``resume``, ``resume-2`` and so on in that.
-        console: where a bar shows how far verifying is.
+        path: an outputs path, its directory ``checkpoints``, or ``resume``, ``resume-2`` and so on in ``checkpoints``.
+        console: the console for the progress bar of verifying.
         verify: whether to read every file.
 
     Raises:
-        TrackingError: there is no such directory, or its store does not answer.
-        OSError: it could not be read.
+        TrackingError: there is no such directory, or its store does not respond.
+        OSError: the directory could not be read.
         ModuleNotFoundError: the driver of the store is not installed.
     """
     if path is None:
@@ -83,7 +83,7 @@ def find(path: str | None, console: Console, *, verify: bool) -> tuple[str, list
 
 
 def as_dict(found: Found) -> dict[str, Any]:
-    """`found` for JSON."""
+    """Return `found` as a dict for JSON."""
     return {
         "path": found.checkpoint.source,
         "step": found.checkpoint.step,
@@ -98,7 +98,7 @@ def as_dict(found: Found) -> dict[str, Any]:
 
 
 def print_found(console: Console, root: str, found: list[Found]) -> None:
-    """Print them for people: a table for each directory."""
+    """Print the checkpoints as text, with a table for each directory."""
     if not found:
         console.print(Text(f"No checkpoints in {displayed(root)}"), soft_wrap=True)
     for directory in dict.fromkeys(one.directory for one in found):
@@ -120,14 +120,14 @@ def print_found(console: Console, root: str, found: list[Found]) -> None:
 
 def _is_directory(path: str) -> bool:
     if is_url(path):
-        from polyaxon_tracking.storage.object_store import exists  # as everywhere: for URLs alone
+        from polyaxon_tracking.storage.object_store import exists  # as everywhere: only URLs need it
 
         return exists(path, "PATH")
     return os.path.isdir(local_path(path))
 
 
 def _directories(root: str) -> list[str]:
-    """Where checkpoints may be: `root` itself, the trainings' directories in it, and the same of ``checkpoints``."""
+    """Return `root`, its directories ``resume``, ``resume-2`` and so on, and the same of ``checkpoints`` in `root`."""
     below = _names_of_directories(root)
     trainings = sorted(
         (name for name in below if _RESUME.fullmatch(name)), key=lambda name: int(name.partition("-")[2] or 1)
@@ -159,7 +159,7 @@ def _listed(directory: str) -> Iterator[Found]:
                 status = os.lstat(checkpoint.path)
                 size, when = size_on_disk(checkpoint.path), dt.datetime.fromtimestamp(status.st_mtime, dt.timezone.utc)
         except FileNotFoundError:
-            continue  # pruned by a training that goes on, since the listing
+            continue  # pruned since the listing, by a training that still runs
         yield Found(checkpoint, size, when, None, None)
 
 
@@ -174,9 +174,9 @@ def _verified(found: list[Found], console: Console) -> Iterator[Found]:
 
 
 def _progress(stack: contextlib.ExitStack, found: list[Found], console: Console) -> Callable[[int], object] | None:
-    """What is to be called with the number of bytes that were read since."""
+    """Return a function to call with the number of bytes read since its last call, or None."""
     if any(is_url(one.checkpoint.path) for one in found):
-        return None  # downloads show by themselves how far they are
+        return None  # downloads show their own progress
     total = sum(one.size for one in found)
     if not console.is_terminal:
         return stack.enter_context(Progress("Verifying", total)).advance

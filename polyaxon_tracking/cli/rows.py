@@ -1,4 +1,4 @@
-"""What `doctor` reports: one row for each thing that was looked at."""
+"""The rows that `doctor` reports, one for each check, and formatting for the terminal."""
 
 from __future__ import annotations
 
@@ -13,33 +13,33 @@ OK, INFO, WARNING, ERROR = "ok", "info", "warning", "error"
 
 
 class Row(NamedTuple):
-    """One thing that was looked at."""
+    """The result of one check."""
 
     group: str
     name: str
     status: str
     """``ok``, ``info`` (neither right nor wrong), ``warning`` or ``error``."""
     value: object
-    """What was found: a string, or for variables that hold JSON what they hold; without secrets."""
+    """The finding without secrets: a string, or the parsed value of a variable that holds JSON."""
     source: str = ""
-    """Where the value comes from."""
+    """The source of the value."""
     advice: str = ""
-    """What to do, where the status is a warning or an error."""
+    """The advice, if the status is a warning or an error."""
 
 
 def displayed(path: str) -> str:
-    """`path`, which may be a URL, without secrets and without what moves a terminal's cursor."""
+    """Return `path`, which may be a URL, without secrets and without a terminal's control characters."""
     masked = mask_urls(path)
     return masked if masked.isprintable() else ascii(masked)
 
 
 def text_of(value: object) -> str:
-    """`value` of a row in one line."""
+    """Return the `value` of a row in one line."""
     return value if isinstance(value, str) else json.dumps(value)
 
 
 def readable_size(size: int) -> str:
-    """`size` in bytes, for people."""
+    """Return `size`, in bytes, with a readable unit."""
     for unit, length in (("TB", 10**12), ("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
         if size >= length:
             return f"{size / length:.1f} {unit}"

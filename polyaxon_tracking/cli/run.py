@@ -1,4 +1,4 @@
-"""A command with the environment of a run: it gets every signal once, and this process exits as it does."""
+"""Run a command with the environment of a run, forward each signal to it once, and return its exit code."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from polyaxon_tracking.urls import is_url, local_path
 
 __all__ = ["environment", "supervise"]
 
-_HANDED_ON = {
+_FORWARDED = {
     signal.SIGHUP,
     signal.SIGINT,
     signal.SIGQUIT,
@@ -38,16 +38,16 @@ _PR_SET_PDEATHSIG = 1  # of prctl(2)
 
 
 def environment(outputs: str, data: list[str], references: list[str], log_level: str | None) -> dict[str, str]:
-    """The variables that the platform sets for such a run.
+    """Return the variables that the platform sets for such a run.
 
     Args:
-        outputs: where outputs go, a directory or a URL.
+        outputs: the outputs path, a directory or a URL.
         data: datasets as ``NAME=PATH``.
         references: other runs' outputs as ``experiments=PATH`` or ``jobs=PATH``.
-        log_level: how loud to log.
+        log_level: the log level, or None.
 
     Raises:
-        TrackingError: one of them cannot be used.
+        TrackingError: one of the arguments cannot be used.
     """
     paths: dict[str, str] = {}
     for given in data:
@@ -75,29 +75,30 @@ def environment(outputs: str, data: list[str], references: list[str], log_level:
         variables[LOG_LEVEL] = checked_log_level(log_level, "--log-level", "Correct it, or leave it out.")
     if not outputs.strip():
         raise TrackingError("Received an empty --outputs. Expected a directory, or a URL such as s3://bucket/run.")
-    # Last, since it makes the directory. A store is tried by the command itself, which may run in another environment.
-    return {OUTPUTS_PATH: _url(outputs) if is_url(outputs) else checked_outputs(outputs, "--outputs")} | variables
+    # Last, because it creates the directory. The command itself checks a store, as it may run in another environment.
+    return {OUTPUTS_PATH: _valid_url(outputs) if is_url(outputs) else checked_outputs(outputs, "--outputs")} | variables
 
 
 def supervise(command: list[str], variables: dict[str, str]) -> int:
-    """Run `command` with `variables` in its environment, and return its exit code, as a shell gives it.
+    """Run `command` with `variables` in its environment, and return its exit code, as a shell would.
 
-    What else of the run's variables this process has is not passed on.
+    Variables of another run in this process's environment are not passed on.
 
     Raises:
-        OSError: it cannot be started.
+        OSError: the command cannot be started.
     """
     inherited = {name: value for name, value in os.environ.items() if name not in VARIABLES}
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # where it is ignored, nobody learns how the child ended
-    waited_for = _HANDED_ON | {signal.SIGCHLD}
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # if SIGCHLD is ignored, the exit status of the child is lost
+    waited_for = _FORWARDED | {signal.SIGCHLD}
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, waited_for)
-    # On a terminal the child shares this process group: it may read, and Ctrl-C and Ctrl-Z reach it by themselves.
-    # Elsewhere it has its own, so that a signal to the whole group does not reach it twice.
+    # On a terminal, the child shares this process group (of the operating system), so that it can read from the
+    # terminal and receives Ctrl-C and Ctrl-Z directly. Elsewhere, the child has its own process group, so that a signal
+    # to the whole group does not reach the child twice.
     shared = _is_in_foreground()
     prctl, this_process = ctypes.CDLL(None).prctl, os.getpid()
 
     def prepare() -> None:
-        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # SIGKILL is handed on, too
+        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # SIGKILL is also forwarded
         if os.getppid() != this_process:
             os._exit(128 + signal.SIGKILL)
         if not shared:
@@ -105,10 +106,10 @@ def supervise(command: list[str], variables: dict[str, str]) -> int:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
     try:
-        process = subprocess.Popen(  # noqa: S603  # the user's
+        process = subprocess.Popen(  # noqa: S603  # the user's command
             command,
             env=inherited | variables,
-            close_fds=False,  # a shell's <(...) is one that the command is to have; Python's own are not inherited
+            close_fds=False,  # the command needs those of a shell's <(...); Python's own are not inherited
             preexec_fn=prepare,  # noqa: PLW1509  # there are no threads
         )
     except OSError:
@@ -116,7 +117,7 @@ def supervise(command: list[str], variables: dict[str, str]) -> int:
         raise
     while process.poll() is None:
         received = signal.sigwaitinfo(waited_for)
-        # A key on the terminal has sent it to the child as well.
+        # A signal from a key on the terminal has also reached the child.
         if received.si_signo != signal.SIGCHLD and not (shared and received.si_code == _FROM_KERNEL):
             process.send_signal(received.si_signo)
     code = process.returncode
@@ -124,7 +125,7 @@ def supervise(command: list[str], variables: dict[str, str]) -> int:
 
 
 def _is_in_foreground() -> bool:
-    """Whether this process may read from a terminal, and gets its Ctrl-C."""
+    """Return whether this process may read from a terminal, and receives its Ctrl-C."""
     try:
         terminal = os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY | os.O_CLOEXEC)
     except OSError:
@@ -142,7 +143,7 @@ def _pair(option: str, given: str, expected: str) -> tuple[str, str]:
     if not (separator and name.strip() and path.strip()):
         raise TrackingError(f"Received {option} {shown(given)}. Expected {expected}.")
     if is_url(path):
-        return name, _url(path)
+        return name, _valid_url(path)
     local = os.path.abspath(local_path(path))
     if not os.path.exists(local):
         raise TrackingError(
@@ -152,7 +153,7 @@ def _pair(option: str, given: str, expected: str) -> tuple[str, str]:
     return name, local
 
 
-def _url(url: str) -> str:
-    """`url` itself, when it is well-formed: with its user info, which the command needs."""
+def _valid_url(url: str) -> str:
+    """Return `url` with its user info, which the command needs; raise if the URL is malformed."""
     locate(url)
     return url

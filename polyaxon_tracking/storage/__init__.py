@@ -1,1 +1,1 @@
-"""Where bytes go: directories on disk and in object stores."""
+"""Storage for checkpoints and other files: directories on disk and in object stores."""

@@ -1,4 +1,4 @@
-"""Who this process is to an object store: from the URL itself, from the platform, or left to the driver."""
+"""Credentials for an object store: from the URL, from the platform, or found by the driver itself."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ ACCESS_KEYS = "POLYSTORES_RUN_STORES_ACCESS_KEYS"
 
 _PROTOCOLS = {"s3a": "s3", "s3n": "s3", "gcs": "gs", "wasb": "abfs", "wasbs": "abfs", "abfss": "abfs", "az": "abfs"}
 
-# What stands before the "@" in URLs of these names a place: a repository or a bucket.
+# In URLs of these protocols, the text before the "@" names a repository or a bucket, not a user.
 _NAMES_BEFORE_AT = ("git", "github", "hf", "oci")
 
-# A "?" alone may be part of a name.
+# Only a "?" with an option after it starts a query, because a name may contain a "?".
 _QUERY = re.compile(r"\?[^/=]+=")
 
 _AZURE_ACCOUNT = re.compile(r"([^@]+)@([^./@]+)\.(?:blob|dfs)\.core\.windows\.net")
 
-# Names of the platform's keys, by those of the drivers' arguments.
+# The names of the platform's keys, by the names of the drivers' arguments.
 _S3_KEYS = {
     "key": "AWS_ACCESS_KEY_ID",
     "secret": "AWS_SECRET_ACCESS_KEY",
@@ -39,30 +39,30 @@ _AZURE_KEYS = {
     "connection_string": "AZURE_CONNECTION_STRING",
 }
 
-# What URLs of this process held beside bucket (or host) and path, `Location.options` and `Location.user_info`: they are
-# written down nowhere else.
+# `Location.options` and `Location.user_info` of the URLs that this process has seen, by bucket (or host). These secrets
+# are stored nowhere else.
 _seen: dict[str, tuple[dict[str, Any], str]] = {}
 
 
 class Location(NamedTuple):
-    """A place in an object store, and how to get at it."""
+    """A location in an object store, with its credentials."""
 
     url: str
-    """Without any secret, as fsspec takes it: what names the place, and nothing else."""
+    """The URL without secrets, in the form that fsspec accepts."""
     protocol: str
-    """Of the driver: ``s3``, ``gs``, ``abfs``, or another that fsspec knows."""
+    """The driver's protocol: ``s3``, ``gs``, ``abfs``, or another one that fsspec knows."""
     options: dict[str, Any]
-    """Arguments for the driver; empty where it finds its credentials itself."""
+    """Arguments for the driver; empty if the driver finds its credentials itself."""
     source: str | None
-    """The variable that the credentials came from, or ``None``."""
+    """The environment variable that the credentials came from, or ``None``."""
     user_info: str = ""
-    """User and password that the URL holds, up to and with the ``@``."""
+    """The user and password in the URL, including the ``@``."""
     query: str = ""
-    """The query of a URL of HTTP, from the ``?`` on: where it is signed, it lets anybody in."""
+    """The query of an HTTP URL, including the ``?``. It is secret if the URL is signed, because it grants access."""
 
     @property
     def secret_url(self) -> str:
-        """The whole URL, for the driver alone."""
+        """The whole URL with its secrets, only for the driver."""
         scheme, _, rest = self.url.partition("://")
         return f"{scheme}://{self.user_info}{rest}{self.query}"
 
@@ -71,21 +71,21 @@ class Location(NamedTuple):
 
 
 def locate(url: str) -> Location:
-    """Take `url` apart into what may be shown and what may not.
+    """Split `url` into the URL that may be shown and its secrets.
 
     Raises:
-        TrackingError: the URL, or what the platform says about its store, is malformed.
+        TrackingError: the URL is malformed, or the platform's credentials for its store are.
     """
     scheme, _, rest = url.partition("://")
     protocol = _PROTOCOLS.get(scheme.lower(), scheme.lower())
     options: dict[str, Any] = {}
     user_info = query = ""
     if protocol == "abfs":
-        rest, options = _azure(url, rest)
+        rest, options = _split_azure_url(url, rest)
     elif protocol in ("s3", "gs"):
-        rest, options = _user_info(url, rest, protocol)
+        rest, options = _split_bucket_url(url, rest, protocol)
     elif protocol not in _NAMES_BEFORE_AT:
-        rest, user_info, query = _taken_apart(url, rest, protocol)
+        rest, user_info, query = _split_url(url, rest, protocol)
     if protocol in ("s3", "gs", "abfs") and not rest.partition("/")[0]:
         raise TrackingError(f"Received the URL {shown(url)}. Expected a bucket in it, such as {scheme}://bucket/path.")
     clean = f"{protocol}://{rest.rstrip('/')}"
@@ -101,10 +101,10 @@ def locate(url: str) -> Location:
 
 
 def locate_directory(url: str) -> Location:
-    """Take the `url` of a directory apart, below which there are objects.
+    """Split the `url` of a directory as `locate` does.
 
     Raises:
-        TrackingError: it has a query, which is of one object alone; or as `locate`.
+        TrackingError: the URL has a query, which belongs to a single object; or as `locate`.
     """
     location = locate(url)
     if location.query:
@@ -114,8 +114,8 @@ def locate_directory(url: str) -> Location:
     return location
 
 
-def _azure(url: str, rest: str) -> tuple[str, dict[str, Any]]:
-    """Polyaxon's ``wasbs://container@account.blob.core.windows.net/path`` in the form that adlfs takes."""
+def _split_azure_url(url: str, rest: str) -> tuple[str, dict[str, Any]]:
+    """Convert Polyaxon's ``wasbs://container@account.blob.core.windows.net/path`` to the form that adlfs accepts."""
     rest, _, query = rest.partition("?")
     host, slash, path = rest.partition("/")
     if "@" in host:
@@ -133,9 +133,9 @@ def _azure(url: str, rest: str) -> tuple[str, dict[str, Any]]:
     return host + slash + path, {"sas_token": query} if query else {}
 
 
-def _user_info(url: str, rest: str, protocol: str) -> tuple[str, dict[str, Any]]:
+def _split_bucket_url(url: str, rest: str, protocol: str) -> tuple[str, dict[str, Any]]:
     options: dict[str, Any] = {}
-    # A bucket has no ":"; an "@" without one before it is part of the path.
+    # A bucket has no ":", so an "@" without a ":" before it is part of the path.
     if "@" in rest and ":" in rest.partition("/")[0]:
         if protocol != "s3":
             raise TrackingError(f"Received the URL {shown(url)}. Expected no credentials in it: use {ACCESS_KEYS}.")
@@ -147,8 +147,8 @@ def _user_info(url: str, rest: str, protocol: str) -> tuple[str, dict[str, Any]]
     return rest, options
 
 
-def _taken_apart(url: str, rest: str, protocol: str) -> tuple[str, str, str]:
-    """Return `rest` of `url` without user info and query, and these: of any protocol that is not a known store's."""
+def _split_url(url: str, rest: str, protocol: str) -> tuple[str, str, str]:
+    """Split `rest` of `url` into the rest, the user info and the query. This is for protocols of no known store."""
     if re.search(r"::\w+://", url) and re.search(r"[@?]", rest):
         raise TrackingError(
             f"Received the URL {shown(url)}, in which '::' chains one to another. Expected no credentials in such a "
@@ -156,7 +156,7 @@ def _taken_apart(url: str, rest: str, protocol: str) -> tuple[str, str, str]:
         )
     authority, slash, path = rest.partition("/")
     user_info, at, host = authority.rpartition("@")
-    # Of "user:p/ss@host", the password's second half is in the path.
+    # In "user:p/ss@host", the second half of the password is part of `path`.
     in_path = "@" in path and re.search(r":(?!\d*$)[^]]*$", host)
     if in_path or re.search(r"[\s?#[\]]", user_info):
         raise TrackingError(
@@ -176,7 +176,7 @@ def _taken_apart(url: str, rest: str, protocol: str) -> tuple[str, str, str]:
 
 
 def access_keys() -> dict[str, str | None]:
-    """The stores for which Polyaxon 0.x hands a run credentials, and the variables in which these are.
+    """Return the stores for which Polyaxon 0.x gives a run credentials, each with the variable that holds them.
 
     Raises:
         TrackingError: ``POLYSTORES_RUN_STORES_ACCESS_KEYS`` is malformed.
@@ -185,7 +185,7 @@ def access_keys() -> dict[str, str | None]:
     if text in ("", "null"):
         return {}
     expected = '{"s3://bucket": {"store": "s3", "secret_key": "NAME_OF_A_VARIABLE"}}'
-    stores = _object(text, ACCESS_KEYS, expected)
+    stores = _json_object(text, ACCESS_KEYS, expected)
     for path, entry in stores.items():
         if not isinstance(entry, dict) or not isinstance(entry.get("secret_key"), str | None):
             raise _malformed(ACCESS_KEYS, f"the value of {shown(path)} is no such object", expected)
@@ -193,7 +193,7 @@ def access_keys() -> dict[str, str | None]:
 
 
 def _platform_options(url: str, protocol: str) -> dict[str, Any]:
-    """The driver's arguments for `url` from what Polyaxon 0.x hands a run."""
+    """Return the driver's arguments for `url` from the credentials that Polyaxon 0.x gives a run."""
     found: tuple[str, str] | None = None
     for path, variable in access_keys().items():
         root = path.rstrip("/")
@@ -216,12 +216,12 @@ def _platform_options(url: str, protocol: str) -> dict[str, Any]:
 
 def _options(protocol: str, name: str, text: str) -> dict[str, Any]:
     if protocol == "gs":
-        return {"token": _object(text, name, "the JSON of a service account's key file")}
+        return {"token": _json_object(text, name, "the JSON of a service account's key file")}
     keys = {"s3": _S3_KEYS, "abfs": _AZURE_KEYS}.get(protocol)
     if keys is None:
         return {}
     expected = "JSON with " + ", ".join(keys.values())
-    secrets = _object(text, name, expected)
+    secrets = _json_object(text, name, expected)
     options: dict[str, Any] = {option: secrets[key] for option, key in keys.items() if secrets.get(key)}
     if not options:
         raise _malformed(name, "it has none of these", expected)
@@ -230,11 +230,11 @@ def _options(protocol: str, name: str, text: str) -> dict[str, Any]:
     return options
 
 
-def _object(text: str, name: str, expected: str) -> dict[str, Any]:
+def _json_object(text: str, name: str, expected: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
-        # `from None`: the error holds the text, and the text secrets
+        # `from None`: the error holds the text, and the text holds secrets
         raise _malformed(name, "it is not JSON", expected) from None
     if not isinstance(value, dict):
         raise _malformed(name, "it is not an object", expected)
@@ -249,6 +249,6 @@ def _malformed(name: str, problem: str, expected: str) -> TrackingError:
 
 
 def variable_shown(name: str) -> str:
-    """`name` for a message, unless it may be a secret that was put in the place of a name."""
+    """Return `name` for a message, unless it may be a secret that was given in place of a name."""
     is_name = re.fullmatch(r"[\w.-]{1,63}", name) and not re.fullmatch(r"[A-Za-z0-9]{20,}", name)
     return f"the variable {name}" if is_name else "the variable that it names"

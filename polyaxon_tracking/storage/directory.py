@@ -14,18 +14,18 @@ __all__: list[str] = []
 
 
 class Directory(abc.ABC):
-    """A place for files, each complete or absent: the ground of what is written here, on disks and in stores.
+    """A directory of files, each complete or absent, on a disk or in a store. This package writes all files through it.
 
-    Errors of a disk or a store are an ``OSError``, whose message says that what was there before is untouched.
+    Errors of a disk or a store are an ``OSError``, whose message says that the previous file is untouched.
     """
 
     def __init__(self, path: str) -> None:
         self.path = path
-        """Absolute, or a URL without secrets."""
+        """The absolute path, or the URL without secrets."""
 
     @contextlib.contextmanager
     def write(self, name: str) -> Iterator[str]:
-        """Give a local path to write to; when the block ends, the file is there as `name`, in place of what was.
+        """Yield a local path to write to; when the block ends, the file replaces the previous file `name`.
 
         Raises:
             TrackingError: the block wrote no file.
@@ -37,40 +37,40 @@ class Directory(abc.ABC):
 
     @abc.abstractmethod
     def names(self) -> list[str]:
-        """Names of what is in it; none where it does not exist."""
+        """Return the names in the directory; an empty list if the directory does not exist."""
 
     @abc.abstractmethod
     def staged(self, name: str) -> contextlib.AbstractContextManager[str]:
-        """Where to write, on the way to `name`; gone afterwards."""
+        """Return a context manager that yields the path to write `name` to, and removes that path at the end."""
 
     @abc.abstractmethod
     def sync(self, staged: str) -> None:
-        """Return when the file `staged` can be published."""
+        """Make the content of the file `staged` durable, so that `publish` may follow."""
 
     @abc.abstractmethod
     def publish(self, staged: str, name: str) -> None:
-        """Have the file `staged`, after `sync`, appear as `name`."""
+        """Put the file `staged` in the directory as `name`, after `sync`."""
 
     @abc.abstractmethod
     def copy(self, path: str, name: str) -> None:
-        """Have the file `path`, of the same disk or store, appear as `name` too, without writing its content again.
+        """Put the file `path`, of the same disk or store, in the directory as `name` also, without writing it again.
 
         Raises:
-            FileNotFoundError: it is not there.
+            FileNotFoundError: there is no file `path`.
         """
 
     @abc.abstractmethod
     def remove(self, name: str) -> None:
-        """Remove the file `name`, if it is there."""
+        """Remove the file `name`, if it exists."""
 
     @abc.abstractmethod
     def fetch(self, name: str) -> str:
-        """A local path to read the file `name` from.
+        """Return a local path to read the file `name` from.
 
         Raises:
-            FileNotFoundError: it is not there; for a local directory, reading says so.
+            FileNotFoundError: there is no file `name`; for a local directory, only reading the path raises.
         """
 
     @abc.abstractmethod
     def release(self, path: str) -> None:
-        """Tell that what `fetch` returned has been read."""
+        """Release `path`, which `fetch` returned, because it has been read."""

@@ -1,4 +1,4 @@
-"""The disk: sync files and directories, make directories durably, and ask for free space."""
+"""Flush files and directories to disk, create directories durably, and return the free space."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__: list[str] = []
 
 
 def checked_file(path: str) -> int:
-    """A descriptor of the file `path`.
+    """Return an open descriptor of the file `path`.
 
     Raises:
         TrackingError: there is no such file.
@@ -34,6 +34,7 @@ def checked_file(path: str) -> int:
 
 
 def nothing_written(path: str) -> TrackingError:
+    """Return the error for a `with` block that wrote no file to `path`."""
     return TrackingError(
         f"Received nothing to save: no file was written to {shown_path(path)}. Expected the block of the `with` "
         f"statement to write one file to the path that the statement gives."
@@ -41,7 +42,7 @@ def nothing_written(path: str) -> TrackingError:
 
 
 def sync_file(path: str) -> None:
-    """Return when the content of the file `path` is on disk.
+    """Flush the content of the file `path` to disk.
 
     Raises:
         TrackingError: there is no such file.
@@ -54,7 +55,7 @@ def sync_file(path: str) -> None:
 
 
 def free_bytes(directory: str) -> int:
-    """Bytes that this user may still write on the file system of `directory`."""
+    """Return how many bytes this user may still write to the file system of `directory`."""
     while not os.path.isdir(directory):
         directory = os.path.dirname(directory)
     status = os.statvfs(directory)
@@ -62,12 +63,12 @@ def free_bytes(directory: str) -> int:
 
 
 def sync_directory(directory: str) -> None:
-    """Return when the names in `directory` are on disk."""
+    """Flush the names in `directory` to disk."""
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
     except OSError as error:
-        # Some network and FUSE file systems have no fsync of a directory and say so with EINVAL: nothing to wait for.
+        # Some network and FUSE file systems cannot fsync a directory, and report EINVAL: there is nothing to flush.
         if error.errno not in {errno.EINVAL, errno.ENOTSUP}:
             raise
     finally:
@@ -75,13 +76,13 @@ def sync_directory(directory: str) -> None:
 
 
 def make_directory(directory: str) -> None:
-    """Make `directory` and what is missing above it, durably."""
+    """Create `directory` and its missing parents, durably."""
     if os.path.isdir(directory):
         return
     parent = os.path.dirname(directory)
     if parent != directory:
         make_directory(parent)
-    with contextlib.suppress(FileExistsError):  # another process was quicker
+    with contextlib.suppress(FileExistsError):  # another process has created it
         os.mkdir(directory)
     if not os.path.isdir(directory):
         raise NotADirectoryError(errno.ENOTDIR, "Expected a directory, but there is a file of this name", directory)
@@ -89,7 +90,7 @@ def make_directory(directory: str) -> None:
 
 
 def statuses(path: str | None) -> Iterator[os.stat_result]:
-    """Yield the status of the file `path`, or of each file in the directory `path`; nothing if it has gone."""
+    """Yield the status of the file `path`, or of each file in the directory `path`; nothing if it no longer exists."""
     if path is None:
         return
     names = [os.path.join(directory, name) for directory, _, found in os.walk(path) for name in found]

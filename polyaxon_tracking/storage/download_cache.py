@@ -1,4 +1,4 @@
-"""Local copies of objects in stores: downloaded once for all processes of a machine, and gone when none needs them."""
+"""Local copies of objects in stores: downloaded once per machine, and removed when no process needs them."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ _logger = logging.getLogger("polyaxon_tracking")
 _LOCK = ".lock"
 _PAUSE_SECONDS = 0.05
 
-# The locks of this process, by the copies that they keep from being removed.
+# The locks of this process, by the path of the local copy that each lock keeps from being removed.
 _held: dict[str, _Hold] = {}
 
 
 def cached_path(path: str | os.PathLike[str]) -> str:
-    """A local file with the content of `path`: itself, or where it is a URL a copy.
+    """Return the path of a local file with the content of `path`: `path` itself, or a local copy if `path` is a URL.
 
-    The copy is in a directory of this user's in ``$TMPDIR``. All processes of the machine share it, the first one
-    downloads it, and it is removed when the last of them ends.
+    The local copy is in this user's own directory in ``$TMPDIR``. All processes of the machine share the copy: the
+    first process downloads it, and it is removed when the last process that uses it ends.
 
     Args:
         path: a local path, or the URL of an object.
 
     Raises:
         FileNotFoundError: there is no such object.
-        TrackingError: the disk has no room for it.
+        TrackingError: the disk has no room for the copy.
 
     Examples:
         >>> cached_path("data/best.keras")
@@ -56,22 +56,22 @@ def cached_path(path: str | os.PathLike[str]) -> str:
 
     location = locate(path)
     information = object_store.information(path)
-    # All that the store says of an object changes with its content; an entity tag, where there is one, suffices.
+    # The version changes with the object's content: its entity tag, or else everything that the store says of it.
     version = next((information[tag] for tag in ("ETag", "etag", "generation") if tag in information), information)
     identity = f"{location.url}{location.query} {information['size']} {version}"
     key = hashlib.sha256(identity.encode()).hexdigest()[:32]
     file = os.path.join(workspace(), f"copy-{key}", location.url.rpartition("/")[2])
     hold = _held.get(file)
-    if hold is None or hold.process != os.getpid():  # the process that this one was forked from has its own
+    if hold is None or hold.process != os.getpid():  # a forked process needs its own lock
         if not _held:
             atexit.register(_release_all)
-        hold = _held[file] = _Hold(_shared(file, path, information["size"]), os.getpid())
+        hold = _held[file] = _Hold(_download_once(file, path, information["size"]), os.getpid())
     hold.count += 1
     return file
 
 
 def release(file: str) -> None:
-    """Tell that what `cached_path` returned is needed no more; the last to do so removes the copy."""
+    """Release `file`, which `cached_path` returned; the copy is removed when no process needs it any more."""
     hold = _held.get(file)
     if hold is None or hold.process != os.getpid():  # a local file, or a copy that another process holds
         return
@@ -82,10 +82,10 @@ def release(file: str) -> None:
 
 
 def workspace() -> str:
-    """The directory of this user's in ``$TMPDIR`` where files are before they are uploaded, and after the download.
+    """Return this user's own directory in ``$TMPDIR``, for files before an upload and after a download.
 
     Raises:
-        TrackingError: it is another user's.
+        TrackingError: the directory belongs to another user, or others may write to it.
     """
     directory = os.path.join(tempfile.gettempdir(), f"polyaxon-tracking-{os.getuid()}")
     with contextlib.suppress(FileExistsError):
@@ -99,9 +99,9 @@ def workspace() -> str:
     return directory
 
 
-def _shared(file: str, url: str, size: int) -> int:
-    """A lock that keeps `file` from being removed, when it is there; one process downloads it, the others wait."""
-    from polyaxon_tracking.storage.credentials import locate  # as above
+def _download_once(file: str, url: str, size: int) -> int:
+    """Return a lock that keeps `file` from being removed, once one process has downloaded it; the others wait."""
+    from polyaxon_tracking.storage.credentials import locate  # here and not above: only URLs need it
 
     directory = os.path.dirname(file)
     while True:
@@ -124,7 +124,7 @@ def _shared(file: str, url: str, size: int) -> int:
                 lock_file(lock, fcntl.LOCK_SH)
             if os.path.exists(file):
                 return lock
-        except BlockingIOError:  # another process wants to download it too
+        except BlockingIOError:  # another process also wants to download it
             time.sleep(_PAUSE_SECONDS)
         except BaseException:
             _remove(directory, lock)
@@ -155,7 +155,7 @@ def _download(url: str, file: str, size: int) -> None:
 
 
 def _remove(directory: str, lock: int) -> None:
-    """Remove the copy in `directory`, unless another process needs it, and let go of its lock."""
+    """Remove the copy in `directory`, unless another process needs it, and release its lock."""
     with contextlib.suppress(BlockingIOError):
         lock_file(lock)
         shutil.rmtree(directory, ignore_errors=True)
@@ -164,13 +164,13 @@ def _remove(directory: str, lock: int) -> None:
 
 
 def _remove_empty(directory: str) -> None:
-    """Remove `directory` where the name of its lock file outlived the file: NFS keeps it until the file is closed."""
+    """Remove `directory` if only its lock file was left: NFS keeps its name until the file is closed."""
     with contextlib.suppress(OSError):  # not empty: another process uses it
         os.rmdir(directory)
 
 
 def _sweep() -> None:
-    """Remove what processes that were killed had downloaded, and what they were about to upload."""
+    """Remove the downloads, and the files to upload, that killed processes left."""
     sweep(workspace())
     with os.scandir(workspace()) as entries:
         found = [entry.path for entry in entries if entry.name.startswith("copy-")]
@@ -178,7 +178,7 @@ def _sweep() -> None:
         try:
             lock = os.open(os.path.join(directory, _LOCK), os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
         except OSError:
-            _remove_empty(directory)  # a process that is making it makes it again
+            _remove_empty(directory)  # a process that is just creating it creates it again
             continue
         with contextlib.suppress(BlockingIOError):  # in use
             if lock_file(lock):

@@ -1,9 +1,9 @@
 """Files that are complete or absent, whatever happens while they are written.
 
-A local file is written to a hidden staging directory beside its target (so on the same file system), made durable with
-``fsync``, renamed over the target with ``os.replace``, and the directory entry made durable too. A kill, a full disk
-or a power cut at any point leaves either the old file or the new one. See ``fsync(2)`` and ``rename(2)``. An object in
-a store is written to ``$TMPDIR``, and uploaded when it is complete.
+A local file is written to a hidden staging directory next to its target (so on the same file system), made durable
+with ``fsync``, and renamed over the target with ``os.replace``. Then the directory entry is also made durable. A kill,
+a full disk or a power cut at any point leaves either the old file or the new file. See ``fsync(2)`` and ``rename(2)``.
+An object in a store is written to ``$TMPDIR``, and uploaded when it is complete.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class LocalDirectory(Directory):
     """A directory on a disk or a mounted volume."""
 
     def names(self) -> list[str]:
-        """Names of what is in it."""
+        """Return the names in the directory; an empty list if the directory does not exist."""
         try:
             return os.listdir(self.path)
         except FileNotFoundError:
@@ -36,7 +36,7 @@ class LocalDirectory(Directory):
 
     @contextlib.contextmanager
     def staged(self, name: str) -> Iterator[str]:
-        """Where to write what will be moved to `name`."""
+        """Yield the path, in a staging directory, of the file that `publish` moves to `name`."""
         path = os.path.join(self.path, name)
         with contextlib.ExitStack() as stack:
             with explained(path):
@@ -46,7 +46,7 @@ class LocalDirectory(Directory):
                 yield staged
 
     def sync(self, staged: str) -> None:
-        """Return when the content of `staged`, a file or a directory of files, is on disk."""
+        """Flush the content of `staged`, a file or a directory of files, to the disk."""
         if not os.path.isdir(staged) or os.path.islink(staged):
             sync_file(staged)
             return
@@ -65,7 +65,7 @@ class LocalDirectory(Directory):
         sync_directory(self.path)
 
     def copy(self, path: str, name: str) -> None:
-        """Have the file `path` appear as `name` too: by a hard link, or a copy on file systems without links."""
+        """Put the file `path` in the directory as `name` also: by a hard link, or a copy if links are unsupported."""
         with self.write(name) as staged:
             try:
                 os.link(path, staged)
@@ -75,18 +75,18 @@ class LocalDirectory(Directory):
                 shutil.copyfile(path, staged)
 
     def remove(self, name: str) -> None:
-        """Remove the file or directory `name`, if it is there."""
+        """Remove the file or directory `name`, if it exists."""
         path = os.path.join(self.path, name)
-        with contextlib.suppress(FileNotFoundError):  # another process was quicker
+        with contextlib.suppress(FileNotFoundError):  # another process has removed it
             if os.path.isdir(path) and not os.path.islink(path):
-                with staging(self.path) as directory:  # a directory cannot go at once, but its name can
+                with staging(self.path) as directory:  # a directory cannot be removed atomically, but it can be renamed
                     os.rename(path, os.path.join(directory, name))
             else:
                 os.unlink(path)
 
     def fetch(self, name: str) -> str:
-        """The path of the file `name`."""
+        """Return the path of the file `name`."""
         return os.path.join(self.path, name)
 
     def release(self, path: str) -> None:
-        """Do nothing: it is the file itself."""
+        """Do nothing, because `fetch` returned the file itself, not a copy."""

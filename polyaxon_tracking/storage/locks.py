@@ -1,4 +1,4 @@
-"""Where files are written on their way: hidden directories, each with a lock that ends with its process."""
+"""Staging directories: hidden directories for unfinished files, each with a lock that ends with its process."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ STAGING = ".staging-"
 _LOCK = ".lock"
 _BOOT_ID = "/proc/sys/kernel/random/boot_id"
 
-# What another machine has not written to for so long is litter. Mounts of buckets may show a write 15 minutes late, and
-# of a large checkpoint nothing is written while its CRC-32 is computed.
+# A staging directory to which another machine has not written for this long is abandoned. A bucket mount may show a
+# write 15 minutes late, and nothing is written while the CRC-32 of a large checkpoint is computed.
 ABANDONED_SECONDS = 3600.0
 
 
 @contextlib.contextmanager
 def staging(directory: str) -> Iterator[str]:
-    """Give a hidden directory inside `directory` to write in, and remove it afterwards; remove others' litter first."""
+    """Yield a staging directory inside `directory` and remove it afterwards; first remove those that are abandoned."""
     make_directory(directory)
-    others = sweep(directory)  # before anything is written: it may make the room
+    others = sweep(directory)  # before anything is written, because this may free the room for it
     staged, lock = _create_staging(directory)
     try:
         for other in others:
@@ -37,15 +37,15 @@ def staging(directory: str) -> Iterator[str]:
                 _remove_unlocked(other, abandoned=True)
         yield staged
     finally:
-        # SMB, NFS and FUSE keep the name of a file that is removed while it is open, and so the directory.
+        # Close the lock first: SMB, NFS and FUSE cannot remove the directory of an open file.
         try:
             os.close(lock)
         finally:
-            shutil.rmtree(staged, ignore_errors=True)  # litter at most, and the next start sweeps it
+            shutil.rmtree(staged, ignore_errors=True)  # if this fails, the next start removes the directory
 
 
 def sweep_below(directory: str) -> None:
-    """Remove what killed processes left in `directory` and the directories below it, where this user may."""
+    """Remove staging directories that killed processes left in or below `directory`, if this user may."""
     for parent, names, _ in os.walk(directory):
         found = {name for name in names if name.startswith(STAGING)}
         names[:] = [name for name in names if name not in found]
@@ -55,13 +55,13 @@ def sweep_below(directory: str) -> None:
 
 
 def was_removed(directory: str) -> bool:
-    """Return whether the staging directory `directory` has gone, or is being removed."""
+    """Return whether the staging directory `directory` has been removed, or is being removed."""
     try:
         os.lstat(os.path.join(directory, _LOCK))
     except FileNotFoundError:
         return os.path.basename(directory).startswith(STAGING)
     except OSError:
-        pass  # of a mount that has other troubles
+        pass  # another problem with the mount
     return False
 
 
@@ -72,13 +72,13 @@ def _create_staging(directory: str) -> tuple[str, int]:
         try:
             lock = os.open(os.path.join(staged, _LOCK), os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         except FileNotFoundError:
-            continue  # another process swept the directory before it was locked
+            continue  # another process removed the directory before it was locked
         is_own = False
         try:
             lock_file(lock)
             is_own = not os.fstat(lock).st_size
         except BlockingIOError:
-            pass  # another process holds the lock, so it is sweeping the directory
+            pass  # another process holds the lock, so it is removing the directory
         finally:
             if not is_own:
                 os.close(lock)
@@ -87,21 +87,22 @@ def _create_staging(directory: str) -> tuple[str, int]:
 
 
 def _owner(directory: str) -> str:
-    """Return the kernel (its boot) and the mount (its device) through which this process writes to `directory`."""
+    """Return an identifier of the kernel's boot and of the mounted device through which this process writes."""
     try:
         with open(_BOOT_ID, encoding="ascii") as file:
             boot = file.read().replace("-", "")[:16]
     except OSError:
-        boot = secrets.token_hex(8)  # nobody else's
+        boot = secrets.token_hex(8)  # a random identifier equals no other
     device = os.stat(directory).st_dev
     return f"{boot}-{os.major(device)}.{os.minor(device)}"
 
 
 def _has_same_locks(name: str, owner: str) -> bool:
-    """Return whether `owner` sees the lock that the maker of the staging directory `name` holds, while it lives.
+    """Return whether `owner` sees the lock that the creator of the staging directory `name` holds while it runs.
 
-    NFS and FUSE may keep locks to one mount in one kernel. A disk is of one machine at a time: so what was made on a
-    disk (whose device has a major number), and is on one, was made before a new boot, or before the disk was moved.
+    NFS and FUSE may keep locks local to one mount in one kernel. A disk (whose device has a major number) belongs to
+    one machine at a time. So if a staging directory on a disk has another owner, it is from an earlier boot, or from
+    before the disk was moved.
     """
     made_by = name.removeprefix(STAGING).rpartition("-")[0]
     return made_by == owner or (_is_on_disk(made_by) and _is_on_disk(owner))
@@ -113,7 +114,7 @@ def _is_on_disk(owner: str) -> bool:
 
 
 def sweep(directory: str) -> list[str]:
-    """Remove the staging directories of processes that are known to be gone, and return those that remain."""
+    """Remove the staging directories of processes that are known to have ended, and return those that remain."""
     with os.scandir(directory) as entries:
         found = [entry.path for entry in entries if entry.name.startswith(STAGING)]
     owner = _owner(directory) if found else ""
@@ -124,40 +125,41 @@ def sweep(directory: str) -> list[str]:
 
 
 def _is_abandoned(staged: str, *, now: float) -> bool:
-    """Return whether nothing in `staged` was written for long; `now` is a time of the file system's own clock."""
+    """Return whether nothing in `staged` was written for `ABANDONED_SECONDS`; `now` is by the file system's clock."""
     try:
         written = [status.st_mtime for status in statuses(staged)] or [os.lstat(staged).st_mtime]
     except FileNotFoundError:
-        return False  # another process was quicker
+        return False  # another process has removed it
     return now - max(written) > ABANDONED_SECONDS
 
 
 def _remove_unlocked(staged: str, *, abandoned: bool = False) -> None:
-    """Remove `staged` unless a process holds its lock; where there are no locks, only if it is `abandoned`."""
-    is_litter = abandoned
+    """Remove `staged` unless a process holds its lock; on a file system without locks, only if it is `abandoned`."""
+    is_removable = abandoned
     try:
         lock = os.open(os.path.join(staged, _LOCK), os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError:
-        with contextlib.suppress(OSError):  # killed before it made its lock; a process that lives makes another
+        # Its process was killed before the lock was made, or still runs and then makes another directory.
+        with contextlib.suppress(OSError):
             os.rmdir(staged)
     else:
         try:
-            is_litter = lock_file(lock) or abandoned
-            if is_litter:
-                os.ftruncate(lock, 1)  # so that a process which takes the lock from now on makes another
-        except OSError:  # a process holds the lock, or nothing may be written here
-            is_litter = False
+            is_removable = lock_file(lock) or abandoned
+            if is_removable:
+                os.ftruncate(lock, 1)  # a process that takes this lock later then makes another directory
+        except OSError:  # a process holds the lock, or this user may not write here
+            is_removable = False
         finally:
             os.close(lock)
-    if is_litter:
+    if is_removable:
         shutil.rmtree(staged, ignore_errors=True)
 
 
 def lock_file(descriptor: int, operation: int = fcntl.LOCK_EX) -> bool:
-    """Return whether this process now holds the lock; not where the file system has no locks (some network mounts).
+    """Lock the file and return whether this process holds the lock; False on network mounts that have no locks.
 
     Raises:
-        BlockingIOError: another process holds it.
+        BlockingIOError: another process holds the lock.
     """
     try:
         fcntl.flock(descriptor, operation | fcntl.LOCK_NB)

@@ -1,7 +1,7 @@
-"""Files in object stores, through fsspec: an object is whole or absent, and a store may be away for a while.
+"""Files in object stores, through fsspec: an object is whole or absent, and requests to the store are retried.
 
-Every file is finished on a local disk first and then handed to the driver's ``put_file``: an exception while a file of
-fsspec is open for writing leaves a truncated object on s3fs, gcsfs and adlfs. Nothing is ever renamed in a store.
+Every file is first completed on a local disk and then passed to the driver's ``put_file``, because an exception while
+a file of fsspec is open for writing leaves a truncated object on s3fs, gcsfs and adlfs. Nothing is renamed in a store.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ _USUAL_CREDENTIALS = {
 }
 
 
-# Loggers of drivers that write down requests: at DEBUG with the tokens that they are sent with, or each at INFO.
-_TALKATIVE = {
+# Loggers of drivers that log requests: at DEBUG with the requests' tokens, or every request at INFO.
+_LOGGER_LEVELS = {
     "azure.core.pipeline.policies.http_logging_policy": logging.WARNING,
     "botocore": logging.INFO,
     "fsspec.http": logging.INFO,
@@ -50,20 +50,20 @@ _TALKATIVE = {
 
 
 def list_files(url: str) -> dict[str, int]:
-    """Sizes in bytes of the objects right below `url`, by their names; none where there is nothing."""
+    """Return the sizes in bytes of the objects directly below `url`, by name; an empty dict if there are none."""
     return {name: entry["size"] for name, entry in _entries(url).items() if entry["type"] == "file"}
 
 
 def list_directories(url: str) -> list[str]:
-    """Names of the directories right below `url`: what objects further below begin with."""
+    """Return the names of the directories directly below `url`, which are prefixes of objects further below."""
     return [name for name, entry in _entries(url).items() if entry["type"] == "directory"]
 
 
 def _entries(url: str) -> dict[str, dict[str, Any]]:
-    location, fs, path = _opened(url)
+    location, fs, path = _open(url)
 
     def call() -> list[dict[str, Any]]:
-        fs.invalidate_cache()  # other processes write here too
+        fs.invalidate_cache()  # other processes also write here
         found: list[dict[str, Any]] = fs.ls(path, detail=True)
         return found
 
@@ -76,78 +76,78 @@ def _entries(url: str) -> dict[str, dict[str, Any]]:
 
 
 def information(url: str) -> dict[str, Any]:
-    """What the store says of the object `url`: its ``size`` in bytes, and what changes with its content.
+    """Return the store's description of the object `url`: its ``size`` in bytes, and what changes with its content.
 
     Raises:
-        FileNotFoundError: there is none.
+        FileNotFoundError: there is no object `url`.
     """
-    location, fs, path = _opened(url)
+    location, fs, path = _open(url)
     found: dict[str, Any] = with_retries(None, location, lambda: fs.info(path))
     return found
 
 
 def modified(url: str) -> dt.datetime:
-    """When the object `url` was written, by the clock of the store.
+    """Return when the object `url` was written, by the clock of the store.
 
     Raises:
-        FileNotFoundError: there is none.
+        FileNotFoundError: there is no object `url`.
     """
-    location, fs, path = _opened(url)
+    location, fs, path = _open(url)
     when: dt.datetime = with_retries(None, location, lambda: fs.modified(path))
     return when
 
 
 def upload(file: str, url: str) -> None:
-    """Put the local `file` to `url`, in place of what is there, as a whole."""
-    location, fs, path = _opened(url)
+    """Upload the local `file` to `url` as a whole, in place of the previous object."""
+    location, fs, path = _open(url)
     what = "Not saved, and what was there before is untouched"
     with Progress(f"Uploading {location.url}", os.path.getsize(file)) as progress:
-        with_retries(what, location, lambda: fs.put_file(file, path, callback=_told(progress)))
+        with_retries(what, location, lambda: fs.put_file(file, path, callback=_progress_callback(progress)))
 
 
 def download(url: str, file: str, progress: Progress) -> None:
-    """Get the object `url` to the local `file`."""
-    location, fs, path = _opened(url)
+    """Download the object `url` to the local `file`."""
+    location, fs, path = _open(url)
 
-    with_retries("Not downloaded", location, lambda: fs.get_file(path, file, callback=_told(progress)))
+    with_retries("Not downloaded", location, lambda: fs.get_file(path, file, callback=_progress_callback(progress)))
 
 
-def _told(progress: Progress) -> Any:
-    """What fsspec's drivers tell of the bytes that they have moved, told to `progress`, from none on."""
+def _progress_callback(progress: Progress) -> Any:
+    """Return a callback for fsspec's drivers that updates `progress`, which starts again from 0 bytes."""
     from fsspec.callbacks import Callback
 
-    class Told(Callback):  # type: ignore[misc]  # fsspec has no types
+    class ProgressCallback(Callback):  # type: ignore[misc]  # fsspec has no types
         def call(self, hook_name: str | None = None, **_: Any) -> None:  # noqa: ARG002  # fsspec's
             progress.reach(self.value)
 
     progress.reach(0)
-    return Told()
+    return ProgressCallback()
 
 
 def copy(url: str, other: str) -> None:
-    """Have the store copy the object `url` to `other`, in the same store."""
-    location, fs, path = _opened(url)
-    with_retries("Not copied", location, lambda: fs.cp_file(path, _opened(other)[2]))
+    """Make the store copy the object `url` to `other`, in the same store."""
+    location, fs, path = _open(url)
+    with_retries("Not copied", location, lambda: fs.cp_file(path, _open(other)[2]))
 
 
 def remove(url: str) -> None:
-    """Remove the object `url`, if it is there."""
-    location, fs, path = _opened(url)
-    # Another process was quicker, or an attempt whose answer was lost.
+    """Remove the object `url`, if it exists."""
+    location, fs, path = _open(url)
+    # The object is gone if another process removed it, or an earlier attempt whose response was lost.
     with contextlib.suppress(FileNotFoundError):
         with_retries("Not removed", location, lambda: fs.rm_file(path))
 
 
 def check_writable(url: str, source: str) -> str:
-    """Write an object below `url` and remove it; return `url` without secrets, as fsspec takes it.
+    """Write and remove an object below `url`; return `url` without secrets, in the form that fsspec accepts.
 
     Raises:
-        TrackingError: that did not work; the message names `source`, where the URL came from.
+        TrackingError: writing or removing failed; the message names `source`, where the URL came from.
         ModuleNotFoundError: the driver is not installed.
     """
     location = locate_directory(url)
-    with _explained(location, source, "takes this run's files", "write to", "write and delete"):
-        _, fs, path = _opened(url)
+    with _explain_failures(location, source, "takes this run's files", "write to", "write and delete"):
+        _, fs, path = _open(url)
         probe = f"{path}/.polyaxon-tracking-{secrets.token_hex(8)}"
         with_retries(None, location, lambda: fs.pipe_file(probe, _PROBE), at_start=True)
         with_retries(None, location, lambda: fs.rm_file(probe), at_start=True)
@@ -155,15 +155,15 @@ def check_writable(url: str, source: str) -> str:
 
 
 def exists(url: str, source: str) -> bool:
-    """Whether there is an object, or one whose name begins so, at `url`.
+    """Return whether there is an object at `url`, or one below it.
 
     Raises:
-        TrackingError: the store does not say; the message names `source`, where the URL came from.
+        TrackingError: the request to the store failed; the message names `source`, where the URL came from.
         ModuleNotFoundError: the driver is not installed.
     """
     location = locate(url)
-    with _explained(location, source, "can be read", "read", "read"):
-        _, fs, path = _opened(url)
+    with _explain_failures(location, source, "can be read", "read", "read"):
+        _, fs, path = _open(url)
         try:
             with_retries(None, location, lambda: fs.info(path), at_start=True)
         except FileNotFoundError:
@@ -172,8 +172,8 @@ def exists(url: str, source: str) -> bool:
 
 
 @contextlib.contextmanager
-def _explained(location: Location, source: str, expected: str, use: str, rights: str) -> Iterator[None]:
-    """Raise for what goes wrong at the start of a run a message that says what to do."""
+def _explain_failures(location: Location, source: str, expected: str, use: str, rights: str) -> Iterator[None]:
+    """Replace an error of the store at the start of a run by a `TrackingError` that says what to do."""
     try:
         yield
     except FileNotFoundError:
@@ -194,10 +194,10 @@ def _explained(location: Location, source: str, expected: str, use: str, rights:
 
 
 def configure_driver(url: str) -> None:
-    """Have every file system that fsspec makes for stores of this kind use the credentials for `url`.
+    """Make every file system that fsspec creates for stores of this kind use the credentials for `url`.
 
-    For a framework that opens the outputs path by itself. They go to fsspec's configuration in memory; nothing where
-    the driver finds its credentials by itself.
+    This is for a framework that opens the outputs path itself. The credentials go to fsspec's configuration in memory.
+    Nothing is changed if the driver finds its credentials itself.
     """
     location = locate(url)
     if location.options or location.user_info:
@@ -207,7 +207,7 @@ def configure_driver(url: str) -> None:
 
 
 def _driver_options(location: Location) -> dict[str, Any]:
-    """Return the driver's arguments, with those that it takes from a URL with user and password: it decodes neither."""
+    """Return the driver's arguments, with the URL's user and password decoded, because drivers do not decode them."""
     if not location.user_info:
         return location.options
     import fsspec
@@ -219,7 +219,7 @@ def _driver_options(location: Location) -> dict[str, Any]:
 
 
 def credentials_for(location: Location) -> str:
-    """Where the credentials for `location` come from."""
+    """Return a text that says where the credentials for `location` come from."""
     if location.source is not None:
         return f"credentials in {location.source}"
     if location.options or location.user_info or location.query:
@@ -228,7 +228,7 @@ def credentials_for(location: Location) -> str:
     return f"credentials ({usual}; or {ACCESS_KEYS})" if usual else "credentials"
 
 
-def _opened(url: str) -> tuple[Location, Any, str]:
+def _open(url: str) -> tuple[Location, Any, str]:
     location = locate(url)
     options = tuple(sorted((name, repr(value)) for name, value in location.options.items()))
     bucket = "/".join(location._replace(query="").secret_url.split("/", 3)[:3])
@@ -236,11 +236,11 @@ def _opened(url: str) -> tuple[Location, Any, str]:
     return location, fs, fs._strip_protocol(location.secret_url)  # noqa: SLF001  # documented for users, and in all drivers
 
 
-# fsspec's own cache of instances has one for each thread, and every background write may be in another.
+# fsspec's own cache has an instance for each thread, and every background write may be in another thread.
 @functools.lru_cache(maxsize=8)
 def _file_system(bucket: str, given: tuple[tuple[str, str], ...], process: int) -> Any:  # noqa: ARG001  # the key
     location = locate(bucket)
-    for name, level in _TALKATIVE.items():
+    for name, level in _LOGGER_LEVELS.items():
         if logging.getLogger(name).level == logging.NOTSET:
             logging.getLogger(name).setLevel(level)
     extra = _EXTRAS.get(location.protocol)

@@ -20,18 +20,19 @@ __all__: list[str] = []
 
 @contextlib.contextmanager
 def atomic_write(path: str | os.PathLike[str]) -> Iterator[str]:
-    """Write a file that is complete at `path` when the block ends, or not there at all.
+    """Write the file `path` so that it is complete when the block ends, or absent.
 
-    The block writes to the path that it is given, which has the same name in a hidden directory beside `path`. When it
-    ends, the file is on disk under `path`, in place of what was there; when it raises, `path` is as it was.
+    The block writes to the path that this function yields, which has the same name in a hidden directory next to
+    `path`. When the block ends, the file is on disk as `path` and replaces the previous file. If the block raises,
+    `path` is unchanged.
 
     Args:
-        path: the file to write; missing directories are made. A symbolic link is replaced, not written through. Where
-            it is a URL, the file is written to ``$TMPDIR`` and uploaded as a whole.
+        path: the file to write; missing directories are created. A symbolic link is replaced, not written through. If
+            `path` is a URL, the file is written to ``$TMPDIR`` and uploaded as a whole.
 
     Raises:
         TrackingError: the block wrote no file.
-        OSError: writing failed, at whatever call; where there was too little room, the message says how much is free.
+        OSError: writing failed, at any call; if there was too little room, the message says how much is free.
 
     Examples:
         >>> with atomic_write("model.txt") as staged:
@@ -48,7 +49,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[str]:
 
 
 def open_directory(path: str | os.PathLike[str]) -> Directory:
-    """The directory `path`, local or a URL, in which files are complete or absent.
+    """Return the directory `path`, local or a URL, in which files are complete or absent.
 
     Raises:
         TrackingError: the URL is malformed.
@@ -62,7 +63,7 @@ def open_directory(path: str | os.PathLike[str]) -> Directory:
     """
     path = os.fspath(path)
     if is_url(path):
-        from polyaxon_tracking.storage.remote import RemoteDirectory  # here and not above: it is for URLs alone
+        from polyaxon_tracking.storage.remote import RemoteDirectory  # here and not above: only URLs need it
 
         return RemoteDirectory(path)
     return LocalDirectory(os.path.abspath(local_path(path)))

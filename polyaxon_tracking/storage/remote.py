@@ -1,4 +1,4 @@
-"""A directory in an object store: files are finished in ``$TMPDIR`` and uploaded, and read from local copies."""
+"""A directory in an object store: files are written in ``$TMPDIR``, then uploaded, and read from local copies."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ __all__ = ["RemoteDirectory"]
 
 
 class RemoteDirectory(Directory):
-    """A place in a store, which knows no directories: all objects whose names begin with it."""
+    """A prefix in an object store: all objects whose names begin with it, since a store has no directories."""
 
     def __init__(self, url: str) -> None:
         super().__init__(locate_directory(url).url)
 
     def names(self) -> list[str]:
-        """Names of the objects right below it."""
+        """Return the names of the objects directly below the prefix."""
         return list(object_store.list_files(self.path))
 
     @contextlib.contextmanager
     def staged(self, name: str) -> Iterator[str]:
-        """Where to write what will be uploaded as `name`."""
+        """Yield the local path of the file that `publish` uploads as `name`."""
         path = self._url(name)
         with contextlib.ExitStack() as stack:
             with explained(path, os.path.join(workspace(), name)):
@@ -42,7 +42,7 @@ class RemoteDirectory(Directory):
                 yield staged
 
     def sync(self, staged: str) -> None:
-        """Raise where nothing was written; there is nothing to wait for, since the file is not to stay."""
+        """Check that a file was written. It needs no flush, because the local file is temporary."""
         os.close(checked_file(staged))
 
     def publish(self, staged: str, name: str) -> None:
@@ -50,19 +50,19 @@ class RemoteDirectory(Directory):
         object_store.upload(staged, self._url(name))
 
     def copy(self, path: str, name: str) -> None:
-        """Have the store copy the object `path`, a URL, to `name`."""
+        """Make the store copy the object `path`, a URL, to `name`."""
         object_store.copy(path, self._url(name))
 
     def remove(self, name: str) -> None:
-        """Remove the object `name`, if it is there."""
+        """Remove the object `name`, if it exists."""
         object_store.remove(self._url(name))
 
     def fetch(self, name: str) -> str:
-        """The path of a local copy of the object `name`."""
+        """Return the path of a local copy of the object `name`, and download it if needed."""
         return cached_path(self._url(name))
 
     def release(self, path: str) -> None:
-        """Remove the local copy, unless another process still needs it."""
+        """Remove the local copy `path`, unless another process still needs it."""
         release(path)
 
     def _url(self, name: str) -> str:

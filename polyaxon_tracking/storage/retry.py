@@ -1,4 +1,4 @@
-"""Retry requests to an object store that is away for a while, and say what failed, without secrets."""
+"""Retry requests to an object store that is temporarily unavailable, and report failures without secrets."""
 
 from __future__ import annotations
 
@@ -22,27 +22,27 @@ _T = TypeVar("_T")
 
 _logger = logging.getLogger("polyaxon_tracking")
 
-# Beside the drivers' own attempts, which end after seconds.
+# In addition to the drivers' own retries, which end after seconds.
 _PATIENCE_SECONDS = 300.0
 _PATIENCE_AT_START_SECONDS = 15.0
 _LONGEST_PAUSE_SECONDS = 15.0
 
-# Of botocore and google.auth.
+# Exceptions of botocore and google.auth.
 _NO_CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError", "DefaultCredentialsError")
 
 
 def with_retries(what: str | None, location: Location, call: Callable[[], _T], *, at_start: bool = False) -> _T:
-    """Do `call`, again and again where the store is away; an error that stays says `what` came of it, or why."""
+    """Call `call`, and retry while the store is unavailable; the final error states `what`, or its kind, and why."""
     deadline = time.monotonic() + (_PATIENCE_AT_START_SECONDS if at_start else _PATIENCE_SECONDS)
     pause = 1.0
     while True:
         try:
             return call()
         except Exception as error:
-            if not _may_pass(error) or time.monotonic() + pause > deadline:
-                if isinstance(error, OSError) and os.path.isabs(error.filename or ""):  # of the local disk
+            if not _is_temporary(error) or time.monotonic() + pause > deadline:
+                if isinstance(error, OSError) and os.path.isabs(error.filename or ""):  # an error of the local disk
                     raise
-                # `from None`: what a driver says may hold secrets
+                # `from None`: a driver's message may hold secrets
                 raise OSError(
                     error_number(error), f"{what or failure_kind(error)}: {failure_reason(error)}", location.url
                 ) from None
@@ -52,7 +52,7 @@ def with_retries(what: str | None, location: Location, call: Callable[[], _T], *
 
 
 def error_number(error: BaseException) -> int:
-    """The error number that says the same, from which Python makes the class."""
+    """Return the ``errno`` for `error`, from which Python chooses the subclass of ``OSError``."""
     status = _status(error)
     if isinstance(error, FileNotFoundError) or status == 404:  # noqa: PLR2004  # see RFC 9110, 15
         return errno.ENOENT
@@ -62,16 +62,17 @@ def error_number(error: BaseException) -> int:
 
 
 def failure_kind(error: BaseException) -> str:
-    """What failed, since not every driver's message says so."""
+    """Return a short text with the kind of failure, because not every driver's message states it."""
     if any(type(cause).__name__ in _NO_CREDENTIALS for cause in _chain(error)):
         return "No credentials were found"
     number = error_number(error)
     if number in (errno.ENOENT, errno.EACCES):
         return "Not found" if number == errno.ENOENT else "Not allowed"
-    return "The store cannot be reached" if _status(error) is None and _may_pass(error) else "The request failed"
+    return "The store cannot be reached" if _status(error) is None and _is_temporary(error) else "The request failed"
 
 
 def failure_reason(error: BaseException) -> str:
+    """Return the message of `error` in one line and without secrets, or its type if it has no message."""
     text = " ".join(str(error).split())[:400]
     return mask_secrets(text) or type(error).__name__
 
@@ -83,11 +84,11 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _status(error: BaseException) -> int | None:
-    """The status of HTTP that the store answered with, which each driver has elsewhere."""
+    """Return the HTTP status of the store's response, which each driver keeps in a different attribute."""
     for cause in _chain(error):
         response = getattr(cause, "response", None)
         found = [getattr(cause, name, None) for name in ("status_code", "status", "code")]
-        if isinstance(response, dict):  # of botocore
+        if isinstance(response, dict):  # a response of botocore
             found.append(response.get("ResponseMetadata", {}).get("HTTPStatusCode"))
         for value in found:
             if str(value).isdecimal():
@@ -95,17 +96,17 @@ def _status(error: BaseException) -> int | None:
     return None
 
 
-def _may_pass(error: BaseException) -> bool:
-    """Whether it is of the kind that goes away: a store that is overloaded, restarts, or cannot be reached."""
+def _is_temporary(error: BaseException) -> bool:
+    """Return whether `error` may be temporary: the store is overloaded, restarts, or cannot be reached."""
     status = _status(error)
     if status is not None:
         return status // 100 == 5 or status in (408, 429)  # noqa: PLR2004  # see RFC 9110, 15
-    return any(isinstance(cause, _passing_errors()) or getattr(cause, "retryable", False) for cause in _chain(error))
+    return any(isinstance(cause, _connection_errors()) or getattr(cause, "retryable", False) for cause in _chain(error))
 
 
 @functools.cache
-def _passing_errors() -> tuple[type[BaseException], ...]:
-    """The errors of a connection, of the drivers that are installed; where one is missing it raised nothing."""
+def _connection_errors() -> tuple[type[BaseException], ...]:
+    """Return the connection errors of the installed drivers; a driver that is missing has raised none."""
     import asyncio
 
     found: list[type[BaseException]] = [ConnectionError, TimeoutError, asyncio.TimeoutError]

@@ -1,4 +1,4 @@
-"""Errors of a write say which file was not saved, why, and what to do."""
+"""Add to the error of a failed write which file was not saved, why, and what to do."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ __all__: list[str] = []
 
 _PROBE_BYTES = 1 << 20
 
-# Of these errors alone, room is the reason: on the disk, of the user's quota, or up to a limit on the size of a file.
+# The errors that mean too little room: on the disk, in the user's quota, or by a limit on the size of a file.
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 @contextlib.contextmanager
 def explained(path: str, staged: str | None = None) -> Iterator[None]:
-    """Add to an error in writing `staged` what a reader of the log needs: which file, and where it is so, the room."""
+    """Add to an error while writing `staged` the file that was not saved and, if room is the cause, the free bytes."""
     try:
         yield
     except (OSError, RuntimeError, TrackingError) as error:
@@ -38,13 +38,14 @@ def explained(path: str, staged: str | None = None) -> Iterator[None]:
                 f"up may do so at any time. Give each training an outputs path of its own, and keep such jobs away "
                 f"from {STAGING}*",
             ) from error
-        if isinstance(error, TrackingError) or is_url(str(getattr(error, "filename", ""))):  # which say it all
+        # The message of such an error already says everything.
+        if isinstance(error, TrackingError) or is_url(str(getattr(error, "filename", ""))):
             raise
-        room = _room(path, staged)  # before the bytes of `_refusal`
+        room = _room(path, staged)  # before `_error_of_another_write` writes more bytes
         cause = error if isinstance(error, OSError) else None
         if cause is None or not cause.errno:
-            # torch and HDF5 tell of a write that failed without the reason. Another write to the file finds it.
-            cause = _refusal(staged) or cause
+            # torch and HDF5 report a failed write without its reason. Another write to the file finds the reason.
+            cause = _error_of_another_write(staged) or cause
         if cause is None:
             raise
         raise OSError(
@@ -55,7 +56,7 @@ def explained(path: str, staged: str | None = None) -> Iterator[None]:
 
 
 def _room(path: str, staged: str | None) -> str:
-    """Return how much room `path` needs, of which `staged` holds what was written so far, and how much there is."""
+    """Return a text with the room that `path` needs, judged by the bytes written to `staged`, and the free bytes."""
     written = sum(status.st_size for status in statuses(staged))
     needed = f"It needs more than {written:,} bytes, " if written else ""
     directory = os.path.dirname(staged or path)
@@ -67,24 +68,24 @@ def _room(path: str, staged: str | None) -> str:
         for other in (sorted(os.listdir(parent)) if name.startswith(STAGING) else ())
         if other.startswith(STAGING) and other != name and (taken := _bytes_taken(os.path.join(parent, other)))
     ]
-    if others:  # they are hidden, and what a killed pod left nobody knows of
+    if others:  # they are hidden, so the user may not know what a killed pod left
         room += f". Saves that are not finished, or were killed, take room there: {', '.join(others)}"
     return room
 
 
 def _bytes_taken(path: str | None) -> int:
-    return sum(status.st_blocks * 512 for status in statuses(path))  # whatever the file system; see stat(2)
+    return sum(status.st_blocks * 512 for status in statuses(path))  # always in units of 512 bytes; see stat(2)
 
 
-def _refusal(path: str | None) -> OSError | None:
-    """Why the file `path` takes no more bytes, or ``None`` where it does, or does not exist."""
+def _error_of_another_write(path: str | None) -> OSError | None:
+    """Return the error of another write to the file `path`, or ``None`` if that succeeds or there is no file."""
     if path is None:
         return None
     try:
         if os.path.isdir(path):
             path = os.path.join(path, ".probe")
         with open(path, "ab", buffering=0) as file:
-            file.writelines([bytes(_PROBE_BYTES)] * 2)  # a nearly full disk takes a part of the first
+            file.writelines([bytes(_PROBE_BYTES)] * 2)  # two, because a nearly full disk accepts a part of the first
             os.fsync(file.fileno())
     except FileNotFoundError:
         return None

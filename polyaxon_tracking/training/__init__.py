@@ -1,12 +1,13 @@
-"""The parts from which integrations with training frameworks are built.
+"""The classes and functions from which integrations with training frameworks are built.
 
-Scripts that train need none of these names: they use a callback, or what `polyaxon_tracking` itself exports.
+Training scripts need none of these names: they use a callback, or the names that `polyaxon_tracking` exports.
 """
 
 from polyaxon_tracking.background import BackgroundWriter
 from polyaxon_tracking.storage.directory import Directory
 from polyaxon_tracking.storage.opening import open_directory
 from polyaxon_tracking.training.memory import available_memory
+from polyaxon_tracking.training.options import SaveOptions
 from polyaxon_tracking.training.preemption import PreemptionHandler
 from polyaxon_tracking.training.process_group import Flags, ProcessGroup
 from polyaxon_tracking.training.run import Run
@@ -18,6 +19,7 @@ __all__ = [
     "PreemptionHandler",
     "ProcessGroup",
     "Run",
+    "SaveOptions",
     "available_memory",
     "open_directory",
 ]

@@ -18,9 +18,9 @@ _logger = logging.getLogger("polyaxon_tracking")
 
 
 class _LastResort(logging.StreamHandler):  # type: ignore[type-arg]  # subscripting it needs Python 3.11
-    """Show this package's lines on standard error where the user has configured no logging at all.
+    """Show this package's lines on standard error if the user has not configured logging.
 
-    A line that says from where training resumes is of no use unseen; Python shows warnings only.
+    Without it, Python shows only warnings, and the user would not see from which checkpoint training resumes.
     """
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -29,6 +29,7 @@ class _LastResort(logging.StreamHandler):  # type: ignore[type-arg]  # subscript
 
 
 def set_log_level(names: Iterable[str]) -> None:
+    """Set the level of the loggers `names` from ``POLYAXON_LOG_LEVEL``; without it, this package logs at INFO."""
     level = get_log_level()
     if level is not None:
         for name in names:

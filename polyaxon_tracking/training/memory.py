@@ -1,4 +1,4 @@
-"""How much memory this process may still take: of the machine, of its container, and of its own limit."""
+"""How much memory this process may still allocate, by the machine, by its container, and by its own limit."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ __all__ = ["available_memory"]
 
 
 def available_memory() -> int:
-    """Bytes that this process may still allocate, as far as the system tells.
+    """Return the number of bytes that this process may still allocate, as far as the system reports it.
 
-    The least of what the machine has available (``MemAvailable`` of ``proc(5)``), what the limits of the control groups
-    around this process leave (``memory.max`` of ``cgroups(7)``, or ``memory.limit_in_bytes`` of version 1; cached files
-    do not count, since the kernel gives them up), and what ``ulimit -v`` leaves. ``sys.maxsize`` where the system tells
-    nothing.
+    The number is the minimum of three: the machine's available memory (``MemAvailable`` of ``proc(5)``); the rest of
+    the limits of this process's control groups (``memory.max`` of ``cgroups(7)``, or ``memory.limit_in_bytes`` of
+    version 1; cached files do not count as used, because the kernel frees them); and the rest of ``ulimit -v``. It is
+    ``sys.maxsize`` if the system reports none of them.
 
     Examples:
         >>> available_memory() > 0
@@ -38,7 +38,7 @@ def _of_cgroups(membership: str, mount: str) -> int:
             root, limit, usage = os.path.join(mount, "memory"), "memory.limit_in_bytes", "memory.usage_in_bytes"
         else:
             continue
-        # In a container the path may be that of the host, of which only the upper end is mounted, as the root.
+        # In a container, the path may be the host's, although only its upper part is mounted, as the root.
         parts = [part for part in path.split("/") if part]
         for depth in range(len(parts), -1, -1):
             directory = os.path.join(root, *parts[:depth])
@@ -71,5 +71,5 @@ def _read(path: str) -> str:
     try:
         with open(path) as file:
             return file.read().strip()
-    except OSError:  # another system, or another version of it
+    except OSError:  # not Linux, or a kernel without this file
         return ""

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C as a request that training honours between two batches, where its state is whole."""
+"""Preemption: turn SIGTERM and Ctrl-C into a request that training honours between batches, when its state is whole."""
 
 from __future__ import annotations
 
@@ -19,19 +19,20 @@ __all__ = ["PreemptionHandler"]
 
 _logger = logging.getLogger("polyaxon_tracking")
 
-# What a shell reports for a process that SIGTERM ended: the platform takes it for preempted, not for done.
+# The exit status that a shell reports for a process ended by SIGTERM. The platform reads it as preempted, not as done.
 _EXIT_STATUS = 128 + signal.SIGTERM
 
 
 class PreemptionHandler:
-    """Turn the first SIGTERM or Ctrl-C into a request, so that training can finish a batch and save; a second ends it.
+    """Turn the first SIGTERM or Ctrl-C into a request, so that training can save; a second signal ends it at once.
 
-    Handlers that were there before still run. Outside the main thread, where Python runs no handlers, nothing is
-    caught. A signal that the block of the ``with`` statement did not look at is not lost: at its end, `exit` is called.
+    The previous signal handlers still run. Outside the main thread no signal is caught, because Python runs signal
+    handlers only there. A signal that the block of the ``with`` statement did not check is not lost: at the end of the
+    block, `exit` is called.
 
     Args:
-        is_training: given the frame that was interrupted, whether training still goes on; where it does not, the signal
-            does what it did before.
+        is_training: takes the interrupted frame and returns whether training is still running. If it is not, the signal
+            has its previous effect.
 
     Examples:
         >>> with PreemptionHandler() as preemption:
@@ -42,56 +43,56 @@ class PreemptionHandler:
         ...             preemption.exit()
     """
 
-    _taker: ClassVar[PreemptionHandler | None] = None
-    """The one that has taken a signal, while the handlers that were there before it run."""
+    _recording: ClassVar[PreemptionHandler | None] = None
+    """The handler object that has just recorded a signal, while it runs the previous signal handlers."""
 
     def __init__(self, is_training: Callable[[FrameType | None], bool] = lambda _: True) -> None:
         self.requested: signal.Signals | None = None
-        """The signal that came, or ``None``."""
+        """The signal that was received, or ``None``."""
         self._is_training = is_training
-        self._listens = False
-        self._before: dict[signal.Signals, Any] = {}
+        self._installed = False
+        self._previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:
-        """Start to listen."""
+        """Install the signal handlers."""
         self.install()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Stop listening; where a signal came that did not end the block, `exit` it now."""
+        """Uninstall the signal handlers; call `exit` if a signal came and the block did not raise."""
         if kind is None and self.requested is not None:
             self.exit()
         self.uninstall()
 
     def install(self) -> None:
-        """Start to listen."""
-        self.requested, self._listens = None, True
+        """Install the signal handlers."""
+        self.requested, self._installed = None, True
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
-                before = _without_stale(signal.getsignal(number), number)
-                if before not in (self._handle, signal.SIG_IGN):  # `nohup` and the like ignore it
+                previous = _without_stale(signal.getsignal(number), number)
+                if previous not in (self._handle, signal.SIG_IGN):  # a signal ignored as by `nohup` stays ignored
                     signal.signal(number, self._handle)
-                    self._before[number] = before
+                    self._previous[number] = previous
 
     def reinstall(self) -> None:
-        """Put aside the handlers that were installed over these since: they hear nothing any more."""
-        for number in self._before:
+        """Install these signal handlers again, over any that were installed since; the newer handlers no longer run."""
+        for number in self._previous:
             signal.signal(number, self._handle)
 
     def uninstall(self) -> None:
-        """Stop listening; the handlers that were there before are there again."""
-        self._listens = False
-        for number, handler in self._before.items():
-            if signal.getsignal(number) == self._handle:  # otherwise another one has been put on top since
+        """Uninstall the signal handlers and restore the previous handlers."""
+        self._installed = False
+        for number, handler in self._previous.items():
+            if signal.getsignal(number) == self._handle:  # otherwise another handler has been installed over it since
                 signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     def exit(self, number: int | None = None) -> NoReturn:
-        """Leave training as the signal asks: exit status 143 for SIGTERM, ``KeyboardInterrupt`` for Ctrl-C.
+        """Exit as the signal requests: exit status 143 for SIGTERM, ``KeyboardInterrupt`` for Ctrl-C.
 
         Args:
-            number: the signal, where it was another process of the same training that received it.
+            number: the signal, if another rank of the same training received it.
         """
         if number is not None:
             self.requested = signal.Signals(number)
@@ -102,39 +103,40 @@ class PreemptionHandler:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         caught = signal.Signals(number)
-        before = self._before.get(caught)
-        if self._listens and self.requested is None and self._is_training(frame):
+        previous = self._previous.get(caught)
+        if self._installed and self.requested is None and self._is_training(frame):
             self.requested = caught
             _logger.warning(
                 "Received %s: training ends after this batch and is saved. A second one ends it at once", caught.name
             )
-            outer, PreemptionHandler._taker = PreemptionHandler._taker, self
+            outer, PreemptionHandler._recording = PreemptionHandler._recording, self
             try:
-                _run(before, number, frame)
+                _run_previous(previous, number, frame)
             finally:
-                PreemptionHandler._taker = outer
+                PreemptionHandler._recording = outer
             return
-        if PreemptionHandler._taker not in (None, self):  # one of a training that goes on, which this one is not to end
-            _run(before, number, frame)
+        # If the handler of another training has recorded this signal, that training continues: do not end it.
+        if PreemptionHandler._recording not in (None, self):
+            _run_previous(previous, number, frame)
             return
         self.uninstall()
         if caught == self.requested == signal.SIGTERM:
-            before = signal.SIG_DFL  # the second: nothing holds it up any more
-        if callable(before):
-            before(number, frame)
-        elif before != signal.SIG_IGN:
+            previous = signal.SIG_DFL  # the second SIGTERM ends the process at once
+        if callable(previous):
+            previous(number, frame)
+        elif previous != signal.SIG_IGN:
             signal.signal(caught, signal.SIG_DFL)
             os.kill(os.getpid(), caught)
 
 
-def _run(handler: Any, number: int, frame: FrameType | None) -> None:
-    """Run a handler of the user's or a framework's; not the one of Python, which would end the process."""
+def _run_previous(handler: Any, number: int, frame: FrameType | None) -> None:
+    """Run the user's or a framework's handler, but not Python's default one, which would end the process."""
     if callable(handler) and handler is not signal.default_int_handler:
         handler(number, frame)
 
 
 def _without_stale(handler: Any, number: signal.Signals) -> Any:
-    """What was there before one that no longer listens: a framework may have put it back when its training failed."""
-    while isinstance(stale := getattr(handler, "__self__", None), PreemptionHandler) and not stale._listens:  # noqa: SLF001
-        handler = stale._before.get(number)  # noqa: SLF001
+    """Return the handler below uninstalled handlers of this class, which a framework restores when training fails."""
+    while isinstance(stale := getattr(handler, "__self__", None), PreemptionHandler) and not stale._installed:  # noqa: SLF001
+        handler = stale._previous.get(number)  # noqa: SLF001
     return handler

@@ -1,4 +1,4 @@
-"""What the processes of one training agree on, so that none is left behind where all wait for all."""
+"""The process group of one training: all processes act together, so that no rank waits for ever in a collective."""
 
 from __future__ import annotations
 
@@ -19,72 +19,74 @@ _T = TypeVar("_T")
 
 
 class Flags(NamedTuple):
-    """What a process wants of all, or all of each: the greatest of each number counts."""
+    """The requests of one process, or those of all processes combined: then each field is the maximum of all ranks."""
 
     signal: int = 0
-    """The number of a signal that asked for the end of training."""
+    """The number of the signal that requested the end of training, or 0."""
     save: int = 0
-    """1 where a save is due by the clock."""
+    """1 if a save is due by the clock."""
     failed: int = 0
-    """1 where a write in the background failed."""
+    """1 if a background write failed."""
 
 
 class ProcessGroup:
-    """The processes that train one model together: this one alone, where no subclass says otherwise.
+    """The processes that train one model together. This base class is the group of a single process.
 
-    An integration whose framework trains in several processes subclasses it: it sets `several` and `rank`, and lets
-    `gather` and `reduce_flags` use the framework's own collectives. All processes call each method at the same place.
+    An integration whose framework trains in several processes subclasses it: the subclass sets `is_distributed` and
+    `rank`, and implements `gather` and `reduce_flags` with the framework's own collectives. Each method is a
+    collective: all processes must call it at the same place.
 
     Examples:
         >>> group = ProcessGroup()
         >>> group.gather("value")
         ['value']
         >>> with group.share_errors():
-        ...     pass  # what one process cannot do, none may take for done
+        ...     pass  # if one rank fails here, the block raises on all ranks
     """
 
     def __init__(self) -> None:
         self.is_distributed: bool = False
-        """Whether there are others."""
+        """Whether the group has more than one process."""
         self.rank: int = 0
-        """The index of this process; the one of rank 0 writes."""
+        """The rank of this process; rank 0 writes the checkpoints."""
 
     def gather(self, value: _T) -> list[_T]:
-        """The `value` of each process, in their order, when all have called it."""
+        """Return the `value` of every process, in the order of the ranks, once all processes have called `gather`."""
         return [value]
 
     def reduce_flags(self, flags: Flags) -> Flags:
-        """Tell `flags` to all, and return what all told; with several processes, what they told the time before.
+        """Contribute this process's `flags`, and return the flags of all processes combined.
 
-        Every process calls it at the end of the same batch, and goes on while the numbers are under way: so all know
-        the same at the same batch, one later.
+        With several processes, this method returns the combined flags of the previous call, so that no process waits
+        for the reduction. Every process calls it at the end of the same batch, so all processes receive the same flags
+        at the same batch, one batch later.
         """
         return flags
 
     def exit_if_requested(self, preemption: PreemptionHandler) -> None:
-        """End all processes as a signal to one of them asked; return where none came."""
+        """Exit on all ranks if any rank has received a signal; otherwise return."""
         if requested := max(self.gather(int(preemption.requested or 0))):
             preemption.exit(requested)
 
     def raise_on_all(self, error: BaseException | None) -> None:
-        """Raise `error` in this process, and one that tells of it in the others; return where no process has any.
+        """Raise `error` in this process, and a ``RuntimeError`` that quotes it in the others; return if none failed.
 
         Raises:
-            RuntimeError: another process has one.
+            RuntimeError: another process has an error, and this process has none.
         """
-        told = self.gather(None if error is None else f"{type(error).__name__}: {error}")
+        errors = self.gather(None if error is None else f"{type(error).__name__}: {error}")
         if error is not None:
             raise error
-        for rank, text in enumerate(told):
+        for rank, text in enumerate(errors):
             if text is not None:
                 raise RuntimeError(f"Rank {rank} failed, and this one ends with it: {text}")
 
     @contextlib.contextmanager
     def share_errors(self) -> Iterator[None]:
-        """Get all processes through the block, or none: the others would wait for one that failed for ever.
+        """Raise on all processes if the block raises on one, because the others would wait for that process for ever.
 
         Raises:
-            RuntimeError: another process failed.
+            RuntimeError: the block raised on another process, and not on this process.
         """
         if not self.is_distributed:
             yield
@@ -92,15 +94,15 @@ class ProcessGroup:
         error = None
         try:
             yield
-        except Exception as caught:  # noqa: BLE001  # raised on all
+        except Exception as caught:  # noqa: BLE001  # raised on all ranks
             error = caught
         self.raise_on_all(error)
 
     def latest(self, checkpoints: CheckpointManager) -> Checkpoint | None:
-        """The newest intact checkpoint that the first process sees; the others must see it too.
+        """Return the newest intact checkpoint, or None; every rank must find the same checkpoint.
 
         Raises:
-            TrackingError: they do not, or there are checkpoints and none is intact.
+            TrackingError: the ranks find different checkpoints, or there are checkpoints and none is intact.
         """
         newest = None
         with self.share_errors():

@@ -1,4 +1,4 @@
-"""What a framework's callback needs to know of the run, resolved and checked before training starts."""
+"""The run's paths, datasets and log level for a framework's callback, resolved and checked before training starts."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import logging
 import os
 import weakref
 from collections.abc import Iterable, Mapping
-from datetime import timedelta
-from numbers import Integral
 
 from polyaxon_tracking.background import wait_for_all
 from polyaxon_tracking.checkpoints import CheckpointManager
@@ -32,22 +30,23 @@ _logger = logging.getLogger("polyaxon_tracking")
 
 LOCAL_OUTPUTS = "outputs"
 
-# The trainings of this process: each one's directory of checkpoints, and what is trained, or `()` once the training has
-# finished. Weak references, because a model must be freed with its training. See `Run.checkpoint_manager`.
+# The trainings of this process: the checkpoint directory of each training, and the objects that it trains, or `()` once
+# the training has finished. The references are weak because a model must be freed after its training. See
+# `Run.checkpoint_manager`.
 _begun: dict[str, tuple[weakref.ref[object], ...]] = {}
 
 
 class Run:
-    """The run that this process is: its outputs, its datasets, its log level; the ground every integration stands on.
+    """The run of this process: its outputs, its datasets and its log level. Every integration is built on this class.
 
-    In a cluster all of it comes from the environment. Elsewhere outputs go to ``./outputs``, and datasets are where
-    `datasets` says. Constructing it sets the level of the loggers and raises for all that is wrong.
+    In a cluster, all three come from the environment. Elsewhere, outputs go to ``./outputs``, and `datasets` gives the
+    paths of the datasets. The constructor sets the level of the loggers, and raises if anything is wrong.
 
     Args:
-        datasets: names of the datasets that training needs; or a mapping from name to the path on this machine, which
-            is used where the environment names no data at all.
-        loggers: names of loggers whose level follows ``POLYAXON_LOG_LEVEL``, beside ``polyaxon_tracking``.
-        resume: whether to go on from the newest checkpoint. By default, only in a run of the platform.
+        datasets: names of the datasets that training needs; or a mapping from name to the path on this machine. The
+            mapping's paths are used if the environment names no data at all.
+        loggers: names of loggers whose level follows ``POLYAXON_LOG_LEVEL``, in addition to ``polyaxon_tracking``.
+        resume: whether to resume from the newest checkpoint. By default, only in a run of the platform.
 
     Raises:
         TrackingError: a dataset is unknown or missing, the outputs path cannot be written to, or a variable is
@@ -77,11 +76,11 @@ class Run:
         set_log_level(self._loggers)
         outputs = get_outputs_path()
         self.on_cluster: bool = outputs is not None
-        """Whether the platform says where outputs go."""
+        """Whether the platform sets the outputs path."""
         self.should_resume: bool = self.on_cluster if resume is None else resume
-        """Whether training goes on from the newest checkpoint."""
+        """Whether training resumes from the newest checkpoint."""
         self.outputs_path: str = checked_outputs(LOCAL_OUTPUTS if outputs is None else outputs)
-        """Where outputs go: an absolute local path, or a URL without secrets, as fsspec takes it."""
+        """The directory of the outputs: an absolute local path, or a URL without secrets, in fsspec's form."""
         if not self.is_remote:
             sweep_below(self.checkpoints_path)
         self._data_paths = _checked_datasets(datasets)
@@ -90,11 +89,11 @@ class Run:
             _logger.info("%s: outputs go to %s", why, self.outputs_path)
 
     def __setstate__(self, state: dict[str, object]) -> None:
-        """Do in a process that this was sent to what the constructor did in the first: some launchers start so."""
+        """Restore a pickled run and set the log level again, because some launchers send the run to new processes."""
         vars(self).update(state)
         set_log_level(self._loggers)
         if self.is_remote and self.on_cluster:
-            self.clean_path(get_outputs_path() or "")  # and keep the secrets in it
+            self.clean_path(get_outputs_path() or "")  # this process then keeps the URL's secrets
 
     @property
     def is_remote(self) -> bool:
@@ -103,51 +102,14 @@ class Run:
 
     @property
     def checkpoints_path(self) -> str:
-        """Where checkpoints go: ``checkpoints`` below the outputs path."""
+        """The directory of the checkpoints: ``checkpoints`` below the outputs path."""
         return join_below(self.outputs_path, "checkpoints")
 
-    @staticmethod
-    def check_frequency(every_n_train_steps: int | None, train_time_interval: timedelta | None) -> None:
-        """Check how often a callback is told to save: when it is made, before training starts.
-
-        Raises:
-            TrackingError: `every_n_train_steps` is not a whole number above zero, or `train_time_interval` not a
-                timedelta above zero.
-        """
-        steps: object = every_n_train_steps  # whatever it is: few scripts are checked for types
-        interval: object = train_time_interval
-        if steps is not None and (isinstance(steps, bool) or not isinstance(steps, Integral) or steps < 1):
-            raise TrackingError(f"Received every_n_train_steps={steps!r}. Expected a whole number, 1 or more, or None.")
-        if interval is not None and not (isinstance(interval, timedelta) and interval > timedelta(0)):
-            raise TrackingError(
-                f"Received train_time_interval={interval!r}. Expected a timedelta above zero, such as "
-                f"timedelta(minutes=10), or None."
-            )
-
-    @staticmethod
-    def should_save(every_n_train_steps: int | None, *, step: int, saved_step: int) -> bool:
-        """Return whether a multiple of `every_n_train_steps` was reached or passed since the last save.
-
-        A batch may count several steps, as with several optimizers, and so pass over a multiple.
-
-        Args:
-            every_n_train_steps: what the callback was given; None never asks for a save.
-            step: the steps so far, at the end of a batch.
-            saved_step: the steps at the last save, or where training began or was resumed.
-
-        Examples:
-            >>> [step for step in (7, 9, 11, 13) if Run.should_save(10, step=step, saved_step=7)]
-            [11, 13]
-            >>> Run.should_save(10, step=13, saved_step=11)
-            False
-        """
-        return every_n_train_steps is not None and step // every_n_train_steps > saved_step // every_n_train_steps
-
     def data_path(self, name: str) -> str:
-        """Where the dataset `name` is, one of those that were given as `datasets`.
+        """Return the path of the dataset `name`, one of the constructor's `datasets`.
 
         Raises:
-            TrackingError: it was not given.
+            TrackingError: `name` is not in `datasets`.
         """
         if name not in self._data_paths:
             raise TrackingError(
@@ -157,12 +119,12 @@ class Run:
         return self._data_paths[name]
 
     def checkpoint_path(self, name: str) -> str:
-        """Where a checkpoint called `name` goes: below `checkpoints_path`, unless it is an absolute path or a URL.
+        """Return the path for a checkpoint: `name` below `checkpoints_path`, unless `name` is absolute or a URL.
 
-        A warning says where such a path lies outside the outputs path.
+        An absolute path or a URL outside the outputs path logs a warning.
 
         Raises:
-            TrackingError: the name climbs out of the directory.
+            TrackingError: the name leaves the directory, as with ``..``.
         """
         if not (os.path.isabs(name) or is_url(name)):
             return join_below(self.checkpoints_path, name)
@@ -171,22 +133,22 @@ class Run:
         return path
 
     def clean_path(self, path: str) -> str:
-        """`path` itself; where it is a URL, without secrets, and as fsspec takes it. This process keeps the secrets."""
+        """Return `path`; a URL in fsspec's form and without its secrets, which this process remembers."""
         if not is_url(path):
             return path
-        from polyaxon_tracking.storage.credentials import locate  # here and not above: it is for URLs alone
+        from polyaxon_tracking.storage.credentials import locate  # here and not above: only URLs need it
 
         return locate(path).url
 
     def configure_driver(self) -> None:
-        """Have file systems of fsspec in this process use the credentials for the outputs path, where it is a URL.
+        """Make fsspec's file systems in this process use the credentials of the outputs path, if that path is a URL.
 
-        For a framework that opens it by itself. They go to fsspec's configuration in memory, and only where the URL or
-        the platform gives any.
+        This is for a framework that opens the outputs path itself. The credentials go to fsspec's configuration in
+        memory, and only if the URL or the platform gives any.
         """
         if self.is_remote:
             from polyaxon_tracking.storage.object_store import (
-                configure_driver,  # here and not above: it is for URLs alone
+                configure_driver,  # here and not above: only URLs need it
             )
 
             configure_driver(self.outputs_path)
@@ -194,7 +156,7 @@ class Run:
     def warn_if_outside(
         self, path: str, what: str = "Checkpoints", advice: str = "Leave the path out, or choose one below it"
     ) -> None:
-        """Warn where `path`, a local one or a URL, is not below the outputs path: `what` goes there, and `advice`."""
+        """Warn if `path`, a local path or a URL, is not below the outputs path: `what` goes there, and `advice`."""
         if not _is_below(self.outputs_path, self.clean_path(path)):
             _logger.warning(
                 "%s go to %s, outside the outputs path %s, and may be lost with the pod. %s",
@@ -205,7 +167,7 @@ class Run:
             )
 
     def why_fresh(self, checkpoints: CheckpointManager) -> str:
-        """The reason, for the log, why a training begins from scratch."""
+        """Return the reason, for the log, why a training starts from scratch."""
         if self.should_resume:
             return f"no checkpoint in {checkpoints.directory}"
         newest = next(iter(checkpoints.checkpoints()), None)
@@ -214,37 +176,37 @@ class Run:
         return f"{checkpoints.directory} holds step {newest.step}, and keeps it; resume=True would go on from it"
 
     def checkpoint_manager(self, model: object, *others: object, max_to_keep: int = 2) -> CheckpointManager:
-        """Return the checkpoints that the training which now begins resumes from and adds to.
+        """Return the checkpoint manager of the training that starts now, for resuming and for saving.
 
-        A script may train more than once (trials, folds, stages), and each training has checkpoints of its own: the
-        first in ``checkpoints/resume``, the next in ``checkpoints/resume-2`` and so on, in the order of the script.
-        Within one process a training belongs to its model: the same object continues a training that ended with an
-        exception or a signal. Another model begins the next training, however the previous one ended, and so does the
-        same model once its training has finished.
+        A script may train more than once (trials, folds, stages), and each training has its own checkpoint directory:
+        the first ``checkpoints/resume``, the next ``checkpoints/resume-2`` and so on, in the order of the script.
+        Within one process, a training belongs to its model: the same object continues a training that ended with an
+        exception or a signal. Another model starts the next training, however the previous training ended. The same
+        model also starts the next training once its training has finished.
 
         Args:
-            model: what is trained: any object that can be weakly referenced.
-            others: further objects that must be the same, too, to continue a training.
-            max_to_keep: how many of the newest checkpoints stay.
+            model: the object that is trained: any object that can be weakly referenced.
+            others: further objects that must also be the same to continue a training.
+            max_to_keep: how many of the newest checkpoints are kept.
         """
-        wait_for_all()  # what a training that ended with an exception has not yet written is to be found
+        wait_for_all()  # so that a checkpoint still being written, by a training that raised, is found
         objects = (model, *others)
         new = tuple(map(weakref.ref, objects))
         number = 1
         while True:
             directory = join_below(self.checkpoints_path, "resume" if number == 1 else f"resume-{number}")
-            begun = _begun.setdefault(directory, new)  # at once, because trials may run in threads
+            begun = _begun.setdefault(directory, new)  # one atomic call, because trials may run in threads
             if begun is new or _refer_to(begun, objects):
                 return CheckpointManager(directory, max_to_keep)
             number += 1
 
     def mark_finished(self, checkpoints: CheckpointManager) -> None:
-        """Note that the training for which `training` returned `checkpoints` has finished."""
+        """Record that the training for which `checkpoint_manager` returned `checkpoints` has finished."""
         _begun[checkpoints.directory] = ()
 
 
 def _refer_to(references: tuple[weakref.ref[object], ...], objects: tuple[object, ...]) -> bool:
-    # By identity, because models may compare as they like.
+    # Compare by identity, because a model may define its own `__eq__`.
     return len(references) == len(objects) and all(ref() is one for ref, one in zip(references, objects, strict=True))
 
 
@@ -256,13 +218,13 @@ def _is_below(outputs: str, path: str) -> bool:
 
 
 def checked_outputs(path: str, source: str = OUTPUTS_PATH) -> str:
-    """The outputs path, absolute or without secrets, after a file was written there and removed.
+    """Return the outputs path, absolute or as a URL without secrets, after writing and removing a file there.
 
     Raises:
-        TrackingError: that did not work; the message names `source`, where the path came from.
+        TrackingError: writing or removing the file failed; the message names `source`, where the path came from.
     """
     if is_url(path):
-        from polyaxon_tracking.storage.object_store import check_writable  # here and not above: it is for URLs alone
+        from polyaxon_tracking.storage.object_store import check_writable  # here and not above: only URLs need it
 
         return check_writable(path, source)
     path = os.path.abspath(local_path(path))
@@ -273,7 +235,7 @@ def checked_outputs(path: str, source: str = OUTPUTS_PATH) -> str:
         problem, advice = error.strerror, "Mount the volume for writing"
         if isinstance(error, NotADirectoryError):
             problem, advice = f"{shown_path(error.filename)} is a file", "Move it away"
-        # `from None`: the message says all that the error does
+        # `from None`: the message already holds everything that the error says
         raise TrackingError(
             f"Received the outputs path {shown_path(path)}, which cannot be written to: {problem}. Expected a "
             f"directory that this user may write to. {advice}, or set {source} to another path."

@@ -32,6 +32,7 @@ FOR_INTEGRATIONS = [
     "PreemptionHandler",
     "ProcessGroup",
     "Run",
+    "SaveOptions",
     "available_memory",
     "open_directory",
 ]

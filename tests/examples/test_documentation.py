@@ -27,6 +27,7 @@ ANY_BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 SESSION = re.compile(r"^```console\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 # What differs from one time to the next: ages, free space, times.
 VARYING = re.compile(r"\d+(?:\.\d+)?(?= (?:s|GB|TB)\b)|(?<=\"age_seconds\": )\d+|\d{4}-\d\d-\d\dT[\d:+]+")
+SOURCES = ("polyaxon_tracking", "integrations")
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
@@ -142,3 +143,14 @@ def texts(svg: str) -> list[str]:
 
 def test_there_is_code_on_the_first_screen_of_the_readme() -> None:
     assert "```python" in (ROOT / "README.md").read_text().splitlines()[:12]
+
+
+def test_the_messages_that_troubleshooting_explains_are_those_of_the_code() -> None:
+    source = "".join(path.read_text() for folder in SOURCES for path in sorted((ROOT / folder).rglob("*.py")))
+    source = re.sub(r'"\s+f?"', "", source)  # strings that the compiler joins
+    rows = re.findall(r"^\| `([^`]+)` \|", (ROOT / "docs" / "troubleshooting.md").read_text(), re.MULTILINE)
+    assert len(rows) > 10
+    for message in rows:
+        shown = re.sub(r"'digits'|resume-2|172|1800|/", "…", message)
+        for part in re.split(r"…|: (?=no checkpoint)", shown):
+            assert part.removeprefix("OSError: ").strip(" :") in source, message

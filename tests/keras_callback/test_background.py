@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from keras_script import Adversaries, data, model
 
-from polyaxon_keras import PolyaxonCallback, state
+from polyaxon_keras import PolyaxonCallback, training_state
 from polyaxon_tracking import CheckpointManager
 from polyaxon_tracking.background import wait_for_all
 
@@ -31,7 +31,7 @@ def fit(*callbacks: keras.callbacks.Callback, network: keras.Model | None = None
 
 def values(network: keras.Model) -> list[np.ndarray]:
     """All weights, and all variables of all optimizers."""
-    optimizers = state.optimizers_of(network).values()
+    optimizers = training_state.optimizers_of(network).values()
     variables = [variable for optimizer in optimizers for variable in optimizer.variables]
     return [*network.get_weights(), *map(keras.ops.convert_to_numpy, variables)]
 
@@ -78,7 +78,7 @@ def test_what_is_written_is_the_state_of_the_save_though_training_has_gone_on(
     for checkpoint in saved:
         assert checkpoint.verify() is None
         resumed = model("functional")
-        state.load(resumed, checkpoint.path, checkpoint.source)
+        training_state.load(resumed, checkpoint.path, checkpoint.source)
         mine = keras.saving.load_model(outputs / "checkpoints" / f"{checkpoint.epoch}.keras")
         for network in (resumed, mine):
             for value, expected in zip(values(network), held.values[checkpoint.epoch], strict=True):
@@ -94,7 +94,7 @@ def test_optimizers_by_hand_are_written_as_they_were_at_the_save(
     monkeypatch.undo()
     for checkpoint in CheckpointManager(outputs / "checkpoints" / "resume").checkpoints():
         resumed = Adversaries()
-        state.load(resumed, checkpoint.path, checkpoint.source)
+        training_state.load(resumed, checkpoint.path, checkpoint.source)
         for value, expected in zip(values(resumed), held.values[checkpoint.epoch], strict=True):
             np.testing.assert_array_equal(value, expected)
 

@@ -18,11 +18,11 @@ import keras
 import numpy as np
 import pytest
 from keras_script import data, digest, model
+from restarts import forget_trainings
 
 from polyaxon_keras import PolyaxonCallback
 from polyaxon_tracking import CheckpointManager, TrackingError
 from polyaxon_tracking.background import wait_for_all
-from polyaxon_tracking.training import run
 
 # The one shuffling that cannot go on where it stopped: its state is inside TensorFlow.
 SHUFFLES = keras.backend.backend() != "tensorflow"
@@ -78,7 +78,7 @@ def fit(
 ) -> list[int]:
     """Train with four batches an epoch, as a script that is started again would; return the epochs that were trained."""
     if not same_process:
-        run._begun.clear()
+        forget_trainings()
     x, y = data()
     seen = Epochs()
     options = {"batch_size": 18, "validation_data": (x, y), "verbose": 0, **options}

@@ -9,10 +9,10 @@ import keras
 import numpy as np
 import pytest
 from keras_script import Adversaries, data, digest
+from restarts import forget_trainings
 
 from polyaxon_keras import PolyaxonCallback
 from polyaxon_tracking import TrackingError
-from polyaxon_tracking.training.run import _begun
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -58,7 +58,7 @@ INPUTS = {Integers: (x[:, 0] > 0).astype("int32"), Strings: np.where(x[:, 0] > 0
 
 
 def fit(make: Callable[[], keras.Model], *, epochs: int, seed: int = 0) -> keras.Model:
-    _begun.clear()  # as in a script that is started again
+    forget_trainings()
     keras.utils.set_random_seed(seed)
     network = make()
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)

@@ -10,10 +10,10 @@ import keras
 import numpy as np
 import pytest
 from keras_script import data, digest, model
+from restarts import forget_trainings
 
 from polyaxon_keras import PolyaxonCallback
 from polyaxon_tracking import TrackingError
-from polyaxon_tracking.training import run
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,7 +34,7 @@ class Fail(keras.callbacks.Callback):
 
 
 def fit(*callbacks: keras.callbacks.Callback, **options: Any) -> keras.Model:
-    run._begun.clear()  # as in a script that is started again
+    forget_trainings()
     keras.utils.set_random_seed(0)
     network = model("functional", optimizer=keras.optimizers.Adam(0.01, use_ema=True))
     x, y = data()

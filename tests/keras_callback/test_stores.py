@@ -13,11 +13,11 @@ import keras
 import numpy as np
 import pytest
 from keras_script import data, digest, model
+from restarts import forget_trainings
 
 from polyaxon_keras import PolyaxonCallback
 from polyaxon_tracking import cached_path
 from polyaxon_tracking.storage import retry
-from polyaxon_tracking.training.run import _begun
 
 if TYPE_CHECKING:
     import subprocess
@@ -34,7 +34,7 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
 
 
 def fit(*callbacks: keras.callbacks.Callback, epochs: int) -> keras.Model:
-    _begun.clear()  # as in a script that is started again
+    forget_trainings()
     x, y = data()
     keras.utils.set_random_seed(0)
     network = model("functional")

@@ -103,7 +103,10 @@ def test_a_signal_in_the_validation_ends_all(tmp_path: Path) -> None:
     assert [one.status for one in ended] == [143, 143], ended
     newest = CheckpointManager(tmp_path / "checkpoints" / "resume").latest()
     assert newest is not None
-    assert (newest.step, newest.epoch) == (8, 2)
+    assert (newest.step, newest.epoch) == (8, 1)  # resuming runs the validation of the second epoch
+    resumed = train(tmp_path)
+    assert [one.status for one in resumed] == [0, 0], resumed
+    assert [": epoch 1, step 8\n" in one.stderr for one in resumed] == [True, True], resumed
 
 
 def test_a_killed_process_ends_the_other_and_the_next_start_resumes(tmp_path: Path) -> None:

@@ -16,12 +16,12 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.plugins.io import AsyncCheckpointIO
 from lightning_script import Classifier, data, digest, trainer
+from restarts import forget_trainings
 
 from polyaxon_lightning import PolyaxonCallback
 from polyaxon_lightning.checkpoint_io import DurableCheckpointIO
 from polyaxon_tracking import CheckpointManager, TrackingError
 from polyaxon_tracking.background import wait_for_all
-from polyaxon_tracking.training import run
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -56,7 +56,7 @@ def fit(
 ) -> list[int]:
     """Train with a new Trainer, as a script that is started again would; return the epochs that were trained."""
     if not same_process:
-        run._begun.clear()
+        forget_trainings()
     epochs = Epochs()
     trainer(*callbacks, epochs, **options).fit(model or Classifier(), data(), data(), ckpt_path=ckpt_path)
     return epochs.trained

@@ -8,11 +8,11 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning_script import Classifier, data, digest, trainer
+from restarts import forget_trainings
 from torch import nn
 
 from polyaxon_lightning import PolyaxonCallback
 from polyaxon_tracking import TrackingError
-from polyaxon_tracking.training.run import _begun
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -108,7 +108,7 @@ class Quantized(Lazy):
 def fit(make: Callable[[], LightningModule], *, epochs: int, seed: int = 0) -> LightningModule:
     torch.manual_seed(seed)
     model = make()
-    _begun.clear()  # as in a script that is started again
+    forget_trainings()
     trainer(PolyaxonCallback(), max_epochs=epochs).fit(model, data(), data())
     return model
 

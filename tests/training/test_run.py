@@ -19,7 +19,7 @@ from polyaxon_tracking import TrackingError
 from polyaxon_tracking.training import Run
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator
 
 DATA = "POLYAXON_RUN_DATA_PATHS"
 
@@ -212,38 +212,6 @@ def test_without_a_level_loggers_are_left_alone() -> None:
 
 
 # How often
-
-
-@pytest.mark.parametrize(
-    ("every", "steps", "saved"),
-    [
-        (3, range(1, 11), [3, 6, 9]),
-        (10, range(1, 50, 2), [11, 21, 31, 41]),
-        (10, [4, 8, 12, 16, 20, 24], [12, 20]),
-        (2, [5, 10, 11, 12], [5, 10, 12]),
-        (3, [3, 3, 3, 4, 6, 6], [3, 6]),
-        (1, [1, 2, 2, 3], [1, 2, 3]),
-        (None, range(1, 50), []),
-    ],
-    ids=["each step", "two a batch", "four a batch", "several multiples", "accumulated", "every step", "never"],
-)
-def test_a_multiple_of_steps_that_is_reached_or_passed_asks_for_a_save(
-    every: int | None, steps: Iterable[int], saved: list[int]
-) -> None:
-    found = [0]
-    for step in steps:
-        if Run.should_save(every, step=step, saved_step=found[-1]):
-            found.append(step)
-    assert found[1:] == saved
-
-
-@pytest.mark.parametrize(("begun_at", "saved"), [(7, 10), (10, 20), (11, 20)])
-def test_a_training_that_was_resumed_next_saves_at_the_next_multiple(begun_at: int, saved: int) -> None:
-    steps = range(begun_at + 1, 40)
-    assert next(step for step in steps if Run.should_save(10, step=step, saved_step=begun_at)) == saved
-
-
-# Resuming
 
 
 @pytest.mark.parametrize(

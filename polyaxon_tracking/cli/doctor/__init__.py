@@ -1,1 +1,1 @@
-"""``polyaxon-tracking doctor``: examine what a run is given."""
+"""``polyaxon-tracking doctor``: check a run's versions, variables and paths."""

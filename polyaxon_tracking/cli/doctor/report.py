@@ -1,4 +1,4 @@
-"""What one pastes into a bug report."""
+"""The report of `doctor`, for the terminal and for bug reports."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ _STYLES = {OK: "green", INFO: "dim", WARNING: "yellow", ERROR: "bold red"}
 
 
 def examine() -> list[Row]:
-    """Look at everything."""
+    """Run all checks, and return their rows."""
     return [*versions(), *integrations(), *variables(), *paths()]
 
 
 def summary(rows: list[Row]) -> dict[str, Any]:
-    """Whether all is well, and how much is not."""
+    """Return whether there are no errors, and the number of errors and warnings."""
     statuses = [row.status for row in rows]
     return {"ok": ERROR not in statuses, "errors": statuses.count(ERROR), "warnings": statuses.count(WARNING)}
 
 
 def print_rows(console: Console, rows: list[Row]) -> None:
-    """Print them for people. Lines are not broken: they are to be copied."""
+    """Print the rows as text. Lines are not wrapped, so that they can be copied."""
     for group, found in groupby(rows, lambda row: row.group):
         console.print(Text(group, style="bold"))
-        together = list(found)
-        width = max(len(row.name) for row in together)
-        for row in together:
+        rows_of_group = list(found)
+        width = max(len(row.name) for row in rows_of_group)
+        for row in rows_of_group:
             line = Text("  ").append(f"{row.status:<7}", style=_STYLES[row.status])
             line.append(f"  {row.name:<{width}}  {text_of(row.value)}")
             if row.source:

@@ -1,4 +1,4 @@
-"""Every path of the run, tried: disks and mounted volumes by writing, syncing and renaming, stores by requests."""
+"""Check every path of the run: disks and mounted volumes by writing, syncing and renaming, stores by requests."""
 
 from __future__ import annotations
 
@@ -37,17 +37,17 @@ __all__ = ["paths"]
 
 _GROUP = "Paths"
 
-# With less, the next checkpoint may be the one that does not fit.
+# With less free space, the next checkpoint may not fit.
 _LITTLE_SPACE = 10**9
 
-# File systems that go with the container, or with the power.
-_PASSING = {"overlay": "the container's own disk", "tmpfs": "memory", "ramfs": "memory"}
+# File systems whose content is lost with the container, or at a power cut.
+_EPHEMERAL = {"overlay": "the container's own disk", "tmpfs": "memory", "ramfs": "memory"}
 
 _PROBE = b"written to see whether it can be, and removed"
 
 
 def paths() -> Iterator[Row]:
-    """Try them all; of a variable that is malformed there are none."""
+    """Check all paths, and yield their rows; a malformed variable is skipped."""
     remote = False
     try:
         outputs = get_outputs_path()
@@ -61,29 +61,29 @@ def paths() -> Iterator[Row]:
     except TrackingError:
         data = {}
     for name, path in data.items():
-        yield _to_read(f"data {displayed(name)}", path, DATA_PATHS, ERROR)
+        yield _check_reading(f"data {displayed(name)}", path, DATA_PATHS, ERROR)
     try:
         references = get_outputs_refs_paths() or {}
     except TrackingError:
         references = {}
     for kind, listed in references.items():
         for number, path in enumerate(listed, start=1):
-            # A reference to a run that was resumed can name a directory that was never written.
-            yield _to_read(f"{kind} {number}", path, REFS_OUTPUTS_PATHS, WARNING)
-    yield from _temporary(remote=remote)
+            # A reference to a resumed run can name a directory that was never written.
+            yield _check_reading(f"{kind} {number}", path, REFS_OUTPUTS_PATHS, WARNING)
+    yield from _check_temporary_directory(remote=remote)
 
 
-def _temporary(*, remote: bool) -> Iterator[Row]:
+def _check_temporary_directory(*, remote: bool) -> Iterator[Row]:
     advice = "Set TMPDIR to a directory that this user may write to."
     try:
         directory = tempfile.gettempdir()
-    except FileNotFoundError as error:  # it has tried them all; a container whose disk is read-only
+    except FileNotFoundError as error:  # no directory is writable, as in a container with a read-only disk
         yield Row(_GROUP, "TMPDIR", ERROR if remote else WARNING, str(error.strerror), "", advice)
         return
     yield Row(_GROUP, "TMPDIR", INFO, displayed(directory), "uploads and downloads go through it")
     if remote:
-        yield from _tried("TMPDIR", directory, advice)
-        yield _space("TMPDIR", directory, "Set TMPDIR to a directory on a larger disk.")
+        yield from _check_writing("TMPDIR", directory, advice)
+        yield _check_free_space("TMPDIR", directory, "Set TMPDIR to a directory on a larger disk.")
 
 
 def _source(outputs: str | None) -> str:
@@ -99,8 +99,8 @@ def _local_outputs(outputs: str | None) -> Iterator[Row]:
     yield Row(_GROUP, "outputs", OK, displayed(path), _source(outputs))
     advice = f"Mount the volume for writing, or set {OUTPUTS_PATH} to another path."
     try:
-        there = _nearest(path)
-    except OSError as error:  # a mount whose server is gone, or a directory that this user may not search
+        there = _nearest_existing(path)
+    except OSError as error:  # the mount's server is gone, or this user may not search the directory
         if isinstance(error, NotADirectoryError):
             advice = f"It is a file. Remove it, or set {OUTPUTS_PATH} to another path."
         yield Row(_GROUP, "outputs: exists", ERROR, f"{displayed(str(error.filename))}: {error.strerror}", "", advice)
@@ -110,27 +110,27 @@ def _local_outputs(outputs: str | None) -> Iterator[Row]:
     else:
         yield Row(_GROUP, "outputs: exists", INFO, f"no: made with the first save, below {displayed(there)}")
     kind, mount = _file_system(there)
-    if outputs is not None and kind in _PASSING:
-        told = f"Outputs would go to {_PASSING[kind]}, and be lost with it: mount a volume there."
-        yield Row(_GROUP, "outputs: file system", WARNING, f"{kind} at {mount}", "", told)
+    if outputs is not None and kind in _EPHEMERAL:
+        warning = f"Outputs would go to {_EPHEMERAL[kind]}, and be lost with it: mount a volume there."
+        yield Row(_GROUP, "outputs: file system", WARNING, f"{kind} at {mount}", "", warning)
     else:
         yield Row(_GROUP, "outputs: file system", OK, f"{kind} at {mount}")
-    yield from _tried("outputs", there, advice)
-    yield _space("outputs", there, "Checkpoints need their own size beside those that are kept: make room.")
+    yield from _check_writing("outputs", there, advice)
+    yield _check_free_space("outputs", there, "Checkpoints need their own size beside those that are kept: make room.")
 
 
-def _nearest(path: str) -> str:
-    """`path`, or the directory nearest above it that exists."""
+def _nearest_existing(path: str) -> str:
+    """Return `path` if it exists, otherwise its nearest existing parent."""
     try:
         os.lstat(path)
     except (FileNotFoundError, NotADirectoryError):
-        return _nearest(os.path.dirname(path))
+        return _nearest_existing(os.path.dirname(path))
     os.scandir(path).close()
     return path
 
 
-def _tried(name: str, directory: str, advice: str) -> Iterator[Row]:
-    """Do in `directory` what saving a checkpoint does, and leave nothing behind."""
+def _check_writing(name: str, directory: str, advice: str) -> Iterator[Row]:
+    """Write, sync and rename files in `directory`, as saving a checkpoint does, and remove them."""
     trying = "writable"
     try:
         with staging(directory) as staged:
@@ -151,7 +151,7 @@ def _tried(name: str, directory: str, advice: str) -> Iterator[Row]:
         yield Row(_GROUP, f"{name}: {trying}", ERROR, f"no: {error.strerror}", "", advice)
 
 
-def _space(name: str, directory: str, advice: str) -> Row:
+def _check_free_space(name: str, directory: str, advice: str) -> Row:
     free = free_bytes(directory)
     if free < _LITTLE_SPACE:
         return Row(_GROUP, f"{name}: free space", WARNING, readable_size(free), "", advice)
@@ -161,14 +161,14 @@ def _space(name: str, directory: str, advice: str) -> Row:
 def _remote_outputs(url: str) -> Iterator[Row]:
     yield Row(_GROUP, "outputs", OK, displayed(url), _source(url))
     try:
-        from polyaxon_tracking.storage.object_store import (  # as everywhere: for URLs alone
+        from polyaxon_tracking.storage.object_store import (  # as everywhere: only URLs need it
             check_writable,
             credentials_for,
         )
 
         check_writable(url, _source(url))
-    except Exception as error:  # noqa: BLE001  # a driver may raise anything, and the other rows are of use then
-        yield Row(_GROUP, "outputs: writable", ERROR, "no", "", _told(error))
+    except Exception as error:  # noqa: BLE001  # a driver may raise anything, and then the other rows are still useful
+        yield Row(_GROUP, "outputs: writable", ERROR, "no", "", _advice_for(error))
     else:
         import fsspec
 
@@ -179,17 +179,17 @@ def _remote_outputs(url: str) -> Iterator[Row]:
         yield Row(_GROUP, "outputs: writable", OK, "yes, and what was written was removed")
 
 
-def _to_read(name: str, path: str, source: str, missing: str) -> Row:
-    """The row of a path to read from; `missing` is its status where nothing is there."""
+def _check_reading(name: str, path: str, source: str, missing: str) -> Row:
+    """Return the row of a path to read from; its status is `missing` if nothing is there."""
     where = displayed(path)
     advice = "Correct the path, or put there what it names."
     if is_url(path):
         try:
-            from polyaxon_tracking.storage.object_store import exists  # as everywhere: for URLs alone
+            from polyaxon_tracking.storage.object_store import exists  # as everywhere: only URLs need it
 
             found = exists(path, source)
         except Exception as error:  # noqa: BLE001  # as above
-            return Row(_GROUP, name, ERROR, f"{where}: cannot be read", source, _told(error))
+            return Row(_GROUP, name, ERROR, f"{where}: cannot be read", source, _advice_for(error))
         if not found:
             return Row(_GROUP, name, missing, f"{where}: there is nothing", source, advice)
         return Row(_GROUP, name, OK, f"{where}: can be read", source)
@@ -201,7 +201,7 @@ def _to_read(name: str, path: str, source: str, missing: str) -> Row:
             os.close(os.open(local, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK))
     except FileNotFoundError:
         return Row(_GROUP, name, missing, f"{where}: there is nothing", source, advice)
-    except (OSError, ValueError) as error:  # the latter where a name holds a NUL
+    except (OSError, ValueError) as error:  # ValueError if a name holds a NUL
         advice = "Give this user the right to read it, or correct the path."
         return Row(_GROUP, name, ERROR, f"{where}: {getattr(error, 'strerror', error)}", source, advice)
     writable = "writable" if os.access(local, os.W_OK) else "read-only"
@@ -209,14 +209,14 @@ def _to_read(name: str, path: str, source: str, missing: str) -> Row:
     return Row(_GROUP, name, OK, f"{where}: can be read, {writable}, {free} free", source)
 
 
-def _told(error: Exception) -> str:
+def _advice_for(error: Exception) -> str:
     if isinstance(error, (TrackingError, ModuleNotFoundError)):
         return str(error)
     return f"The driver of the store failed: {type(error).__name__}: {mask_secrets(str(error))}. Correct the URL."
 
 
 def _file_system(path: str) -> tuple[str, str]:
-    """The kind of the file system that `path` is on, and where it is mounted."""
+    """Return the type of the file system that `path` is on, and its mount point."""
     path = os.path.realpath(path)
     kind, mount = "unknown", "/"
     try:
@@ -227,7 +227,7 @@ def _file_system(path: str) -> tuple[str, str]:
     for line in lines:
         mounted, _, of = line.partition(" - ")  # see proc_pid_mountinfo(5)
         point = re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), mounted.split()[4])
-        # Of two at the same place the later one covers the other.
+        # Of two mounts at the same place, the later mount hides the earlier one.
         if f"{path}/".startswith(f"{point.rstrip('/')}/") and len(point) >= len(mount):
             kind, mount = of.split()[0], point
     return kind, displayed(mount)

@@ -1,4 +1,4 @@
-"""Every variable that is read: whether it is set, and what it says."""
+"""Check every environment variable that this package reads: whether it is set, and its value."""
 
 from __future__ import annotations
 
@@ -46,38 +46,38 @@ _GETTERS: dict[str, Callable[[], object]] = {
     RUN_INSTANCE: get_outputs_path,
     IS_OFFLINE: lambda: str(is_true(IS_OFFLINE)).lower(),
 }
-# What holds where they are not set.
+# The defaults of variables that are not set.
 _DEFAULTS = {CONTEXT_ROOT: DEFAULT_CONTEXT_ROOT, OFFLINE_ROOT: DEFAULT_OFFLINE_ROOT}
 
-# As difflib's ratio, of names without what all begin with. Of those that the platform sets and nobody reads here (2.x:
-# _env_vars/keys.py), one alone is as near to one that is read.
+# The similarity, as difflib's ratio of names without their prefix, from which a name counts as a misspelling. Of the
+# variables that the platform sets and this package does not read (2.x: _env_vars/keys.py), only one is this similar.
 _NEAR = 0.8
 _NOT_MISSPELT = "UI_OFFLINE"
 
 _PREFIXES = ("POLYAXON_", "POLYSTORES_")
 
-# Of the drivers of stores: that they are set is of use, their values may be secrets.
+# Prefixes of the store drivers' variables. Only their names are reported, because their values may be secrets.
 _OF_DRIVERS = ("AWS_", "AZURE_", "GOOGLE_", "STORAGE_EMULATOR_", "FSSPEC_", "GCSFS_")
 
 
 def variables() -> Iterator[Row]:
-    """Look at them all."""
+    """Check all variables, and yield their rows."""
     for name in VARIABLES:
         yield _variable(name)
     yield from _access_keys()
     others = sorted(name for name in os.environ if name.startswith(_PREFIXES) and name not in (*VARIABLES, ACCESS_KEYS))
-    meant = {name: _meant(name) for name in others}
-    for name, known in meant.items():
+    misspelt = {name: _misspelt_variable(name) for name in others}
+    for name, known in misspelt.items():
         if known is not None:
             yield Row(_GROUP, displayed(name), WARNING, "not read", "", f"Did you mean {known}?")
-    yield _names("others of Polyaxon", [name for name in others if meant[name] is None], "not read")
+    yield _row_of_names("others of Polyaxon", [name for name in others if misspelt[name] is None], "not read")
     drivers = sorted(name for name in os.environ if name.startswith(_OF_DRIVERS))
-    yield _names("drivers of stores", drivers, "values are not shown")
+    yield _row_of_names("drivers of stores", drivers, "values are not shown")
 
 
-def _meant(name: str) -> str | None:
-    """The variable that is read and of which `name` is a misspelling."""
-    import difflib  # here and not above: few names are looked at
+def _misspelt_variable(name: str) -> str | None:
+    """Return the variable of which `name` is a misspelling, or None."""
+    import difflib  # here and not above: it is rarely needed
 
     known = {_without_prefix(variable): variable for variable in (*VARIABLES, ACCESS_KEYS)}
     near = difflib.get_close_matches(_without_prefix(name), known, n=1, cutoff=_NEAR)
@@ -90,17 +90,17 @@ def _without_prefix(name: str) -> str:
     return name
 
 
-def _names(what: str, names: list[str], told: str) -> Row:
-    """What else is set."""
-    return Row(_GROUP, what, INFO, ", ".join(map(displayed, names)) or "none is set", told if names else "")
+def _row_of_names(what: str, names: list[str], source: str) -> Row:
+    """Return one row with the names of other variables that are set."""
+    return Row(_GROUP, what, INFO, ", ".join(map(displayed, names)) or "none is set", source if names else "")
 
 
 def _variable(name: str) -> Row:
     raw = os.environ.get(name)
     value = value_of(name)
     if value is None:
-        told = "not set" if raw is None else f"{raw!a}, which counts as not set"
-        return Row(_GROUP, name, INFO, told, f"so {_DEFAULTS[name]}" if name in _DEFAULTS else "")
+        text = "not set" if raw is None else f"{raw!a}, which counts as not set"
+        return Row(_GROUP, name, INFO, text, f"so {_DEFAULTS[name]}" if name in _DEFAULTS else "")
     try:
         nothing_is_read = is_true(NO_OP)
     except TrackingError as error:
@@ -109,8 +109,8 @@ def _variable(name: str) -> Row:
         return Row(_GROUP, name, INFO, shown(value), f"not read, since {NO_OP} is malformed")
     if name == NO_OP:
         advice = "Every function answers as off the cluster. Unset it to use the run's outputs and data."
-        status, told = (WARNING, advice) if nothing_is_read else (OK, "")
-        return Row(_GROUP, name, status, shown(value), "", told)
+        status, advice = (WARNING, advice) if nothing_is_read else (OK, "")
+        return Row(_GROUP, name, status, shown(value), "", advice)
     if nothing_is_read:
         return Row(_GROUP, name, INFO, shown(value), f"not read, since {NO_OP} is true")
     if name in (CONTEXT_ROOT, OFFLINE_ROOT):
@@ -143,11 +143,11 @@ def _access_keys() -> Iterator[Row]:
     if not stores:
         yield Row(_GROUP, ACCESS_KEYS, INFO, "not set" if ACCESS_KEYS not in os.environ else "no stores")
     for path, variable in stores.items():
-        told = f"{displayed(path)}: " + ("no credentials" if variable is None else f"in {variable_shown(variable)}")
+        text = f"{displayed(path)}: " + ("no credentials" if variable is None else f"in {variable_shown(variable)}")
         try:
             if is_url(path):
                 locate(path)
         except TrackingError as error:
-            yield Row(_GROUP, ACCESS_KEYS, ERROR, told, "", str(error))
+            yield Row(_GROUP, ACCESS_KEYS, ERROR, text, "", str(error))
         else:
-            yield Row(_GROUP, ACCESS_KEYS, OK, told)
+            yield Row(_GROUP, ACCESS_KEYS, OK, text)

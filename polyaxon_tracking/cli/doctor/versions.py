@@ -1,4 +1,4 @@
-"""What is installed: this package, the frameworks, the drivers of stores and the integrations. Nothing is imported."""
+"""Check the installed versions: this package, frameworks, store drivers, integrations. Nothing is imported."""
 
 from __future__ import annotations
 
@@ -36,18 +36,18 @@ _INSTALLED = [
     ("rich",),
 ]
 
-# The first versions without known holes in loading files. Keras 3.12 is the last for Python 3.10, and is mended too.
+# The first versions without known vulnerabilities in loading files. Keras 3.12, the last on Python 3.10, has a fix.
 _LOADS_SAFELY_FROM: dict[str, list[tuple[int, ...]]] = {"torch": [(2, 10)], "keras": [(3, 12, 1), (3, 13, 2)]}
 
 # GHSA-w37p-236h-pfx3.
 _MALICIOUS = {"lightning": ("2.6.2", "2.6.3"), "pytorch-lightning": ("2.6.2", "2.6.3")}
 
-# One framework under two names.
-_ALSO = {"lightning": "pytorch-lightning"}
+# The same framework under its other name.
+_OTHER_NAME = {"lightning": "pytorch-lightning"}
 
 
 def versions() -> Iterator[Row]:
-    """What is installed."""
+    """Yield a row for each package, with its installed version."""
     group = "Versions"
     here = os.path.dirname(polyaxon_tracking.__file__)
     yield Row(group, "polyaxon-tracking", OK, _version("polyaxon-tracking") or "not installed, but importable", here)
@@ -55,22 +55,22 @@ def versions() -> Iterator[Row]:
     yield Row(group, "process", INFO, f"user id {os.getuid()}, {readable_size(available_memory())} of memory available")
     for names in _INSTALLED:
         found = next(((name, version) for name in names if (version := _version(name))), None)
-        yield Row(group, names[0], INFO, "not installed") if found is None else _installed(*found)
+        yield Row(group, names[0], INFO, "not installed") if found is None else _version_row(*found)
 
 
 def integrations() -> Iterator[Row]:
-    """The integrations that are installed, and whether their frameworks are."""
+    """Yield a row for each installed integration, with the frameworks that are missing."""
     for found in importlib.metadata.entry_points(group="polyaxon_tracking.integrations"):
-        needed = [] if found.dist is None else _needed(found.dist, found.name)
-        missing = [name for name in needed if not _version(name) and not _version(_ALSO.get(name, name))]
+        needed = [] if found.dist is None else _required_packages(found.dist, found.name)
+        missing = [name for name in needed if not _version(name) and not _version(_OTHER_NAME.get(name, name))]
         if missing:
             yield Row("Integrations", found.module, INFO, f"{found.attr}: {', '.join(missing)} is not installed")
         else:
             yield Row("Integrations", found.module, OK, found.attr)
 
 
-def _needed(distribution: importlib.metadata.Distribution, extra: str) -> list[str]:
-    """What the extra of the integration's name installs."""
+def _required_packages(distribution: importlib.metadata.Distribution, extra: str) -> list[str]:
+    """Return the packages that the `extra` of the distribution installs."""
     required = [line.partition(";") for line in distribution.requires or []]
     return [
         re.split(r"[^\w.-]", requirement, maxsplit=1)[0]
@@ -79,12 +79,12 @@ def _needed(distribution: importlib.metadata.Distribution, extra: str) -> list[s
     ]
 
 
-def _installed(name: str, version: str) -> Row:
+def _version_row(name: str, version: str) -> Row:
     if version in _MALICIOUS.get(name, ()):
         advice = f"This release holds malicious code (GHSA-w37p-236h-pfx3). Replace it: pip install --upgrade {name}"
         return Row("Versions", name, ERROR, version, "", advice)
     numbers = _numbers(version)
-    # Of those in the same series, or a later one, the first.
+    # The first safe version in the same series, or in a later series.
     safe = next((first for first in _LOADS_SAFELY_FROM.get(name, []) if numbers[:2] <= first[:2]), None)
     if safe is not None and numbers < safe:
         advice = (

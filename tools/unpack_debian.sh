@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Debian's Chromium, and what it needs that is not installed, in a directory of its own: nobody has to be root for it.
+# Unpack a package of Debian, and the packages it needs that are not installed, in a directory: without root.
 #
-#     unpack_chromium.sh DIRECTORY
+#     unpack_debian.sh DIRECTORY PACKAGE
 set -euo pipefail
 
-target=$1
+target=$1 package=$2
 if ! command -v apt-get dpkg-deb > /dev/null; then
-    echo "A test opens TensorBoard in Chromium. This system has no apt-get to fetch it with: install chromium." >&2
+    echo "A test needs $package. This system has no apt-get to fetch it with: install $package." >&2
     exit 1
 fi
 rm -rf "$target"
@@ -21,10 +21,10 @@ apt_get() {
 
 apt_get update
 mapfile -t packages < <(
-    apt_get install --no-install-recommends --simulate chromium | sed -n 's/^Inst \([^ ]*\) .*/\1/p'
+    apt_get install --no-install-recommends --simulate "$package" | sed -n 's/^Inst \([^ ]*\) .*/\1/p'
 )
 apt_get download "${packages[@]}"
-for package in *.deb; do
-    dpkg-deb --extract "$package" .
+for archive in *.deb; do
+    dpkg-deb --extract "$archive" .
 done
 rm -r apt -- *.deb
