@@ -55,13 +55,13 @@ class BackgroundWriter:
 
     @property
     def pending(self) -> bool:
-        """Whether a write is running or queued."""
+        """Return whether a write is running or queued."""
         # A process forked from this process has a copy of its memory, but not the thread.
         return self._is_running and self._thread is not None and self._thread.is_alive()
 
     @property
     def failed(self) -> bool:
-        """Whether a write failed and its error was not raised yet."""
+        """Return whether a write failed and its error was not raised yet."""
         return self._error is not None
 
     def submit(self, what: str, write: Callable[[], object]) -> None:

@@ -43,37 +43,41 @@ _LIGHTNING_LOGGERS = ("lightning", "lightning.pytorch", "lightning.fabric", "pyt
 
 
 def _is_of_first_rank(record: logging.LogRecord) -> bool:
-    """Whether a line is of the first rank, or a warning: what all would say needs to be read once."""
+    """Return whether to log the record: rank 0 logs everything, the other ranks log warnings and errors only."""
     return record.levelno >= logging.WARNING or not getattr(pl.utilities.rank_zero_only, "rank", 0)
 
 
-# Here and not where a callback is made: `ddp_spawn` sends one to processes that make none.
+# At import and not in the constructor, because `ddp_spawn` sends the callback to processes that construct none.
 _logger.addFilter(_is_of_first_rank)
 
 
 class PolyaxonCallback(Callback):
-    """Put a Trainer's checkpoints below the run's outputs path, and go on from the newest after the pod was killed.
+    """Put a Trainer's checkpoints below the run's outputs path, and resume from the newest after the pod was killed.
 
     Every ``ModelCheckpoint`` of the Trainer without a `dirpath` writes to ``<outputs>/checkpoints``, with all its own
-    options. Beside that, the whole training state is saved to ``<outputs>/checkpoints/resume`` at the end of every
-    epoch. In a run of the platform, ``trainer.fit(model)`` goes on from the newest of these that is intact; elsewhere
-    outputs are in ``./outputs`` and `resume` decides. A `ckpt_path` given to ``fit`` is what is used.
+    options. The callback also saves the whole training state to ``<outputs>/checkpoints/resume`` at the end of every
+    epoch. In a run of the platform, ``trainer.fit(model)`` resumes from the newest intact training state. Elsewhere,
+    outputs go to ``./outputs``, and `resume` decides. A `ckpt_path` given to ``fit`` takes precedence.
 
     Args:
-        datasets: names of the datasets that training needs; or a mapping from name to the path on this machine, which
-            is used where the environment names no data. Ask for each with `data_path`.
-        resume: whether to go on from the newest checkpoint: by default only in a run of the platform.
-        every_n_train_steps: save the training state every so many optimizer steps too, at the end of a batch in which a
-            multiple was reached or passed.
-        train_time_interval: save the training state whenever so much time has passed, too.
-        max_to_keep: how many of the newest training states stay.
-        loggers: names of loggers whose level follows ``POLYAXON_LOG_LEVEL``, beside Lightning's and this package's.
-        background: whether to write while training goes on, from a copy of the state in memory; a file then appears
-            under its name a little after its step. All is written when ``fit`` returns.
-        write_timeout: how long the end of training waits for what is still to be written, and a save for the one
-            before. Then it is an error.
-        weights_only: whether resuming loads tensors and plain values alone. ``False`` lets the checkpoint run code:
-            only for a state that needs it, from an outputs path that you trust.
+        datasets: names of the datasets that training needs, or a mapping from each name to its path on this machine.
+            The mapping's paths are used only if the environment names no data. `data_path` returns the path of each.
+        resume: whether to resume from the newest intact checkpoint (``True``) or to start from scratch (``False``). By
+            default, training resumes only in a run of the platform.
+        every_n_train_steps: number of optimizer steps after which to save the training state, in addition to the end
+            of every epoch. The state is saved at the end of a batch in which a multiple of this number was reached or
+            passed.
+        train_time_interval: time after which to save the training state again, in addition to the end of every epoch.
+        max_to_keep: number of the newest training states to keep. Older training states are deleted.
+        loggers: names of more loggers whose level is set by ``POLYAXON_LOG_LEVEL``. That variable also sets the level
+            of Lightning's loggers and of this package's logger.
+        background: whether to write files in a background thread while training continues, from a copy of the state
+            in memory. A file then appears under its name shortly after its step, and every file is written when ``fit``
+            returns. With ``False``, training waits while a file is written.
+        write_timeout: maximum time that the end of training waits for pending writes, and that a save waits for the
+            write of the previous save. An error is raised after that time.
+        weights_only: whether resuming loads only tensors and plain values. With ``False``, loading a checkpoint can run
+            code that is in the file: use it only if the state needs it and you trust the outputs path.
 
     Raises:
         TrackingError: a dataset is unknown or missing, the outputs path cannot be written to, a variable is malformed,
@@ -118,11 +122,11 @@ class PolyaxonCallback(Callback):
 
     @property
     def outputs_path(self) -> str:
-        """Where this run's outputs go."""
+        """The directory or URL of this run's outputs."""
         return self._run.outputs_path
 
     def data_path(self, name: str) -> str:
-        """Where the dataset `name` is, one of those given as `datasets`.
+        """Return the path of the dataset `name`, which must be one of `datasets`.
 
         Raises:
             TrackingError: it was not given.
@@ -137,14 +141,17 @@ class PolyaxonCallback(Callback):
                 one that was saved, or ranks of the training see different checkpoints.
         """
         self._check(trainer, stage)
-        if trainer.fast_dev_run:  # type: ignore[attr-defined]  # Lightning saves nothing then, and neither does this
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]  # Lightning saves nothing then, and nor does this callback
             return
         self._run.configure_driver()  # Lightning's callbacks look into their directories themselves
         user_checkpoints = _without_training_state(trainer.checkpoint_callbacks)
         self._redirect(user_checkpoints)
         fits = stage == "fit" and bool(user_checkpoints)
         snapshot = Snapshot(self._options.write_timeout) if fits and self._options.background else None
-        if type(trainer.strategy.checkpoint_io) in (TorchCheckpointIO, DurableCheckpointIO):  # the user brought none
+        if type(trainer.strategy.checkpoint_io) in (
+            TorchCheckpointIO,
+            DurableCheckpointIO,
+        ):  # the user passed no plugin
             trainer.strategy.checkpoint_io = io = DurableCheckpointIO(snapshot)
             io.protected_path = _asked_for(trainer)
             if snapshot is not None:
@@ -158,7 +165,7 @@ class PolyaxonCallback(Callback):
             return
         checkpoints = self._checkpoints_of(pl_module)
         self._attach_training_state(trainer, checkpoints, snapshot)
-        # Lightning looks for "last" before it calls any callback, where the checkpoints would be without this one.
+        # Lightning looks for "last" before any hook, in the directory it would use without this callback.
         asked_for_last = trainer.ckpt_path is None and _asked_for(trainer) == "last"
         resumes = self._run.should_resume or asked_for_last
         assert self._training_state is not None
@@ -167,7 +174,7 @@ class PolyaxonCallback(Callback):
             self._load(trainer, self._resumed)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Say where training begins; where the model is split between ranks, load here what `setup` found."""
+        """Log where training starts; if the model is sharded, load the checkpoint that `setup` found."""
         if self._training_state is None:
             return
         checkpoints, resumed = self._training_state.checkpoints, self._resumed
@@ -183,7 +190,7 @@ class PolyaxonCallback(Callback):
             _restore(trainer)
         if not trainer.is_global_zero:
             return
-        if own_path is not None:  # the user's own, which is loaded over what was found here
+        if own_path is not None:  # passed by the user, loaded afterwards
             if resumed is not None:
                 _logger.warning(
                     "Going on from ckpt_path=%s as asked, though %s is there. Leave `ckpt_path` out to resume from it",
@@ -198,7 +205,7 @@ class PolyaxonCallback(Callback):
             _logger.info("Starting fresh: %s", self._run.why_fresh(checkpoints))
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Note that this training has finished: the next one, also of the same model, has checkpoints of its own."""
+        """Mark this training as finished, so that the next one, even of the same model, has its own checkpoints."""
         if self._training_state is not None:
             self._run.mark_finished(self._training_state.checkpoints)
             trainer.callbacks = _without_training_state(trainer.callbacks)  # type: ignore[attr-defined]
@@ -225,16 +232,16 @@ class PolyaxonCallback(Callback):
     def _redirect(self, checkpoint_callbacks: list[Any]) -> None:
         for callback in checkpoint_callbacks:
             if isinstance(callback, ModelCheckpoint):
-                if callback.save_last == "link" and self._run.is_remote:  # there are no links; a copy is the store's
+                if callback.save_last == "link" and self._run.is_remote:  # a store has no links, and copies
                     callback.save_last = True
                 if callback.dirpath is None:
                     callback.dirpath = self._run.checkpoints_path
                 else:
                     self._run.warn_if_outside(os.fspath(callback.dirpath))
-                    callback.dirpath = self._run.clean_path(os.fspath(callback.dirpath))  # it stands in checkpoints
+                    callback.dirpath = self._run.clean_path(os.fspath(callback.dirpath))  # checkpoints hold this path
 
     def _warn_of_loggers(self, loggers: list[Logger]) -> None:
-        """Say where what they write is lost; they have made their files before any callback's hook."""
+        """Warn if loggers write outside the outputs path; they create their files before any callback's hook."""
         for logger in loggers:
             if isinstance(logger, (pl.loggers.CSVLogger, pl.loggers.TensorBoardLogger)):
                 name = type(logger).__name__
@@ -245,12 +252,12 @@ class PolyaxonCallback(Callback):
                 )
 
     def __getstate__(self) -> dict[str, Any]:
-        """Note where checkpoints go, where a process is started that trains with what is sent to it."""
+        """Record the checkpoint directory, because pickling may mean that training processes are being launched."""
         _note_launch()
         return vars(self).copy()
 
     def _checkpoints_of(self, model: pl.LightningModule) -> CheckpointManager:
-        """Return the checkpoints of the training of `model`; in a process that was launched, those that were noted."""
+        """Return the checkpoint manager for `model`; in a launched process, that of the recorded directory."""
         launched_by, directory = self._launched
         if launched_by not in (0, os.getpid()):
             return CheckpointManager(directory, self._options.max_to_keep)
@@ -271,7 +278,7 @@ class PolyaxonCallback(Callback):
                 f"checkpoints of Lightning alone: use another outputs path for this training."
             )
         if isinstance(trainer.precision_plugin, pl.plugins.precision.DoublePrecision):
-            # Lightning does so only after it has restored the weights, which rounds them.
+            # Lightning converts only after it has restored the weights, which would round them.
             trainer.precision_plugin.convert_module(trainer.lightning_module)
         try:
             with training_state_io(trainer, TrainingStateIO(weights_only=self._weights_only)):
@@ -283,12 +290,14 @@ class PolyaxonCallback(Callback):
                 f"torch.serialization.add_safe_globals, or, if you trust the file, pass "
                 f"PolyaxonCallback(weights_only=False)."
             ) from error
-        if not trainer.strategy.restore_checkpoint_after_setup:  # such a strategy loads and compares by itself
+        if (
+            not trainer.strategy.restore_checkpoint_after_setup
+        ):  # such a strategy loads later, and compares shapes itself
             _check_shapes_when_loaded(trainer.strategy, state, newest.source)
 
 
 def _save_in_background(trainer: pl.Trainer, io: DurableCheckpointIO) -> None:
-    """Have the ModelCheckpoints save in the background, where nobody reads a file as soon as it is saved.
+    """Let ModelCheckpoints save in the background, unless something reads each file as soon as it is saved.
 
     A subclass may, and loggers that upload each checkpoint do: Lightning calls their ``after_save_checkpoint``.
     """
@@ -300,9 +309,9 @@ def _save_in_background(trainer: pl.Trainer, io: DurableCheckpointIO) -> None:
         return
     for callback in trainer.checkpoint_callbacks:
         if type(callback) is ModelCheckpoint:
-            if callback.save_last == "link":  # to a file that may never come to be; the same state is linked anyway
+            if callback.save_last == "link":  # its target may never be written; equal states are linked anyway
                 callback.save_last = True
-            # A name that is taken gets a version, also one that is taken a moment later.
+            # A name in use gets a version, even if its file is still being written.
             callback.file_exists = functools.partial(_file_exists, io)  # type: ignore[method-assign]
             io.background_checkpoints.append(callback)
 
@@ -314,12 +323,12 @@ def _file_exists(io: DurableCheckpointIO, filepath: str | Path, trainer: pl.Trai
 def _reads_no_checkpoint(logger: Logger) -> bool:
     hook = type(logger).after_save_checkpoint
     quiet = (Logger, pl.loggers.TensorBoardLogger, pl.loggers.CSVLogger)
-    # Lightning's loggers of artifacts have an option, which is off by default.
+    # Lightning's loggers that upload artifacts have an option for it, which is off by default.
     return hook in {kind.after_save_checkpoint for kind in quiet} or getattr(logger, "_log_model", None) is False
 
 
 def _hand_over(trainer: pl.Trainer, path: str) -> dict[str, Any]:
-    """Load the checkpoint `path` and hand it to the Trainer, which restores everything in its own order.
+    """Load the checkpoint `path` into the Trainer's connector, which restores everything in its own order.
 
     The one use of private names. The public ways do not serve: ``Trainer.fit`` has chosen its `ckpt_path` before any
     callback's hook; and an ``OnExceptionCheckpoint``, which it would ask for a path, makes ``ckpt_path=None`` mean
@@ -332,7 +341,7 @@ def _hand_over(trainer: pl.Trainer, path: str) -> dict[str, Any]:
 
 
 def _restore(trainer: pl.Trainer) -> None:
-    """Restore at once what was handed over, where the Trainer has just restored something else."""
+    """Restore the loaded checkpoint now, because the Trainer has just restored another one."""
     connector = trainer._checkpoint_connector  # noqa: SLF001
     connector.restore_model()
     connector.restore_datamodule()
@@ -340,7 +349,7 @@ def _restore(trainer: pl.Trainer) -> None:
 
 
 def _is_chosen_by_lightning(trainer: pl.Trainer) -> bool:
-    """Whether nobody asked for the `ckpt_path` in use: an ``OnExceptionCheckpoint`` is there, and modification times.
+    """Return whether Lightning itself chose `ckpt_path`, by the file times of an ``OnExceptionCheckpoint``.
 
     What it saved may be long behind, and may have been saved in the middle of an optimizer step.
     """
@@ -349,7 +358,7 @@ def _is_chosen_by_lightning(trainer: pl.Trainer) -> bool:
 
 
 def _asked_for(trainer: pl.Trainer) -> Any:
-    """The `ckpt_path` that ``trainer.fit`` was given: an argument of the call that is under way, kept nowhere else."""
+    """Return the `ckpt_path` argument of the running ``trainer.fit``, which Lightning stores nowhere."""
     for frame, _ in traceback.walk_stack(sys._getframe()):  # noqa: SLF001
         if frame.f_code.co_name == "fit" and frame.f_locals.get("self") is trainer:
             return frame.f_locals.get("ckpt_path")
@@ -357,7 +366,7 @@ def _asked_for(trainer: pl.Trainer) -> Any:
 
 
 def _writes_parts(trainer: pl.Trainer) -> bool:
-    """Whether each rank writes a part of a checkpoint: kept by the strategies in private names, each in another."""
+    """Return whether each rank writes its own part of a checkpoint; each strategy has another private name for that."""
     strategy = trainer.strategy
     return (
         getattr(strategy, "_save_distributed_checkpoint", False)
@@ -367,7 +376,7 @@ def _writes_parts(trainer: pl.Trainer) -> bool:
 
 
 def _check_shapes_when_loaded(strategy: Strategy, state: dict[str, Any], source: str) -> None:
-    """Have Lightning raise what names both shapes, where the model's tensors have other shapes than those in `state`.
+    """Make Lightning's load raise an error with both shapes if the model's tensors differ in shape from `state`.
 
     Before `state` is loaded nothing can be compared: lazy layers have no shapes, and models may build themselves in
     ``configure_model``, or change the state in ``on_load_checkpoint``. No hook comes after loading.
@@ -382,7 +391,7 @@ def _check_shapes_when_loaded(strategy: Strategy, state: dict[str, Any], source:
             error = caught
         module = strategy.lightning_module
         assert module is not None
-        mine = checkpoint is state  # and not that of a `ckpt_path` of the user's
+        mine = checkpoint is state  # and not the checkpoint of the user's `ckpt_path`
         if mine and (differing := differing_shapes(module, state["state_dict"])):
             raise TrackingError(
                 f"Received a model that is not the one saved in {source}: {'; '.join(differing)}. Expected the same "
@@ -400,7 +409,7 @@ def _without_training_state(callbacks: Sequence[Any]) -> list[Any]:
 
 
 def _note_launch() -> None:
-    """Note, in the process that is about to launch others to train, where the checkpoints of that training go.
+    """Record the checkpoint directory of a training, in the process that is about to launch the training processes.
 
     What the launched processes note is lost with them, and the next training in the script must not resume from there.
     Whether the training has finished is not known here, so only the same Trainer and model continue it.
@@ -413,5 +422,5 @@ def _note_launch() -> None:
                 callback._launched = os.getpid(), checkpoints.directory  # noqa: SLF001
 
 
-if hasattr(os, "register_at_fork"):  # what is forked needs no pickling
+if hasattr(os, "register_at_fork"):  # forking pickles nothing
     os.register_at_fork(before=_note_launch)

@@ -1,4 +1,4 @@
-"""How checkpoints get on and off the disk, as plugins of Lightning's strategies."""
+"""The CheckpointIO plugins with which Lightning's strategies write and read checkpoints."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ __all__ = ["DurableCheckpointIO", "TrainingStateIO"]
 
 
 class DurableCheckpointIO(TorchCheckpointIO):
-    """Lightning's own way to write checkpoints, made durable: a file under its name is complete and on disk.
+    """Lightning's TorchCheckpointIO, made durable: a file that has its name is complete and on disk.
 
     Lightning stages in ``$TMPDIR`` and moves, which copies in place where that is another file system, and syncs
     nothing. This writes beside the target, syncs, and renames; to a store it uploads what is complete. What the
@@ -55,7 +55,7 @@ class DurableCheckpointIO(TorchCheckpointIO):
         self._last_saved: _Saved | None = None
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
-        """Write `checkpoint` to the file `path`, which is complete or as it was before."""
+        """Write `checkpoint` to the file `path`; if that fails, the file stays as it was."""
         if storage_options is not None:
             raise TypeError(
                 "`trainer.save_checkpoint(..., storage_options=...)` is not supported: see PolyaxonCallback"
@@ -71,7 +71,7 @@ class DurableCheckpointIO(TorchCheckpointIO):
             torch.save(checkpoint, staged)
 
     def is_taken(self, path: str | Path) -> bool:
-        """Whether there is a file `path`, or about to be one; a store is asked once, and not at every save."""
+        """Return whether the file `path` exists or is being written; a store is listed once, not at every save."""
         path = _absolute(path)
         if path in self._pending or not _is_url(path):
             return path in self._pending or os.path.exists(path)
@@ -81,13 +81,13 @@ class DurableCheckpointIO(TorchCheckpointIO):
         return name in self._listed[parent]
 
     def wait(self) -> None:
-        """Return when all is written, or raise what went wrong."""
+        """Wait for all writes, and raise the error of a write that failed."""
         if self._snapshot is not None:
             self._snapshot.wait()
             self._pending.clear()
 
     def load_checkpoint(self, path: str | Path, *arguments: Any, **options: Any) -> dict[str, Any]:
-        """Read the checkpoint `path` after its checksums, which ``torch.load`` does not look at.
+        """Verify the checksums of the checkpoint `path`, which ``torch.load`` does not check, and load it.
 
         Raises:
             TrackingError: the file is damaged.
@@ -105,22 +105,22 @@ class DurableCheckpointIO(TorchCheckpointIO):
         return checkpoint
 
     def remove_checkpoint(self, path: str | Path) -> None:
-        """Remove the file or directory `path`, if it is there, when all that was saved before is written."""
-        if path == self.protected_path:  # which Lightning keeps by itself where it is local (its issue 21813)
+        """Remove the file or directory `path`, if it exists, after all earlier saves are written."""
+        if path == self.protected_path:  # Lightning itself keeps it if it is local (its issue 21813)
             return
         if self._snapshot is None:
             self._remove(path)
-        elif not self._snapshot.failed:  # otherwise nothing is removed, and the next save, of all ranks, says so
+        elif not self._snapshot.failed:  # otherwise remove nothing: the next save raises the error on all ranks
             self._snapshot.submit(f"the removal of {path}", functools.partial(self._remove, path))
 
     def teardown(self) -> None:
-        """Return when all is written, and give the memory back: the Trainer is done with its work."""
+        """Wait for all writes, and free the memory of the snapshot."""
         super().teardown()
         self.wait()
         self._snapshot = self._last_saved = None
 
     def _saves_in_background(self) -> bool:
-        """Whether one of `background_checkpoints` is saving: the Trainer hands over no more than a path."""
+        """Return whether one of `background_checkpoints` is saving; Lightning passes only the path to the plugin."""
         frame: FrameType | None = sys._getframe()  # noqa: SLF001
         while frame is not None:
             if any(frame.f_locals.get("self") is callback for callback in self.background_checkpoints):
@@ -148,7 +148,7 @@ class DurableCheckpointIO(TorchCheckpointIO):
 
 
 class TrainingStateIO(TorchCheckpointIO):
-    """Write with `write`, whatever the path, and read as the checkpoint manager's files are to be read."""
+    """Write a training state with the function `write`, whatever path Lightning passes, and read one."""
 
     def __init__(self, write: Callable[[dict[str, Any]], None] | None = None, *, weights_only: bool = True) -> None:
         super().__init__()
@@ -168,7 +168,7 @@ class TrainingStateIO(TorchCheckpointIO):
 
 
 def _lazy_layers_allowed() -> contextlib.AbstractContextManager[Any]:
-    """Return a context in which `weights_only` loads what stands for the tensors of a lazy layer that is yet unused."""
+    """Return a context in which `weights_only` also loads the uninitialized parameters of lazy layers."""
     allowed = getattr(torch.serialization, "safe_globals", contextlib.nullcontext)  # since torch 2.5
     return allowed([UninitializedParameter, UninitializedBuffer])
 
@@ -184,7 +184,7 @@ def _is_url(path: str | Path) -> bool:
 
 
 def _absolute(path: str | Path) -> str:
-    """Return `path` as an absolute path; a URL without secrets, since lines and errors name it."""
+    """Return `path` as an absolute path, or as a URL without secrets, because log lines and errors show it."""
     if not _is_url(path):
         return os.path.abspath(path)
     parent, _, name = os.fspath(path).rpartition("/")
@@ -192,12 +192,12 @@ def _absolute(path: str | Path) -> str:
 
 
 def _store(path: str) -> list[str]:
-    """The scheme and the bucket of a URL; nothing for a local path."""
+    """Return the scheme and the bucket of a URL, or an empty list for a local path."""
     return path.split("/", 3)[:3] if _is_url(path) else []
 
 
 def _identity(path: str) -> tuple[int, ...] | None:
-    """What tells the file `path` from one that takes its name; of an object in a store, nothing."""
+    """Return what identifies the file `path`, or None if there is no such local file."""
     try:
         status = os.lstat(path)
     except FileNotFoundError:
@@ -206,19 +206,19 @@ def _identity(path: str) -> tuple[int, ...] | None:
 
 
 def _copy(saved: _Saved, path: str) -> bool:
-    """Have the very same state under a second name, such as ``last.ckpt``, without writing it again."""
+    """Link or copy the saved file to `path`, such as ``last.ckpt``; return whether that was possible."""
     if _store(saved.path) != _store(path) or saved.path == path or _identity(saved.path) != saved.identity:
         return False
     parent, name = os.path.split(path)
     try:
         open_directory(parent).copy(saved.path, name)
-    except FileNotFoundError:  # it has gone since
+    except FileNotFoundError:  # it was removed meanwhile
         return False
     return True
 
 
 def _damage(path: str | Path) -> str | None:
-    """What is wrong with the file `path`, by the CRC-32 of its members where it is a zip, as ``torch.save`` writes."""
+    """Return what is wrong with the file `path`, from the CRC-32 of its zip members, or None if it is intact."""
     try:
         with zipfile.ZipFile(path) as archive:
             member = archive.testzip()
@@ -229,5 +229,5 @@ def _damage(path: str | Path) -> str | None:
             return "it is empty"
         return str(error) if start == b"PK" else None  # torch's format of before 1.6 has no checksums
     except (EOFError, LookupError, OSError, RuntimeError, ValueError, struct.error, zlib.error) as error:
-        return str(error) or type(error).__name__  # headers that make no sense, or a disk that fails
+        return str(error) or type(error).__name__  # invalid headers, or a disk error
     return member and f"the CRC-32 of its member {member} does not match"

@@ -1,4 +1,4 @@
-"""Which of Lightning's two packages is in use: they are different class trees, and a Trainer knows only its own."""
+"""Choose between Lightning's two packages, whose classes are different: a Trainer accepts only those of its own."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _PACKAGES = ("lightning.pytorch", "pytorch_lightning")
 
 
 def _package() -> str:
-    """The package that the user imported; where neither or both are, the first that is installed."""
+    """Return the package that the user imported; if neither or both are imported, the first that is installed."""
     imported = [name for name in _PACKAGES if name in sys.modules]
     if len(imported) == 1:
         return imported[0]

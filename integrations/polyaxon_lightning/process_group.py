@@ -1,4 +1,4 @@
-"""What the processes of one training agree on, where Lightning alone would leave one behind in a collective."""
+"""The process group of a Lightning training, in which no rank is left waiting in a collective."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ __all__ = ["LightningProcessGroup", "launching_trainer"]
 
 
 class LightningProcessGroup(TorchProcessGroup):
-    """The processes of one training, and how they tell each other what concerns them all."""
+    """The processes of one Lightning training."""
 
     def share_errors_of_saves(self, strategy: Strategy) -> None:
-        """Have every rank raise where the first, which alone writes, could not: the others would wait for it for ever.
+        """Make a save raise on every rank if rank 0, which writes, fails: the others would wait for it for ever.
 
         Lightning has no hook between the write and the barrier after it.
         """
@@ -36,7 +36,7 @@ class LightningProcessGroup(TorchProcessGroup):
         strategy.save_checkpoint = save_checkpoint  # type: ignore[method-assign]
 
     def restore_strategy(self, strategy: Strategy) -> None:
-        """End what this began: the training is over, on all ranks."""
+        """Restore the strategy's own `save_checkpoint` and close the process group, because the training is over."""
         vars(strategy).pop("save_checkpoint", None)
         self.close()
 
@@ -49,6 +49,6 @@ def launching_trainer() -> pl.Trainer | None:
     launcher = pl.strategies.launchers._MultiProcessingLauncher  # noqa: SLF001
     for frame, _ in traceback.walk_stack(sys._getframe()):  # noqa: SLF001
         if isinstance(frame.f_locals.get("self"), launcher):
-            # In a process that was forked, the launcher's own function is further in.
+            # In a forked process, `launch` is not the innermost function of the launcher.
             return frame.f_locals.get("trainer") if frame.f_code.co_name == "launch" else None
     return None

@@ -1,4 +1,4 @@
-"""The resume stream: the whole training state, whatever the metrics say."""
+"""Save the whole training state, whatever the metrics are, and restore it."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ _BATCH_HOOKS = (
 
 
 class TrainingStateCheckpoint(Checkpoint):
-    """Save the whole training state at the end of every epoch, and more often where asked.
+    """Save the whole training state at the end of every epoch, and more often if the options ask for it.
 
     The last of a Trainer's callbacks, so that what it saves holds what the others have just done.
     """
@@ -73,7 +73,7 @@ class TrainingStateCheckpoint(Checkpoint):
         self.checkpoints = checkpoints
         self.process_group = process_group
         self._snapshot = snapshot
-        self._reserves = snapshot is not None and process_group.rank == 0  # which alone writes
+        self._reserves = snapshot is not None and process_group.rank == 0  # only rank 0 writes
         self._options = options
         self._saved_step = -1
         self._saved_at = 0.0
@@ -91,7 +91,7 @@ class TrainingStateCheckpoint(Checkpoint):
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Add what Lightning leaves out, and an uninterrupted training has."""
+        """Add the metadata: the parts of the training state that Lightning leaves out of a checkpoint."""
         checkpoint[_KEY] = metadata = {
             "random": self.process_group.gather(random_state()),
             "ends_epoch": self._ends_epoch,
@@ -108,7 +108,7 @@ class TrainingStateCheckpoint(Checkpoint):
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Keep what was added until training starts, and have it start where the state was saved."""
+        """Keep the metadata until training starts, and make training start where the state was saved."""
         self._restored = checkpoint.get(_KEY)
         if self._restored is not None:
             self._restored["step"], self._restored["ends_batch"] = checkpoint["global_step"], complete_batch(checkpoint)
@@ -116,7 +116,7 @@ class TrainingStateCheckpoint(Checkpoint):
                 take_epochs_for_ended(trainer)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Bring the random number generators to where they were: dropout and shuffling go on as if nothing had been.
+        """Restore the random number generators, so that dropout and shuffling equal those of an uninterrupted training.
 
         Of as many processes as there were, each has its own again.
 
@@ -124,7 +124,7 @@ class TrainingStateCheckpoint(Checkpoint):
             TrackingError: the optimizers are not those that were saved. Lightning would go on with the options of the
                 saved ones, or fail in the middle of training.
         """
-        self.preemption.install()  # before Lightning's own handlers, which run those that they find
+        self.preemption.install()  # before Lightning's own handlers, which call the previous ones
         if self._restored is None:
             return
         if self._restored["optimizers"] != _optimizers(trainer):
@@ -140,7 +140,7 @@ class TrainingStateCheckpoint(Checkpoint):
             continue_after_batch(trainer, self._restored)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Make up for the scheduler steps that came after the save, and count from here."""
+        """Do the scheduler steps that came after the save, and reset the counters."""
         if self._restored is not None:
             loaded_late = trainer.strategy.restore_checkpoint_after_setup
             # Lightning has drawn a number to begin the epoch's batches, which the saved state has behind it.
@@ -174,8 +174,8 @@ class TrainingStateCheckpoint(Checkpoint):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Say what a training that resumes within an epoch repeats."""
-        self.on_train_batch_start = None  # type: ignore[assignment,method-assign]  # once is enough
+        """Log which data a training that resumes within an epoch repeats."""
+        self.on_train_batch_start = None  # type: ignore[assignment,method-assign]  # it is logged once
         if self._resumes and batch_idx and not _is_stateful(trainer.train_dataloader):
             _logger.info(
                 "Going on within epoch %d after %d of its %s batches. The data loader has no state_dict, so it "
@@ -186,7 +186,7 @@ class TrainingStateCheckpoint(Checkpoint):
             )
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """End where a signal has waited for the end of the validation, with which the last epoch ended."""
+        """Exit if a signal waited for the end of the validation of the previous epoch."""
         if (
             self.preemption.requested
             and not self.process_group.is_distributed
@@ -197,13 +197,13 @@ class TrainingStateCheckpoint(Checkpoint):
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        """Note that one is: until it is done, the state is neither of one step nor of the next."""
+        """Record that an optimizer step is in progress, because the state is inconsistent until the step is done."""
         self._stepping_from = trainer.global_step
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save where `every_n_train_steps` or `train_time_interval` says so, and end where a signal asked for it."""
+        """Exit if a signal was received; save if `every_n_train_steps` or `train_time_interval` asks for it."""
         self._stepping_from = None
         due = self._options.is_interval_over(seconds_since_save=time.monotonic() - self._saved_at)
         if self.process_group.is_distributed:
@@ -221,11 +221,11 @@ class TrainingStateCheckpoint(Checkpoint):
             self._save(trainer, trainer.current_epoch)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Save at the end of every epoch, after validation and the other callbacks."""
+        """Save at the end of every epoch, after the validation and the other callbacks."""
         self._before, self._ends_epoch = None, True
         self._save(trainer, trainer.current_epoch + 1)
         self._ends_epoch = False
-        if trainer.fit_loop.restarting:  # Lightning leaves them out in the epoch that training was resumed within
+        if trainer.fit_loop.restarting:  # Lightning omits these steps in the resumed epoch
             step_plateaus(trainer, plateau_metrics(trainer))
 
     def on_validation_batch_end(
@@ -237,7 +237,7 @@ class TrainingStateCheckpoint(Checkpoint):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """End where a signal asked for it; not with several ranks, whose validation may be of different lengths.
+        """Exit if a signal was received; not with several ranks, whose validations may have different lengths.
 
         Where other weights are in the model than before the validation, the signal waits until the validation ends,
         unless the state was saved before it.
@@ -249,16 +249,16 @@ class TrainingStateCheckpoint(Checkpoint):
         if self.preemption.requested:
             if trainer.global_step == self._saved_step or self._before.has_same_weights():
                 self.preemption.exit()
-            trainer._signal_connector.received_sigterm = False  # noqa: SLF001  # for which Lightning would end here
+            trainer._signal_connector.received_sigterm = False  # noqa: SLF001  # otherwise Lightning would exit here
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Save what was done since the last save, whatever ends the training: a signal, Ctrl-C or an error."""
+        """Save the steps since the last save, whatever ends the training: a signal, Ctrl-C or an error."""
         if isinstance(exception, pl.utilities.exceptions.SIGTERMException):
-            # Lightning would exit with 0, and the platform take the run for done.
+            # Lightning would exit with 0, and the platform would consider the run done.
             exception.code = 128 + signal.SIGTERM
         self.preemption.uninstall()
         half_done = self._stepping_from is not None and trainer.global_step == self._stepping_from
-        # Saving is collective: where this rank has an exception, the others may have none.
+        # Saving is a collective, and the other ranks may have no exception.
         saves = (
             self._training
             and not half_done
@@ -278,12 +278,12 @@ class TrainingStateCheckpoint(Checkpoint):
         self._before = None
         let_go_of_loops(trainer)
         if requested and not isinstance(exception, (SystemExit, KeyboardInterrupt)):
-            # Where the signal went to the whole process group, it has ended the workers of a data loader, too.
+            # A signal to the whole process group has also ended the workers of a data loader.
             _logger.warning("After %s: %s: %s", requested.name, type(exception).__name__, exception)
             self.preemption.exit()
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Return when all is written.
+        """Wait for all writes.
 
         Raises:
             RuntimeError: it was not, on another rank.
@@ -292,7 +292,7 @@ class TrainingStateCheckpoint(Checkpoint):
         self.process_group.raise_on_all(self._error_of_writes())
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Stop listening for signals; end where one came after the last batch."""
+        """Uninstall the signal handlers; exit if a signal came after the last batch."""
         self._training = False
         try:
             self.process_group.exit_if_requested(self.preemption)
@@ -306,8 +306,8 @@ class TrainingStateCheckpoint(Checkpoint):
             set_random_state(self._restored["random"][self.process_group.rank])
 
     def _agree(self, trainer: pl.Trainer, *, due: bool) -> bool:
-        """Whether all ranks save now; where one was told to end, or its writes failed, all end."""
-        first = self.process_group.rank == 0  # whose clock counts, and which writes
+        """Return whether all ranks save now; exit or raise on all ranks if one received a signal or failed to write."""
+        first = self.process_group.rank == 0  # only its clock counts, and only it writes
         failed = self._snapshot is not None and self._snapshot.failed
         told = self.process_group.reduce_flags(Flags(self.preemption.requested or 0, int(first and due), int(failed)))
         if told.failed:
@@ -317,11 +317,11 @@ class TrainingStateCheckpoint(Checkpoint):
         return bool(told.save)
 
     def _end_together(self, trainer: pl.Trainer, requested: signal.Signals) -> NoReturn:
-        """Save once and end, on all ranks: here, since processes that were spawned are not told of exceptions."""
+        """Save once and exit, on all ranks: here, because spawned processes get no exception hook."""
         self._training = False
         self._save_at_last(trainer, requested.name, saves=trainer.global_step != self._saved_step)
-        # Launchers kill all when the first has ended, also the one that still writes.
-        with contextlib.suppress(RuntimeError):  # another was killed
+        # Launchers kill all ranks when the first exits, even a rank that is still writing.
+        with contextlib.suppress(RuntimeError):  # another rank was killed
             self.process_group.gather(None)
         self.process_group.restore_strategy(trainer.strategy)
         self.preemption.exit(requested)
@@ -332,7 +332,7 @@ class TrainingStateCheckpoint(Checkpoint):
                 self._save_before_validation(trainer)
             self._wait()
         except (OSError, RuntimeError, TrackingError) as error:
-            # What ends the training goes on; this exception must not take its place, nor its traceback.
+            # The exception that ends training continues; this error must not replace it or its traceback.
             _logger.error(  # noqa: TRY400
                 "The state at the exception was not saved; what was there before is as it was: %s", error
             )
@@ -343,7 +343,7 @@ class TrainingStateCheckpoint(Checkpoint):
                 _logger.warning("Saved step %d after %s", trainer.global_step, reason)
 
     def _validate(self, trainer: pl.Trainer, validate: Callable[[], Any]) -> Any:
-        """Stand in for the validations within training, which callbacks are told of too late to know what was before.
+        """Run a validation within training, after keeping the state from before it: the hooks are called too late.
 
         Where one was seen to swap weights, the state is saved before each that follows.
         """
@@ -357,7 +357,7 @@ class TrainingStateCheckpoint(Checkpoint):
         return result
 
     def _save_before_validation(self, trainer: pl.Trainer) -> None:
-        """Save the state; in a validation and at the end of the epoch, that of before the validation."""
+        """Save the state; during a validation and at the end of the epoch, the state from before the validation."""
         self._saves_before = True
         try:
             self._save(trainer, trainer.current_epoch + self._ends_epoch)
@@ -376,7 +376,7 @@ class TrainingStateCheckpoint(Checkpoint):
 
         def write(checkpoint: dict[str, Any]) -> None:
             with self.checkpoints.save(step, epoch) as path:
-                # To a path and not a file object, with which ``torch.save`` is twice as slow.
+                # To a path, because ``torch.save`` to a file object is twice as slow.
                 torch.save(checkpoint, path)
 
         def save(checkpoint: dict[str, Any]) -> None:
@@ -385,7 +385,7 @@ class TrainingStateCheckpoint(Checkpoint):
             else:
                 self._snapshot.save(f"step {step} to {self.checkpoints.directory}", checkpoint, write)
 
-        # Where writing fails nothing is gained by a second try, unless it was an earlier step's.
+        # If writing fails, do not try this step a second time; in the background, an earlier step may have failed.
         if self._snapshot is None:
             self._saved_step = step
         if _writes_itself(trainer):
@@ -393,12 +393,12 @@ class TrainingStateCheckpoint(Checkpoint):
             self._saved_step, self._saved_at = step, time.monotonic()
             return
         with training_state_io(trainer, TrainingStateIO(save)):
-            # Every rank takes part, and the strategy writes on the first alone.
+            # Every rank takes part, and the strategy writes on rank 0 only.
             trainer.save_checkpoint(self.checkpoints.directory, weights_only=False)
         self._saved_step, self._saved_at = step, time.monotonic()
 
     def _save_sharded(self, trainer: pl.Trainer, step: int, epoch: int) -> None:
-        """Have every rank write its part to a directory that the first makes, and puts in its place when all have."""
+        """Write every rank's part to a directory of rank 0, which publishes the directory when all have written."""
         with contextlib.ExitStack() as stack:
             path, error = None, None
             if self.process_group.rank == 0:
@@ -415,14 +415,14 @@ class TrainingStateCheckpoint(Checkpoint):
             self.process_group.raise_on_all(error)
 
     def _wait(self) -> None:
-        """Return when all is written. Where that failed, what is saved is not this step."""
+        """Wait for all writes. Where that failed, what is saved is not this step."""
         if self._snapshot is not None:
             saved_step, self._saved_step = self._saved_step, -1
             self._snapshot.wait()
             self._saved_step = saved_step
 
     def _reserve(self, trainer: pl.Trainer) -> None:
-        """Take the memory for copies of the state: since the first optimizer step all of it is there."""
+        """Allocate the memory for copies of the state, which is complete after the first optimizer step."""
         assert self._snapshot is not None
         self._reserves = False
         tensors = [*trainer.lightning_module.state_dict().values()]
@@ -433,7 +433,7 @@ class TrainingStateCheckpoint(Checkpoint):
 
 
 def skip_unused_hooks(callback: Callback) -> None:
-    """Have Lightning pass over the hooks for each batch that `callback` leaves empty.
+    """Make Lightning skip the per-batch hooks that `callback` does not override.
 
     It calls whatever of a callback's hooks is callable, in microseconds each.
     """
@@ -443,19 +443,19 @@ def skip_unused_hooks(callback: Callback) -> None:
 
 
 def _writes_itself(trainer: pl.Trainer) -> bool:
-    """Whether the strategy writes checkpoints without its `checkpoint_io`, such as each rank its part of a model."""
+    """Return whether the strategy writes checkpoints without its `checkpoint_io`, as if each rank writes a part."""
     return type(trainer.strategy).save_checkpoint is not pl.strategies.Strategy.save_checkpoint
 
 
 def _begins_batches_again(trainer: pl.Trainer) -> bool:
-    """Whether Lightning is about to, in the epoch that it resumes with: the versions before 2.5.6 do."""
+    """Return whether Lightning is about to start the batches of the resumed epoch again, as before version 2.5.6."""
     loop = trainer.fit_loop
     return not hasattr(loop, "is_resuming") and trainer.current_epoch > 0 and not loop.epoch_loop.restarting
 
 
 @contextlib.contextmanager
 def training_state_io(trainer: pl.Trainer, io: TrainingStateIO) -> Iterator[None]:
-    """Have the strategy write and read the resume stream's files with `io`, whatever plugin the user brought."""
+    """Make the strategy write and read training states with `io`, whatever plugin the user passed."""
     plugin = trainer.strategy.checkpoint_io
     trainer.strategy.checkpoint_io = io
     try:

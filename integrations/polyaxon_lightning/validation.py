@@ -1,4 +1,4 @@
-"""A state of the training from between a batch and the end of what follows it: the validation, and the epoch's end."""
+"""Training states saved between a batch and the end of the validation or the epoch that follows the batch."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _SMALL_BYTES = 1 << 16
 
 
 class BeforeValidation:
-    """What a validation may change in the state of a training, and the hooks at its end and at the end of the epoch.
+    """The part of the training state that a validation, and the hooks at its end and the epoch's end, may change.
 
     Weights are looked at by samples alone: some callbacks swap averaged ones in, and out when the validation ends.
     """
@@ -45,12 +45,12 @@ class BeforeValidation:
         self._groups = [_frozen(optimizer.state_dict()["param_groups"]) for optimizer in trainer.optimizers]
 
     def has_same_weights(self) -> bool:
-        """Return whether the model holds the weights of before."""
+        """Return whether the model holds the weights from before the validation."""
         now = _samples(self._module)
         return now.keys() == self._weights.keys() and all(torch.equal(now[key], self._weights[key]) for key in now)
 
     def put_into(self, checkpoint: dict[str, Any], metadata: dict[str, Any]) -> None:
-        """Make of `checkpoint` one of before the validation, as if saved at the end of the batch."""
+        """Change `checkpoint` to the state from before the validation, as if saved at the end of the batch."""
         metadata |= {"random": [self._random], "validates": True}
         checkpoint |= {"callbacks": self._callbacks, "lr_schedulers": self._schedulers}
         for state, groups in zip(checkpoint["optimizer_states"], self._groups, strict=True):
@@ -79,15 +79,15 @@ def complete_batch(checkpoint: dict[str, Any]) -> bool:
 
 
 def continue_after_batch(trainer: pl.Trainer, metadata: dict[str, Any]) -> None:
-    """Have training begin with what follows a batch, at whose end the state with `metadata` was saved."""
+    """Make training start with the validation or epoch end after the batch at which `metadata` was saved."""
     fit_loop, loop = trainer.fit_loop, trainer.fit_loop.epoch_loop
     was_last = loop.max_steps == metadata["step"]
-    loop.max_steps += was_last  # or nothing would begin
+    loop.max_steps += was_last  # otherwise the loop would not start
 
     def advance(*_: Any) -> None:
         del loop.advance
         loop.max_steps -= was_last
-        # Not by its own setter, for which a training with `max_steps` always restarts.
+        # Not with the fit loop's own setter, which always restarts a training with `max_steps`.
         pl.loops._Loop.restarting.fset(fit_loop, False)  # type: ignore[attr-defined]  # noqa: SLF001
         trainer.should_stop = metadata["stopped"]
         if metadata.get("validates"):
@@ -97,21 +97,21 @@ def continue_after_batch(trainer: pl.Trainer, metadata: dict[str, Any]) -> None:
 
 
 def take_epochs_for_ended(trainer: pl.Trainer) -> None:
-    """Have Lightning not end the epoch again at whose end it resumes: with `max_steps`, it would."""
+    """Keep Lightning from ending the finished epoch again, as it would with `max_steps`."""
     trainer.fit_loop._iteration_based_training = lambda: False  # type: ignore[method-assign]  # noqa: SLF001
 
 
 def let_go_of_loops(trainer: pl.Trainer) -> None:
-    """Remove what stands in for methods of the loops: the training is over."""
+    """Remove the methods that were replaced on the loops, because the training is over."""
     loop = trainer.fit_loop.epoch_loop
     if "advance" in vars(loop):
-        loop.advance(None)  # type: ignore[arg-type]  # which puts right what it changed
+        loop.advance(None)  # type: ignore[arg-type]  # this restores what it changed
     vars(trainer.fit_loop).pop("_iteration_based_training", None)
     vars(loop.val_loop).pop("run", None)
 
 
 def epoch_metrics(trainer: pl.Trainer) -> dict[str, Any]:
-    """Return what was logged in an epoch whose batches are all done, each reduced: Lightning saves nothing of it.
+    """Return the reduced metrics of an epoch whose batches are all done, because Lightning does not save them.
 
     Each with whether it goes to the loggers, and to the progress bar. A private name: the public properties show the
     values of the last batch until the epoch has ended.
@@ -162,7 +162,7 @@ def _counts(checkpoint: dict[str, Any]) -> list[dict[str, int]]:
 
 
 def _samples(module: torch.nn.Module) -> dict[Any, torch.Tensor]:
-    """Return bytes from all over each parameter, by its address."""
+    """Return evenly spaced bytes of each parameter, by the parameter's address."""
     samples = {}
     for parameter in module.parameters():
         if type(parameter.data) is torch.Tensor and not is_lazy(parameter):
@@ -173,7 +173,7 @@ def _samples(module: torch.nn.Module) -> dict[Any, torch.Tensor]:
 
 
 def _frozen(value: Any) -> Any:
-    """Return `value`, of a state, as it is now: of all but large tensors a copy."""
+    """Return a copy of `value`, a part of the state, in which large tensors are shared."""
     if isinstance(value, torch.Tensor):
         return value if value.numel() * value.element_size() > _SMALL_BYTES else value.detach().clone()
     if isinstance(value, dict):

@@ -52,7 +52,7 @@ class Snapshot:
 
     @property
     def failed(self) -> bool:
-        """Whether a write has failed and its error has not been raised yet."""
+        """Return whether a write has failed and its error has not been raised yet."""
         return self._writer.failed
 
     def save(self, what: str, checkpoint: dict[str, Any], write: Callable[[dict[str, Any]], None]) -> None:

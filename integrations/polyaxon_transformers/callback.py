@@ -34,28 +34,31 @@ _sharing: dict[str, list[str]] = {}
 
 
 class PolyaxonCallback(TrainerCallback):
-    """Put a Trainer's checkpoints below the run's outputs path, and go on from the newest after the pod was killed.
+    """Put a Trainer's checkpoints below the run's outputs path, and resume from the newest after the pod was killed.
 
-    A relative `output_dir` of the ``TrainingArguments`` is taken below ``<outputs>/checkpoints``; what `save_strategy`
-    asks for is saved there. Beside that, the whole training state is saved to ``<outputs>/checkpoints/resume`` at the
-    end of every epoch. In a run of the platform, ``trainer.train()`` goes on from the newest of these that is intact;
-    elsewhere outputs are in ``./outputs`` and `resume` decides. A `resume_from_checkpoint` given to ``train`` is what
-    is used.
+    A relative `output_dir` of the ``TrainingArguments`` is created below ``<outputs>/checkpoints``, and the folders
+    that `save_strategy` asks for are saved there. The callback also saves the whole training state to
+    ``<outputs>/checkpoints/resume`` at the end of every epoch. In a run of the platform, ``trainer.train()`` resumes
+    from the newest intact training state. Elsewhere, outputs go to ``./outputs``, and `resume` decides. A
+    `resume_from_checkpoint` given to ``train`` takes precedence.
 
     Args:
-        datasets: names of the datasets that training needs; or a mapping from name to the path on this machine, which
-            is used where the environment names no data. Ask for each with `data_path`.
-        resume: whether to go on from the newest checkpoint: by default only in a run of the platform.
-        every_n_train_steps: save the training state every so many optimizer steps too, at the end of a batch in which a
-            multiple was reached or passed.
-        train_time_interval: save the training state whenever so much time has passed, too.
-        max_to_keep: how many of the newest training states stay.
-        loggers: names of loggers whose level follows ``POLYAXON_LOG_LEVEL``, beside those of Transformers, Accelerate
-            and this package.
-        background: whether to sync, verify and upload what was written while training goes on; a checkpoint then
-            appears under its name a little after its step. All is written when ``train`` returns.
-        write_timeout: how long the end of training waits for what is still to be written, and a save for the one
-            before. Then it is an error.
+        datasets: names of the datasets that training needs, or a mapping from each name to its path on this machine.
+            The mapping's paths are used only if the environment names no data. `data_path` returns the path of each.
+        resume: whether to resume from the newest intact checkpoint (``True``) or to start from scratch (``False``). By
+            default, training resumes only in a run of the platform.
+        every_n_train_steps: number of optimizer steps after which to save the training state, in addition to the end
+            of every epoch. The state is saved at the end of a batch in which a multiple of this number was reached or
+            passed.
+        train_time_interval: time after which to save the training state again, in addition to the end of every epoch.
+        max_to_keep: number of the newest training states to keep. Older training states are deleted.
+        loggers: names of more loggers whose level is set by ``POLYAXON_LOG_LEVEL``. That variable also sets the level
+            of the loggers of Transformers, Accelerate and this package.
+        background: whether to sync, verify and upload a checkpoint in a background thread while training continues. A
+            checkpoint then appears under its name shortly after its step, and every checkpoint is written when
+            ``train`` returns. With ``False``, training waits.
+        write_timeout: maximum time that the end of training waits for pending writes, and that a save waits for the
+            write of the previous save. An error is raised after that time.
 
     Raises:
         TrackingError: a dataset is unknown or missing, the outputs path cannot be written to, a variable is malformed,
@@ -95,11 +98,11 @@ class PolyaxonCallback(TrainerCallback):
 
     @property
     def outputs_path(self) -> str:
-        """Where this run's outputs go."""
+        """The directory or URL of this run's outputs."""
         return self._run.outputs_path
 
     def data_path(self, name: str) -> str:
-        """Where the dataset `name` is, one of those given as `datasets`.
+        """Return the path of the dataset `name`, which must be one of `datasets`.
 
         Raises:
             TrackingError: it was not given.
@@ -107,7 +110,7 @@ class PolyaxonCallback(TrainerCallback):
         return self._run.data_path(name)
 
     def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Point the Trainer that was made at the outputs path.
+        """Point the new Trainer at the outputs path.
 
         Raises:
             TrackingError: it has another PolyaxonCallback too.
@@ -121,7 +124,7 @@ class PolyaxonCallback(TrainerCallback):
         trainer.train = _Train(trainer, functools.partial(self._train, *folders))  # type: ignore[method-assign]
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Say where training begins.
+        """Log where training starts.
 
         Raises:
             TrackingError: the callback was added to a Trainer that had been made, or the optimizer is not the one that
@@ -136,36 +139,36 @@ class PolyaxonCallback(TrainerCallback):
             self._training.begin()
 
     def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Count from here."""
+        """Reset the epoch's counters."""
         if self._training is not None:
             self._training.begin_epoch()
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        """Note that a step is under way."""
+        """Record that an optimizer step is in progress."""
         if self._training is not None:
             self._training.begin_optimizer_step()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Note whether a save is due, and end where a signal asked for it."""
+        """Record whether a save is due, and exit if a signal was received."""
         if self._training is not None:
             self._training.end_step()
 
     def on_prediction_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        """End where a signal asked for it, in the evaluation within training."""
+        """Exit if a signal was received, in the evaluation within training."""
         if self._training is not None:
             self._training.evaluate_step()
 
     def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Note that a save is due."""
+        """Record that a save is due."""
         if self._training is not None:
             self._training.end_epoch()
 
     def _redirect(self, args: TrainingArguments) -> tuple[str, str | None]:
-        """Where the Trainer saves what `save_strategy` asks for, and to where that is uploaded, if it is."""
+        """Return the directory for `save_strategy`, and the URL to which its folders are uploaded, if any."""
         given = str(args.output_dir)  # the Trainer has made it
         if "://" in given:
             _remove_if_empty(given)
@@ -193,7 +196,7 @@ class PolyaxonCallback(TrainerCallback):
         *arguments: Any,
         **options: Any,
     ) -> Any:
-        """Stands in for ``Trainer.train``."""
+        """Replace ``Trainer.train``: find the checkpoint to resume from, and train."""
         options |= zip(("resume_from_checkpoint", "trial", "ignore_keys_for_eval"), arguments, strict=False)
         if options.get("trial") is not None:
             _logger.info("A trial of a hyperparameter search: it is not resumed, and saves what save_strategy asks for")
@@ -242,7 +245,7 @@ class PolyaxonCallback(TrainerCallback):
         return result
 
     def _newest(self, training: Training, given: str | bool | None) -> Checkpoint | None:
-        """What to resume from, where the user did not say otherwise."""
+        """Return the checkpoint to resume from, unless the user passed one."""
         asked = given is True or (given is None and self._run.should_resume)
         found = training.process_group.latest(training.checkpoints) if asked or isinstance(given, str) else None
         if isinstance(given, str):
@@ -263,7 +266,7 @@ class PolyaxonCallback(TrainerCallback):
 
 
 def _constructed_now() -> Trainer:
-    """The Trainer that is being made: hooks are not told of which one it is."""
+    """Return the Trainer that is being constructed, because hooks do not receive it."""
     for frame, _ in traceback.walk_stack(sys._getframe()):  # noqa: SLF001
         if isinstance(found := frame.f_locals.get("self"), Trainer):
             return found
@@ -275,7 +278,7 @@ def _has_folders(output_dir: str) -> bool:
 
 
 class _Train:
-    """Stands in for the method `train` of a Trainer.
+    """The replacement of a Trainer's method `train`.
 
     It holds the Trainer until that trains, since nobody else may: ``Trainer(...).train()``. From then on it does not,
     so that the model goes when its user lets go of the Trainer.

@@ -1,4 +1,4 @@
-"""The folders that the Trainer saves: their names, which are too many, and folders as single files."""
+"""The folders that the Trainer saves: names, pruning, and folders packed in one file."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _NAME = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)(?:\.tar)?")
 
 
 def folder_name(step: int) -> str:
-    """What the Trainer calls the folder that it saves after `step` steps."""
+    """Return the Trainer's name for the folder that it saves after `step` steps."""
     return f"{PREFIX_CHECKPOINT_DIR}-{step}"
 
 
 def folders_to_delete(names: Iterable[str], limit: int | None, step: int, best: set[str | None]) -> list[str]:
-    """Which of the folders `names` are too many for `limit` after `step` steps; never the newest, nor those of `best`.
+    """Return which of the folders `names` exceed `limit` after `step` steps; never the newest, nor those of `best`.
 
     The Trainer chooses by modification time, which a copy or another machine's clock changes; this goes by the step.
     Folders of later steps were left by a training before: they are the oldest.
@@ -41,20 +41,20 @@ def folders_to_delete(names: Iterable[str], limit: int | None, step: int, best: 
 
 
 def pack(folder: str, path: str) -> None:
-    """Write the content of `folder` to `path`, one file, as it is in a store."""
+    """Pack the content of `folder` in the single file `path`, for a store."""
     with tarfile.open(path, "w") as archive:
         for name in sorted(os.listdir(folder)):
             archive.add(os.path.join(folder, name), name)
 
 
 def unpack(path: str, folder: str) -> None:
-    """Write what `pack` wrote to `path` to `folder`; nothing outside it."""
+    """Unpack the file `path`, which `pack` wrote, to `folder`, and write nothing outside it."""
     with tarfile.open(path) as archive:
         archive.extractall(folder, filter="data")
 
 
 def link_folder(source: str, target: str) -> None:
-    """Have the files of `source` in a new folder `target` too, without writing them again where the disk has links."""
+    """Link the files of `source` into a new folder `target`, or copy them if the disk has no links."""
 
     def link(file: str, other: str) -> None:
         try:
@@ -66,7 +66,7 @@ def link_folder(source: str, target: str) -> None:
 
 
 def write_metadata(folder: str, metadata: dict[str, Any]) -> None:
-    """Write to `folder` what the Trainer leaves out; it passes the file over."""
+    """Write `metadata`, what the Trainer leaves out, to a file in `folder` that the Trainer ignores."""
     with open(os.path.join(folder, _METADATA_FILE), "w") as file:
         json.dump(metadata, file)
 

@@ -1,4 +1,4 @@
-"""One call of ``trainer.train``: what it resumes from, and what is saved of it, when."""
+"""One call of ``trainer.train``: the checkpoint that it resumes from, and when and how its state is saved."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ class Training:
     # What it resumes from.
 
     def resume_from(self, newest: Checkpoint) -> str:
-        """The folder to give to the Trainer.
+        """Return the folder from which the Trainer resumes.
 
         Raises:
             TrackingError: the checkpoint is of another framework, or there is no room to unpack it.
@@ -120,7 +120,7 @@ class Training:
         return folder
 
     def _unpack(self, newest: Checkpoint) -> str:
-        """The folder that was packed in `newest`: once on each machine, until the end of training.
+        """Unpack `newest` once on each machine, and return the folder, which is kept until the end of training.
 
         In a directory that, should this process be killed, the next start removes.
         """
@@ -144,7 +144,7 @@ class Training:
 
     @contextlib.contextmanager
     def attached(self) -> Iterator[None]:
-        """Hear signals, and stand between the Trainer and what no hook stands around.
+        """Install the signal handlers, and replace the Trainer's methods that have no hook around them.
 
         There is none before its loops, none around what it loads or saves, and none after all that belongs to a step.
         """
@@ -172,7 +172,7 @@ class Training:
                     setattr(trainer, name, before)
 
     def _initial_values(self, native: Callable[..., tuple[Any, ...]], *arguments: Any, **options: Any) -> Any:
-        """Have no epoch begin where none is left: the Trainer would look at the number of steps after one more."""
+        """Start no epoch if none is left: the Trainer would check the number of steps only after one more step."""
         epochs, steps_per_epoch, *others, max_steps = native(*arguments, **options)
         newest = self._newest
         if newest is not None and (self._metadata["stopped"] or newest.step >= max_steps):
@@ -194,7 +194,7 @@ class Training:
         self._load_weights(str(self._trainer.state.best_model_checkpoint), native)
 
     def _load_weights(self, folder: str, native: Callable[[], None]) -> None:
-        """Load what was saved in `folder`, as the Trainer does with `native`, or what it would not find there.
+        """Load the weights in `folder` with the Trainer's `native`, or those that it would not find there.
 
         Raises:
             TrackingError: it is what training goes on from, and the model is another.
@@ -225,7 +225,7 @@ class Training:
             native(*arguments, **options)
 
     def begin(self) -> None:
-        """Count from here; make up for the evaluation that a signal cut off."""
+        """Reset the counters, and run the evaluation that a signal cut off."""
         trainer = self._trainer
         # It may be the second time, with smaller batches.
         self._saved_step, self._stepping_from, self._due = trainer.state.global_step, -1, False
@@ -244,7 +244,7 @@ class Training:
             self._make_up_for_the_end_of_a_step()
 
     def _restore_callbacks(self) -> None:
-        """Have callbacks go on from their saved states; with the arguments that the script gives them now."""
+        """Restore the states of callbacks, and keep the arguments that the script gives them now."""
         trainer, states = self._trainer, _callback_states(self._trainer.state)
         stateful = [one for one in trainer.callback_handler.callbacks if isinstance(one, ExportableState)]
         for name in {type(one).__name__ for one in stateful}:
@@ -255,7 +255,7 @@ class Training:
                     setattr(callback, attribute, value)
 
     def _make_up_for_the_end_of_a_step(self) -> None:
-        """Evaluate and save as was due, with the random numbers of then; training goes on with those that follow."""
+        """Evaluate and save as was due, with the random state of that step; training continues with the next one."""
         trainer, control = self._trainer, self._trainer.control
         trainer._load_rng_state(self._folder)  # noqa: SLF001  # of the end of a step, as all here
         control.should_log = False
@@ -268,7 +268,7 @@ class Training:
         self._nothing_left = trainer.control.should_training_stop
 
     def end(self) -> None:
-        """Let go of what the training had."""
+        """Release everything that the training used."""
         self.active = False
         self.preemption.uninstall()
         self.process_group.close()
@@ -289,15 +289,15 @@ class Training:
     # When it is saved.
 
     def begin_epoch(self) -> None:
-        """Count from here."""
+        """Reset the epoch's counters."""
         self._epoch, self._epoch_ends = int(self._trainer.state.epoch or 0), False
 
     def begin_optimizer_step(self) -> None:
-        """Note that until the end of the step the state is neither of one step nor of the next."""
+        """Record that an optimizer step is in progress, because the state is inconsistent until the step is done."""
         self._stepping_from = self._trainer.state.global_step
 
     def end_step(self) -> None:
-        """Note whether a save is due, and end where a signal asked for it."""
+        """Record whether a save is due, and exit if a signal was received."""
         step = self._trainer.state.global_step
         due = self._options.is_interval_over(seconds_since_save=time.monotonic() - self._saved_at)
         flags = Flags(self.preemption.requested or 0, due)
@@ -311,17 +311,17 @@ class Training:
         self._due = bool(flags.save) or self._options.should_save(step=step, saved_step=self._saved_step)
 
     def evaluate_step(self) -> None:
-        """End where a signal asked for it; not with several processes, which would have to agree here too."""
+        """Exit if a signal was received; not with several processes, which would need a collective here too."""
         if self.active and self.preemption.requested and not self.process_group.is_distributed:
             self._end_for(self.preemption.requested)
 
     def end_epoch(self) -> None:
-        """Note that a save is due, when the Trainer has evaluated."""
+        """Record that a save is due once the Trainer has evaluated."""
         self._due = True
         self._epoch_ends = float(self._trainer.state.epoch or 0).is_integer()  # it may have been left
 
     def _log_save_evaluate(self, native: Callable[..., None], *arguments: Any, **options: Any) -> None:
-        """What the Trainer does last in a step, and in an epoch; and then save what is due."""
+        """Log, save and evaluate as the Trainer does last in a step and an epoch, and then save the training state."""
         self._evaluating = self._trainer.control.should_evaluate
         if self._evaluating:
             self._random_before = random_state()
@@ -334,12 +334,12 @@ class Training:
             self.wait()  # the Trainer may now load the best model
 
     def finish(self) -> None:
-        """End where a signal asked for it that came too late for a step to notice."""
+        """Exit if a signal came too late for a step to notice."""
         self.active = False
         self.process_group.exit_if_requested(self.preemption)
 
     def after_exception(self, error: BaseException) -> None:
-        """Save what was done since the last save, whatever ends the training; then end as a signal asked for.
+        """Save the steps since the last save, whatever ends the training; then exit if a signal was received.
 
         Where the signal went to the whole process group, it has ended the workers of the data loader, too.
         """
@@ -372,7 +372,7 @@ class Training:
             self.preemption.exit()
 
     def wait(self) -> None:
-        """Return when all is written, on all ranks."""
+        """Wait for all writes, on all ranks."""
         with self.process_group.share_errors():
             self._writer.wait()
 
@@ -389,7 +389,7 @@ class Training:
     # How it is saved.
 
     def _save(self, *, ends_epoch: bool = False) -> None:
-        """Save the training state; with `ends_epoch` the epoch is done, with the evaluation and all."""
+        """Save the training state; `ends_epoch` means that the epoch and its evaluation are done."""
         self.wait()
         if self._evaluating:  # which is left, and will be begun again
             set_random_state(self._random_before)
@@ -407,7 +407,7 @@ class Training:
         self._finish(f"step {self._saved_step} to {self.checkpoints.directory}", finish)
 
     def _stage(self, stack: contextlib.ExitStack, folder: str | None, *, ends_epoch: bool) -> Callable[[], None]:
-        """Write the training state: the files of `folder`, if the Trainer has just written them there.
+        """Write the training state; if the Trainer has just saved to `folder`, link the files from there.
 
         What returns is to be called before `stack` ends, and with that the checkpoint is there.
         """
@@ -435,7 +435,7 @@ class Training:
         return complete
 
     def _save_for_user(self, native: Callable[..., None], *arguments: Any, **options: Any) -> None:
-        """Save what the Trainer's `save_strategy` asks for: a folder that is complete or absent."""
+        """Save the folder that `save_strategy` asks for, complete or not at all."""
         trainer = self._trainer
         if trainer.args.push_to_hub:  # which reads the folder as soon as it is written
             native(*arguments, **options)
@@ -493,7 +493,7 @@ class Training:
         self._finish(f"{users}/{name}.tar", finish)
 
     def _pruning(self) -> Callable[[], None]:
-        """Remove the user's oldest; not the best, nor the best that the newest training state would load."""
+        """Return a function that removes the oldest folders, but not the best, nor the newest state's best."""
         directory, best = self._directory, self._best_name()
         step, limit = self._trainer.state.global_step, self._trainer.args.save_total_limit
 
@@ -509,7 +509,7 @@ class Training:
         return best and os.path.basename(best)
 
     def _enter(self, stack: contextlib.ExitStack, staged: contextlib.AbstractContextManager[str]) -> str:
-        """The path that `staged` gives to the first process: all write there."""
+        """Return the staging path of rank 0, to which all ranks write."""
         path = ""
         with self.process_group.share_errors():
             if self.process_group.rank == 0:
@@ -517,7 +517,7 @@ class Training:
         return self.process_group.gather(path)[0]
 
     def _write(self, folder: str, best: str | None, *, whole: bool = True) -> None:
-        """Have the Trainer save to `folder`, prune nothing, and know `best` as its best checkpoint."""
+        """Save to `folder` with the Trainer's own code, prune nothing, and record `best` as its best checkpoint."""
         trainer, state = self._trainer, self._trainer.state
         # A strategy that saves in parts has collectives of its own on the way: who fails there ends the others.
         parts = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
@@ -543,7 +543,7 @@ class Training:
             shutil.rmtree(os.path.dirname(folder), ignore_errors=True)
 
     def _make_metadata(self, *, ends_epoch: bool, saved: bool) -> dict[str, Any]:
-        """What the Trainer does not note of its state: what of this step and its epoch is still to be done, too."""
+        """Return what the Trainer leaves out of its state, and what remains to do in this step and epoch."""
         args, control, state = self._trainer.args, self._trainer.control, self._trainer.state
         last = float(state.epoch or 0).is_integer()
         return {
@@ -565,7 +565,7 @@ class Training:
 
 @contextlib.contextmanager
 def save_natively(trainer: Trainer, directory: str, *, whole: bool) -> Iterator[Callable[[], None]]:
-    """The Trainer's own way to save, to `directory`: with the optimizer and all, where it is `whole`.
+    """Yield a function that saves to `directory` as the Trainer does; with the optimizer if `whole`.
 
     It has no public way to save what it resumes from, and none to say where to.
     """
@@ -583,14 +583,14 @@ def save_natively(trainer: Trainer, directory: str, *, whole: bool) -> Iterator[
 
 
 def _name(optimizer: Any) -> str:
-    """The optimizer's class, without what Accelerate wraps around it."""
+    """Return the name of the optimizer's class, without Accelerate's wrappers."""
     while hasattr(optimizer, "optimizer"):
         optimizer = optimizer.optimizer
     return type(optimizer).__name__
 
 
 def _callback_states(state: TrainerState) -> dict[str, Any]:
-    """The states of callbacks by their classes; a list where there are several of one."""
+    """Return the states of callbacks by class name; a list if there are several callbacks of a class."""
     return state.stateful_callbacks  # type: ignore[return-value]  # the annotation is of what its constructor takes
 
 

@@ -1,4 +1,4 @@
-"""Whether a model is the one saved in a folder, and its weights where they have other names there.
+"""Compare a model with the weights in a folder, and find weights that have other names there.
 
 Transformers saves some architectures (ViT, mixtures of experts, many that see and read) under the names of the Hub, and
 translates when `from_pretrained` reads them. The Trainer reads them itself, without the translation, and goes on with
@@ -28,7 +28,7 @@ __all__ = ["Saved", "saved_weights"]
 
 
 class Saved(NamedTuple):
-    """What a folder holds for a model."""
+    """The weights that a folder holds for a model."""
 
     differences: list[str]
     """What of the model is not as it was saved, by names and shapes: the Trainer only warns of the names."""
@@ -37,7 +37,7 @@ class Saved(NamedTuple):
 
 
 def saved_weights(model: nn.Module, folder: str) -> Saved:
-    """Compare `model` to what was saved in `folder`.
+    """Compare `model` with the weights in `folder`.
 
     Nothing is known of models whose parts are saved by several processes: their loaders look.
     """
@@ -68,7 +68,7 @@ def saved_weights(model: nn.Module, folder: str) -> Saved:
 
 
 def _differences_of_adapter(model: nn.Module, folder: str, peft: Any) -> list[str]:
-    """What of the adapter "default" is not as it was saved: others have folders of their own, and are not looked at."""
+    """Return how the adapter "default" differs from the saved one; other adapters have their own folders."""
     if not os.path.exists(os.path.join(folder, ADAPTER_SAFE_WEIGHTS_NAME)):
         return []
     problems, _ = _differences(peft.get_peft_model_state_dict(model), _shapes(folder, {ADAPTER_SAFE_WEIGHTS_NAME}))
@@ -76,7 +76,7 @@ def _differences_of_adapter(model: nn.Module, folder: str, peft: Any) -> list[st
 
 
 def _files(folder: str) -> set[str]:
-    """Those that hold the weights: one, or as many as there are shards of a large model."""
+    """Return the files that hold the weights: one, or one for each shard of a large model."""
     index = os.path.join(folder, SAFE_WEIGHTS_INDEX_NAME)
     if os.path.exists(index):
         with open(index) as file:
@@ -95,7 +95,7 @@ def _shapes(folder: str, files: set[str]) -> dict[str, tuple[int, ...]]:
 def _differences(
     tensors: dict[str, torch.Tensor], saved: dict[str, tuple[int, ...]], frozen: Iterable[str] = ()
 ) -> tuple[list[str], bool]:
-    """What `tensors` and `saved` differ in, by names and shapes; and whether it is in names.
+    """Return how `tensors` and `saved` differ in names and shapes, and whether the names differ.
 
     What is `frozen` may be missing: Trainers that save what they train alone leave it as the script makes it.
     """

@@ -170,7 +170,7 @@ def checkpoints(
 
 
 class _WithoutSecrets(logging.Formatter):
-    """One line, masked: drivers write down what they sent, and tracebacks of what the report tells anyway."""
+    """Log lines with secrets masked, and without tracebacks, because the report shows the errors anyway."""
 
     def format(self, record: logging.LogRecord) -> str:
         return mask_secrets(f"{record.name}: {record.getMessage()}")
@@ -199,7 +199,7 @@ def _print_json(value: object) -> None:
 
 @contextlib.contextmanager
 def _standard_output() -> Iterator[None]:
-    """Have all that the block prints written, or say why it cannot be."""
+    """Flush what the block prints, or exit with the reason why it cannot be written."""
     try:
         yield
         if sys.stdout is not None:  # closed
@@ -221,13 +221,13 @@ def _fail(message: str, code: int = _UNUSABLE, *, as_json: bool = False) -> NoRe
 
 
 def _fail_to_run(message: str, code: int = _UNUSABLE, *, as_json: bool) -> NoReturn:
-    """Standard output is the command's, also where it was not started."""
+    """Exit because the command could not be started; standard output stays empty, because it belongs to the command."""
     _tell(json.dumps({"error": message}) if as_json else f"Error: {message}")
     raise typer.Exit(code)
 
 
 def _tell(line: str) -> None:
-    """Write it to standard error; where that is closed, or nobody reads it, the exit code says it all."""
+    """Write to standard error; if that is closed or nobody reads it, only the exit code tells what happened."""
     if sys.stderr is not None:
         with contextlib.suppress(OSError):
             # Past the buffer, which Python would write again at its end, and exit with a code of its own.

@@ -97,7 +97,7 @@ class Run:
 
     @property
     def is_remote(self) -> bool:
-        """Whether the outputs path is a URL."""
+        """Return whether the outputs path is a URL."""
         return is_url(self.outputs_path)
 
     @property
