@@ -253,7 +253,7 @@ def test_the_old_one_stays_where_the_new_one_was_not_written(outputs: Path, monk
 
 def test_what_changes_without_a_trace_is_not_taken_for_the_same(tmp_path: Path) -> None:
     """Averaged weights, swapped in through ``.data`` for one checkpoint of a step and out for the next."""
-    background = Snapshot(PolyaxonCallback()._write_timeout)
+    background = Snapshot(PolyaxonCallback()._options.write_timeout)
     go_on = threading.Event()
     weights = torch.zeros(1 << 20)
     found = []
@@ -286,7 +286,7 @@ def test_tensors_come_back_as_they_were() -> None:
         "gradient": torch.ones(3, requires_grad=True),
         "nested": {"list": [1, (2.5, "three")]},
     }
-    background, found = Snapshot(PolyaxonCallback()._write_timeout), []
+    background, found = Snapshot(PolyaxonCallback()._options.write_timeout), []
     background.save("a file", state, found.append)
     background.wait()
     copy = found[0]
@@ -302,7 +302,7 @@ def test_tensors_come_back_as_they_were() -> None:
 def test_the_tensors_of_a_gpu_are_copied_to_the_host() -> None:
     large, small = torch.rand(1 << 20, device="cuda"), torch.rand(3, device="cuda")
     expected = {"global_step": 1, "large": large.cpu(), "small": small.cpu()}
-    background, found = Snapshot(PolyaxonCallback()._write_timeout), []
+    background, found = Snapshot(PolyaxonCallback()._options.write_timeout), []
     for _ in range(2):
         background.save("a file", {"global_step": 1, "large": large, "small": small}, found.append)
         large += 0
