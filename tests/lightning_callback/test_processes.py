@@ -17,11 +17,6 @@ import pytest
 from packaging.version import Version
 
 # Lightning's own faults, mended since; where one is not there any more, the test says so.
-before_2_5 = pytest.mark.xfail(
-    Version(lightning.__version__) < Version("2.5"),
-    reason="Lightning trains a batch again where it resumes within an epoch",
-    strict=True,
-)
 other_package = pytest.mark.xfail(
     Version(lightning.__version__) < Version("2.5.6"),
     reason="the Trainer refuses it by itself, less clearly",
@@ -65,9 +60,7 @@ def trained(process: subprocess.CompletedProcess[str]) -> str:
         ({"FOREGROUND": "1"}, "epoch 3, step 12"),
         ({"FOREGROUND": "1", "EVERY_N_TRAIN_STEPS": "3"}, "epoch 3, step 12"),
         ({"FOREGROUND": "1", "LAZY": "1"}, "epoch 3, step 12"),
-        pytest.param(
-            {"FOREGROUND": "1", "EVERY_N_TRAIN_STEPS": "7", "STATEFUL": "1"}, "epoch 3, step 14", marks=before_2_5
-        ),
+        pytest.param({"FOREGROUND": "1", "EVERY_N_TRAIN_STEPS": "7", "STATEFUL": "1"}, "epoch 3, step 14"),
     ],
     ids=[
         "end of an epoch",
@@ -88,7 +81,6 @@ def test_a_killed_and_resumed_training_has_the_weights_of_an_uninterrupted_one(
     assert trained(resumed) == trained(train(tmp_path / "uninterrupted", **options))
 
 
-@before_2_5
 def test_within_an_epoch_a_data_loader_without_state_begins_anew_and_that_is_said(tmp_path: Path) -> None:
     options = {"EVERY_N_TRAIN_STEPS": "7", "FOREGROUND": "1"}
     assert train(tmp_path, DIE_AT_STEP="14", **options).returncode == -signal.SIGKILL
