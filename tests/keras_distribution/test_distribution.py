@@ -122,7 +122,8 @@ def test_a_write_that_fails_in_the_first_process_ends_all(mode: str, tmp_path: P
     first, second = train(tmp_path, NO_ROOM_AFTER="9", ON_RANK="0", **{mode: "1"})
     assert "File too large" in first.stderr
     assert "RuntimeError: Rank 0 failed, and this one ends with it: OSError: " in second.stderr
-    assert (first.status, second.status) == (1, 1)
+    # HDF5 may crash the interpreter at its exit, after it has printed the error: see docs/durability.md.
+    assert (first.status, second.status) in {(1, 1), (-signal.SIGSEGV, 1)}
     # In the background the state after eight batches may be what is being written.
     assert newest_step(tmp_path) in {"FOREGROUND": [8], "BACKGROUND": [4, 8]}[mode]
 
