@@ -11,8 +11,10 @@ from polyaxon_tracking.training.options import SaveOptions
 from polyaxon_tracking.training.preemption import PreemptionHandler
 from polyaxon_tracking.training.process_group import Flags, ProcessGroup
 from polyaxon_tracking.training.run import Run
+from polyaxon_tracking.training.session import Action, TrainingSession, different_model
 
 __all__ = [
+    "Action",
     "BackgroundWriter",
     "Directory",
     "Flags",
@@ -20,6 +22,8 @@ __all__ = [
     "ProcessGroup",
     "Run",
     "SaveOptions",
+    "TrainingSession",
     "available_memory",
+    "different_model",
     "open_directory",
 ]

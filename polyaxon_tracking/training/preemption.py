@@ -50,7 +50,8 @@ class PreemptionHandler:
         self.requested: signal.Signals | None = None
         """The signal that was received, or ``None``."""
         self._is_training = is_training
-        self._installed = False
+        self.is_installed = False
+        """Whether the signal handlers are installed."""
         self._previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:
@@ -68,7 +69,7 @@ class PreemptionHandler:
 
     def install(self) -> None:
         """Install the signal handlers."""
-        self.requested, self._installed = None, True
+        self.requested, self.is_installed = None, True
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
                 previous = _without_stale(signal.getsignal(number), number)
@@ -83,7 +84,7 @@ class PreemptionHandler:
 
     def uninstall(self) -> None:
         """Uninstall the signal handlers and restore the previous handlers."""
-        self._installed = False
+        self.is_installed = False
         for number, handler in self._previous.items():
             if signal.getsignal(number) == self._handle:  # otherwise another handler has been installed over it since
                 signal.signal(number, signal.SIG_DFL if handler is None else handler)
@@ -104,7 +105,7 @@ class PreemptionHandler:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         caught = signal.Signals(number)
         previous = self._previous.get(caught)
-        if self._installed and self.requested is None and self._is_training(frame):
+        if self.is_installed and self.requested is None and self._is_training(frame):
             self.requested = caught
             _logger.warning(
                 "Received %s: training ends after this batch and is saved. A second one ends it at once", caught.name
@@ -137,6 +138,6 @@ def _run_previous(handler: Any, number: int, frame: FrameType | None) -> None:
 
 def _without_stale(handler: Any, number: signal.Signals) -> Any:
     """Return the handler below uninstalled handlers of this class, which a framework restores when training fails."""
-    while isinstance(stale := getattr(handler, "__self__", None), PreemptionHandler) and not stale._installed:  # noqa: SLF001
+    while isinstance(stale := getattr(handler, "__self__", None), PreemptionHandler) and not stale.is_installed:
         handler = stale._previous.get(number)  # noqa: SLF001
     return handler

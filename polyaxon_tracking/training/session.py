@@ -1,0 +1,353 @@
+"""The rules of one training: when it resumes, saves, stops and ends. They are the same for every framework."""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import logging
+import time
+from signal import Signals
+from typing import TYPE_CHECKING
+
+from polyaxon_tracking.background import BackgroundWriter
+from polyaxon_tracking.errors import TrackingError
+from polyaxon_tracking.training.preemption import PreemptionHandler
+from polyaxon_tracking.training.process_group import Flags, ProcessGroup
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from types import FrameType
+    from typing import NoReturn
+
+    from polyaxon_tracking.checkpoints import Checkpoint, CheckpointManager
+    from polyaxon_tracking.training.options import SaveOptions
+    from polyaxon_tracking.training.run import Run
+
+__all__ = ["Action", "TrainingSession"]
+
+_logger = logging.getLogger("polyaxon_tracking")
+
+
+class Action(enum.Enum):
+    """What an integration must do at the end of a batch."""
+
+    NOTHING = enum.auto()
+    """Continue."""
+    SAVE = enum.auto()
+    """Save the training state, within `TrainingSession.saving`."""
+    STOP = enum.auto()
+    """Call `TrainingSession.stop`, because a signal was received."""
+
+
+class TrainingSession:
+    """Decide when one training resumes, saves, stops and ends, with the same decision on all ranks.
+
+    An integration translates its framework's hooks into calls of this class, and writes the training state when this
+    class asks for it. This class knows no framework. Steps are optimizer steps.
+
+    Args:
+        run: the run of this process.
+        checkpoints: the checkpoint manager of this training, from `Run.checkpoint_manager`.
+        options: how often to save, and how.
+        process_group: the processes that train the model together.
+        is_training: takes the frame that a signal interrupted and returns whether training is still running; then the
+            signal waits for the end of the batch. By default, training runs from `begin` to `finish`.
+
+    Examples:
+        >>> from polyaxon_tracking.training import Run, SaveOptions
+        >>> run, options = Run(), SaveOptions(every_n_train_steps=2)
+        >>> class Model: ...
+        >>> session = TrainingSession(run, run.checkpoint_manager(Model()), options)
+        >>> session.begin(step=0)
+        >>> for step in (1, 2, 3):
+        ...     if session.end_batch(step) is Action.SAVE:
+        ...         with session.saving(step), session.checkpoints.save(step) as path:
+        ...             _ = Path(path).write_text("the state")
+        >>> session.finish()
+        >>> session.checkpoints.latest().step
+        2
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        checkpoints: CheckpointManager,
+        options: SaveOptions,
+        process_group: ProcessGroup | None = None,
+        *,
+        is_training: Callable[[FrameType | None], bool] | None = None,
+    ) -> None:
+        self.checkpoints = checkpoints
+        self.options = options
+        self.process_group = ProcessGroup() if process_group is None else process_group
+        self.preemption = PreemptionHandler(is_training or (lambda _: self.is_active))
+        self.writer = BackgroundWriter(options.write_timeout)
+        """The thread that writes this training's files in the background."""
+        self.saved_step: int | None = None
+        """The step of the last save, or the step at which training started; ``None`` if the last write failed."""
+        self.is_active = False
+        """Whether training is running: from `begin` until training stops, fails or finishes."""
+        self.stepping_from: int | None = None
+        """The number of steps done when an optimizer step began that may not be done yet. The integration sets it,
+        because the state is inconsistent until that step is done. The end of the batch resets it."""
+        self._run = run
+        self._saved_at = 0.0
+        self._signal: Signals | None = None
+
+    @property
+    def is_writer(self) -> bool:
+        """Return whether this process writes the checkpoints: rank 0 does."""
+        return self.process_group.rank == 0
+
+    # Resume
+
+    def find_checkpoint(self, suffixes: tuple[str, ...], framework: str) -> Checkpoint | None:
+        """Return the newest intact checkpoint, the same on all ranks, or ``None`` if there are no checkpoints.
+
+        Args:
+            suffixes: the endings of the checkpoints' names that the integration can read.
+            framework: the name of the framework, for messages.
+
+        Raises:
+            TrackingError: there are checkpoints but none is intact, another framework saved them, or the ranks find
+                different checkpoints.
+        """
+        newest = self.process_group.latest(self.checkpoints)
+        if newest is not None and not newest.name.endswith(suffixes):
+            raise TrackingError(
+                f"Received {newest.source}, which {framework} did not save. Expected an outputs path with checkpoints "
+                f"of {framework} alone: use another outputs path for this training."
+            )
+        return newest
+
+    def log_start(self, checkpoint: Checkpoint | None) -> None:
+        """Log, on rank 0, that training resumes from `checkpoint`, or why it starts from scratch."""
+        if not self.is_writer:
+            return
+        if checkpoint is None:
+            _logger.info("Starting fresh: %s", self._run.why_fresh(self.checkpoints))
+        else:
+            _logger.info("Resuming from %s: epoch %d, step %d", checkpoint.source, checkpoint.epoch, checkpoint.step)
+
+    def log_nothing_left(self, *, epoch: int, limit: str | None) -> None:
+        """Log, on rank 0, that a training which had ended is started again, and that nothing is left to train.
+
+        Args:
+            epoch: the number of epochs done.
+            limit: the limit that training had reached, such as ``epochs=3``; ``None`` if it had been stopped early.
+        """
+        if self.is_writer:
+            how = f"been stopped early, at epoch {epoch}" if limit is None else f"come to its end ({limit})"
+            _logger.info("This training had %s: nothing is left", how)
+
+    def warn_of_unused(self, checkpoint: Checkpoint, argument: str, value: str) -> None:
+        """Warn, on rank 0, that the user's `argument` with `value` takes precedence over `checkpoint`."""
+        if self.is_writer:
+            _logger.warning(
+                "Resuming from %s=%s as asked, although %s exists. Leave out `%s` to resume from it",
+                argument,
+                value,
+                checkpoint.source,
+                argument,
+            )
+
+    # Train
+
+    def begin(self, step: int) -> None:
+        """Start at `step`, the number of steps done before: start the clock, and let signals wait for a batch's end.
+
+        The signal handlers are installed unless the integration has done so earlier, with ``preemption.install()``.
+        """
+        self.saved_step, self.stepping_from, self._signal = step, None, None
+        self._saved_at = time.monotonic()
+        self.is_active = True
+        if not self.preemption.is_installed:
+            self.preemption.install()
+
+    def end_batch(self, step: int) -> Action:
+        """Return what to do at the end of a batch, after `step` steps. This is a collective.
+
+        With several processes, a signal and the clock take effect one batch later, so that no process waits.
+
+        Raises:
+            Exception: a background write has failed.
+        """
+        self.stepping_from = None
+        is_due = self.options.is_interval_over(seconds_since_save=time.monotonic() - self._saved_at)
+        flags = self.process_group.reduce_flags(
+            Flags(self.preemption.requested or 0, int(is_due and self.is_writer), int(self.writer.failed))
+        )
+        if flags.failed:
+            self.wait()
+        if flags.signal:
+            self._signal = Signals(flags.signal)
+            return Action.STOP
+        if step == self.saved_step:  # for example while gradients are being accumulated
+            return Action.NOTHING
+        is_due = bool(flags.save) or self.options.should_save(step=step, saved_step=self.saved_step or 0)
+        return Action.SAVE if is_due else Action.NOTHING
+
+    def end_evaluation_batch(self) -> Action:
+        """Return what to do at the end of a batch of an evaluation within training.
+
+        With several processes the answer is always to continue, because their evaluations may have different lengths.
+        """
+        requested = self.preemption.requested
+        if not (self.is_active and requested) or self.process_group.is_distributed:
+            return Action.NOTHING
+        self._signal = requested
+        return Action.STOP
+
+    # Save
+
+    @contextlib.contextmanager
+    def saving(self, step: int) -> Iterator[None]:
+        """Record the save that the ``with`` block does after `step` steps.
+
+        A save in the foreground that failed is not repeated when its error ends training, because it would fail again.
+        """
+        if not self.options.background:
+            self.saved_step = step
+        yield
+        self.saved_step, self._saved_at = step, time.monotonic()
+
+    def wait(self) -> None:
+        """Wait until all files are written. This is a collective.
+
+        Raises:
+            Exception: a write has failed. The last save then does not count as saved.
+            RuntimeError: a write has failed on another rank.
+        """
+        with self.process_group.share_errors():
+            self._wait_for_own_writes()
+
+    def _wait_for_own_writes(self) -> None:
+        saved_step, self.saved_step = self.saved_step, None
+        self.writer.wait()
+        self.saved_step = saved_step
+
+    # End
+
+    def stop(self, step: int, save: Callable[[], None]) -> NoReturn:
+        """Save once and exit as the signal asks, on all ranks. This is a collective.
+
+        Args:
+            step: the number of steps done.
+            save: saves the training state; called if the state after `step` steps is not saved yet.
+
+        Raises:
+            SystemExit: always after SIGTERM, with status 143, also if saving failed: a run that was preempted is
+                started again.
+            KeyboardInterrupt: always after Ctrl-C.
+        """
+        signal = self._signal or self.preemption.requested
+        assert signal is not None
+        self.is_active = False
+        is_saved = self._save_last(step, save, is_due=step != self.saved_step)
+        # Launchers kill all ranks when the first one exits, even a rank that is still writing.
+        with contextlib.suppress(RuntimeError):  # another rank was killed
+            self.process_group.gather(None)
+        if is_saved and self.is_writer:
+            self._log_saved(step, signal.name)
+        self.process_group.close()
+        self.preemption.exit(signal)
+
+    def save_after_exception(
+        self,
+        error: BaseException,
+        step: int,
+        save: Callable[[], None],
+        *,
+        has_trained_weights: Callable[[], bool] = lambda: True,
+    ) -> None:
+        """Save the steps since the last save because `error` ends training, and exit if a signal was received before.
+
+        Nothing is saved in the middle of an optimizer step, or with several processes: saving takes all of them, and
+        the others may have no exception.
+
+        Args:
+            error: the exception, which the caller raises afterwards.
+            step: the number of steps done.
+            save: saves the training state.
+            has_trained_weights: returns whether the model holds the weights that training continues with, and not, for
+                example, their averages.
+
+        Raises:
+            SystemExit: a signal was received. It may be the cause of `error`: a signal to a whole process group also
+                ends the workers of a data loader.
+            KeyboardInterrupt: as above, after Ctrl-C.
+        """
+        requested = self.preemption.requested
+        self.preemption.uninstall()
+        was_active, self.is_active = self.is_active, False
+        is_due = (
+            was_active and step not in (self.saved_step, self.stepping_from) and not self.process_group.is_distributed
+        )
+        if is_due and not has_trained_weights():
+            is_due = False
+            _logger.warning(
+                "Step %d is not saved: other weights are in the model, such as averages. The previous checkpoint is "
+                "untouched",
+                step,
+            )
+        if self._save_last(step, save, is_due=is_due) and was_active and (is_due or requested):
+            self._log_saved(step, requested.name if requested else type(error).__name__)
+        if requested and not isinstance(error, (SystemExit, KeyboardInterrupt)):
+            _logger.warning("After %s: %s: %s", requested.name, type(error).__name__, error)
+            self.preemption.exit()
+
+    def finish(self) -> None:
+        """End a training that is done: the next one, even of the same model, has its own checkpoints.
+
+        This is a collective.
+
+        Raises:
+            Exception: a write has failed.
+            SystemExit: SIGTERM was received after the last batch.
+            KeyboardInterrupt: Ctrl-C was pressed after the last batch.
+        """
+        self.is_active = False
+        try:
+            self.wait()
+            self._run.mark_finished(self.checkpoints)
+            self.process_group.exit_if_requested(self.preemption)
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Uninstall the signal handlers and close the process group. Calling this method again does nothing."""
+        self.is_active = False
+        self.preemption.uninstall()
+        self.process_group.close()
+
+    def _save_last(self, step: int, save: Callable[[], None], *, is_due: bool) -> bool:
+        """Save if `is_due`, wait for this process's writes, and return whether all of that succeeded.
+
+        An error is logged and not raised, because it must not replace what ends training.
+        """
+        try:
+            if is_due:
+                save()
+            self._wait_for_own_writes()
+        except Exception as error:  # noqa: BLE001  # whatever the framework's code raises
+            _logger.error(  # noqa: TRY400  # in one line, next to the traceback of what ends training
+                "The state after step %d was not saved; the previous checkpoint is untouched: %s: %s",
+                step,
+                type(error).__name__,
+                error,
+            )
+            return False
+        return True
+
+    def _log_saved(self, step: int, reason: str) -> None:
+        if step == self.saved_step and step > 0:
+            _logger.warning("Saved step %d after %s", step, reason)
+
+
+def different_model(source: str, problems: list[str]) -> TrackingError:
+    """Return the error for a model that cannot continue the training that was saved in `source`."""
+    return TrackingError(
+        f"Received a model that is not the one saved in {source}: {'; '.join(problems)}. Expected the same layers, "
+        f"shapes and optimizer. Make them what they were, pass PolyaxonCallback(resume=False) to begin anew, or use "
+        f"another outputs path; the checkpoint stays as it is."
+    )
