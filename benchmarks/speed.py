@@ -213,10 +213,11 @@ def memory(subject: str, megabytes: int, outputs: str) -> dict[str, list[float]]
 
     from polyaxon_lightning.checkpoint_io import DurableCheckpointIO
     from polyaxon_torch.snapshot import Snapshot
+    from polyaxon_tracking.training import BackgroundWriter
 
     state = {str(index): torch.rand(megabytes * MIB // 4 // TENSORS) for index in range(TENSORS)}
     small = {"0": torch.rand(10)}
-    background = Snapshot(_minutes(10))
+    background = Snapshot(BackgroundWriter(_minutes(10)))
 
     def save(number: int, checkpoint: dict[str, Any]) -> None:
         path = os.path.join(outputs, f"{number}.ckpt")

@@ -2,32 +2,27 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 import os
-import pickle
-import sys
-import traceback
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from polyaxon_lightning.checkpoint_io import DurableCheckpointIO, TrainingStateIO
+from polyaxon_lightning.checkpoint_io import DurableCheckpointIO, save_in_foreground
 from polyaxon_lightning.framework import pl
-from polyaxon_lightning.process_group import LightningProcessGroup, launching_trainer
-from polyaxon_lightning.training_state import TrainingStateCheckpoint, skip_unused_hooks, training_state_io
-from polyaxon_torch import differing_shapes
+from polyaxon_lightning.process_group import launching_trainer, share_errors_of_saves
+from polyaxon_lightning.resuming import ckpt_path_argument, is_chosen_by_lightning, load, restore
+from polyaxon_lightning.training_state import TrainingStateCheckpoint, skip_unused_hooks
+from polyaxon_torch import TorchProcessGroup
 from polyaxon_torch.snapshot import Snapshot
 from polyaxon_tracking import CheckpointManager, TrackingError
-from polyaxon_tracking.training import Run, SaveOptions
+from polyaxon_tracking.training import Run, SaveOptions, TrainingSession
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
-    from pathlib import Path
 
     from lightning.pytorch.callbacks import Callback, ModelCheckpoint
     from lightning.pytorch.loggers import Logger
     from lightning.pytorch.plugins.io import TorchCheckpointIO
-    from lightning.pytorch.strategies import Strategy
 
     from polyaxon_tracking import Checkpoint
 else:
@@ -146,72 +141,54 @@ class PolyaxonCallback(Callback):
         self._run.configure_driver()  # Lightning's callbacks look into their directories themselves
         user_checkpoints = _without_training_state(trainer.checkpoint_callbacks)
         self._redirect(user_checkpoints)
-        fits = stage == "fit" and bool(user_checkpoints)
-        snapshot = Snapshot(self._options.write_timeout) if fits and self._options.background else None
-        if type(trainer.strategy.checkpoint_io) in (
-            TorchCheckpointIO,
-            DurableCheckpointIO,
-        ):  # the user passed no plugin
-            trainer.strategy.checkpoint_io = io = DurableCheckpointIO(snapshot)
-            io.protected_path = _asked_for(trainer)
-            if snapshot is not None:
-                _save_in_background(trainer, io)
+        saves = stage == "fit" and bool(user_checkpoints)
+        self._training_state = self._attach_training_state(trainer, pl_module) if saves else None
+        self._replace_checkpoint_io(trainer, self._training_state.snapshot if self._training_state else None)
         if stage != "fit":
             return
         if self._run.on_cluster and trainer.is_global_zero:
             self._warn_of_loggers(trainer.loggers)
-        if not user_checkpoints:
+        if self._training_state is None:
             _logger.info("The Trainer has enable_checkpointing=False: nothing is saved, and nothing is resumed from")
             return
-        checkpoints = self._checkpoints_of(pl_module)
-        self._attach_training_state(trainer, checkpoints, snapshot)
         # Lightning looks for "last" before any hook, in the directory it would use without this callback.
-        asked_for_last = trainer.ckpt_path is None and _asked_for(trainer) == "last"
-        resumes = self._run.should_resume or asked_for_last
-        assert self._training_state is not None
-        self._resumed = self._training_state.process_group.latest(checkpoints) if resumes else None
+        is_last_requested = trainer.ckpt_path is None and ckpt_path_argument(trainer) == "last"
+        self._resumed = None
+        if self._run.should_resume or is_last_requested:
+            self._resumed = self._training_state.session.find_checkpoint((".ckpt",), "PyTorch Lightning")
         if self._resumed is not None and not trainer.strategy.restore_checkpoint_after_setup:
-            self._load(trainer, self._resumed)
+            load(trainer, self._training_state.io, self._resumed)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Log where training starts; if the model is sharded, load the checkpoint that `setup` found."""
         if self._training_state is None:
             return
-        checkpoints, resumed = self._training_state.checkpoints, self._resumed
+        session, io, resumed = self._training_state.session, self._training_state.io, self._resumed
         own_path = trainer.ckpt_path
         if trainer.strategy.restore_checkpoint_after_setup:
-            own_path = own_path or _asked_for(trainer)
+            own_path = own_path or ckpt_path_argument(trainer)
             if resumed is not None and own_path in (None, "last"):
                 own_path = None
-                self._load(trainer, resumed)
-        elif resumed is not None and own_path is not None and _is_chosen_by_lightning(trainer):
+                load(trainer, io, resumed)
+        elif resumed is not None and own_path is not None and is_chosen_by_lightning(trainer):
             own_path = None
-            self._load(trainer, resumed)
-            _restore(trainer)
-        if not trainer.is_global_zero:
-            return
-        if own_path is not None:  # passed by the user, loaded afterwards
-            if resumed is not None:
-                _logger.warning(
-                    "Going on from ckpt_path=%s as asked, though %s is there. Leave `ckpt_path` out to resume from it",
-                    self._run.clean_path(os.fspath(own_path)),
-                    resumed.source,
-                )
-        elif resumed is not None:
-            _logger.info("Resuming from %s: epoch %d, step %d", resumed.source, resumed.epoch, resumed.step)
-            if trainer.max_epochs is not None and 0 <= trainer.max_epochs <= resumed.epoch:
-                _logger.info("This training had come to its end (max_epochs=%d): nothing is left", trainer.max_epochs)
-        else:
-            _logger.info("Starting fresh: %s", self._run.why_fresh(checkpoints))
+            load(trainer, io, resumed)
+            restore(trainer)
+        if own_path is None:
+            session.log_start(resumed)
+        elif resumed is not None:  # the user's path is loaded afterwards
+            session.warn_of_unused(resumed, "ckpt_path", self._run.clean_path(os.fspath(own_path)))
+        max_epochs = -1 if trainer.max_epochs is None else trainer.max_epochs
+        if own_path is None and resumed is not None and 0 <= max_epochs <= resumed.epoch:
+            session.log_nothing_left(epoch=resumed.epoch, limit=f"max_epochs={max_epochs}")
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Mark this training as finished, so that the next one, even of the same model, has its own checkpoints."""
+        """Remove from the Trainer what `setup` added for this training."""
         if self._training_state is not None:
-            self._run.mark_finished(self._training_state.checkpoints)
             trainer.callbacks = _without_training_state(trainer.callbacks)  # type: ignore[attr-defined]
             self._training_state = None
             for callback in trainer.checkpoint_callbacks:
-                vars(callback).pop("file_exists", None)
+                save_in_foreground(callback)
 
     def _check(self, trainer: pl.Trainer, stage: str) -> None:
         if not isinstance(trainer, pl.Trainer):
@@ -263,37 +240,24 @@ class PolyaxonCallback(Callback):
             return CheckpointManager(directory, self._options.max_to_keep)
         return self._run.checkpoint_manager(model, max_to_keep=self._options.max_to_keep)
 
-    def _attach_training_state(
-        self, trainer: pl.Trainer, checkpoints: CheckpointManager, snapshot: Snapshot | None
-    ) -> None:
-        process_group = LightningProcessGroup(self._options.write_timeout)
-        process_group.share_errors_of_saves(trainer.strategy)
-        self._training_state = TrainingStateCheckpoint(checkpoints, self._options, snapshot, process_group)
-        trainer.callbacks = [*_without_training_state(trainer.callbacks), self._training_state]  # type: ignore[attr-defined]
+    def _attach_training_state(self, trainer: pl.Trainer, model: pl.LightningModule) -> TrainingStateCheckpoint:
+        """Add the callback that saves the training state, as the last of the Trainer's callbacks."""
+        process_group = TorchProcessGroup(self._options.write_timeout)
+        share_errors_of_saves(trainer.strategy, process_group)
+        session = TrainingSession(self._run, self._checkpoints_of(model), self._options, process_group)
+        snapshot = Snapshot(session.writer) if self._options.background else None
+        training_state = TrainingStateCheckpoint(session, snapshot, weights_only=self._weights_only)
+        trainer.callbacks = [*_without_training_state(trainer.callbacks), training_state]  # type: ignore[attr-defined]
+        return training_state
 
-    def _load(self, trainer: pl.Trainer, newest: Checkpoint) -> None:
-        if not newest.path.endswith(".ckpt"):
-            raise TrackingError(
-                f"Received {newest.source}, which PyTorch Lightning did not save. Expected an outputs path with "
-                f"checkpoints of Lightning alone: use another outputs path for this training."
-            )
-        if isinstance(trainer.precision_plugin, pl.plugins.precision.DoublePrecision):
-            # Lightning converts only after it has restored the weights, which would round them.
-            trainer.precision_plugin.convert_module(trainer.lightning_module)
-        try:
-            with training_state_io(trainer, TrainingStateIO(weights_only=self._weights_only)):
-                state = _hand_over(trainer, newest.path)
-        except pickle.UnpicklingError as error:
-            raise TrackingError(
-                f"Received {newest.source}, which holds more than tensors and plain values, and loading it could run "
-                f"code: {error}. Expected a state that torch.load(weights_only=True) reads. Allow the classes with "
-                f"torch.serialization.add_safe_globals, or, if you trust the file, pass "
-                f"PolyaxonCallback(weights_only=False)."
-            ) from error
-        if (
-            not trainer.strategy.restore_checkpoint_after_setup
-        ):  # such a strategy loads later, and compares shapes itself
-            _check_shapes_when_loaded(trainer.strategy, state, newest.source)
+    def _replace_checkpoint_io(self, trainer: pl.Trainer, snapshot: Snapshot | None) -> None:
+        """Replace the plugin that writes the checkpoints of ModelCheckpoints, unless the user passed a plugin."""
+        if type(trainer.strategy.checkpoint_io) not in (TorchCheckpointIO, DurableCheckpointIO):
+            return
+        trainer.strategy.checkpoint_io = io = DurableCheckpointIO(snapshot)
+        io.protected_path = ckpt_path_argument(trainer)
+        if snapshot is not None:
+            _save_in_background(trainer, io)
 
 
 def _save_in_background(trainer: pl.Trainer, io: DurableCheckpointIO) -> None:
@@ -311,13 +275,7 @@ def _save_in_background(trainer: pl.Trainer, io: DurableCheckpointIO) -> None:
         if type(callback) is ModelCheckpoint:
             if callback.save_last == "link":  # its target may never be written; equal states are linked anyway
                 callback.save_last = True
-            # A name in use gets a version, even if its file is still being written.
-            callback.file_exists = functools.partial(_file_exists, io)  # type: ignore[method-assign]
-            io.background_checkpoints.append(callback)
-
-
-def _file_exists(io: DurableCheckpointIO, filepath: str | Path, trainer: pl.Trainer) -> bool:
-    return bool(trainer.strategy.broadcast(trainer.is_global_zero and io.is_taken(filepath)))
+            io.save_in_background(callback)
 
 
 def _reads_no_checkpoint(logger: Logger) -> bool:
@@ -325,44 +283,6 @@ def _reads_no_checkpoint(logger: Logger) -> bool:
     quiet = (Logger, pl.loggers.TensorBoardLogger, pl.loggers.CSVLogger)
     # Lightning's loggers that upload artifacts have an option for it, which is off by default.
     return hook in {kind.after_save_checkpoint for kind in quiet} or getattr(logger, "_log_model", None) is False
-
-
-def _hand_over(trainer: pl.Trainer, path: str) -> dict[str, Any]:
-    """Load the checkpoint `path` into the Trainer's connector, which restores everything in its own order.
-
-    The one use of private names. The public ways do not serve: ``Trainer.fit`` has chosen its `ckpt_path` before any
-    callback's hook; and an ``OnExceptionCheckpoint``, which it would ask for a path, makes ``ckpt_path=None`` mean
-    ``"last"`` for every ``ModelCheckpoint`` too, in every fit, and lets modification times choose among them.
-    """
-    connector = trainer._checkpoint_connector  # noqa: SLF001
-    connector.resume_start(path)
-    state: dict[str, Any] = connector._loaded_checkpoint  # noqa: SLF001
-    return state
-
-
-def _restore(trainer: pl.Trainer) -> None:
-    """Restore the loaded checkpoint now, because the Trainer has just restored another one."""
-    connector = trainer._checkpoint_connector  # noqa: SLF001
-    connector.restore_model()
-    connector.restore_datamodule()
-    connector.restore_callbacks()
-
-
-def _is_chosen_by_lightning(trainer: pl.Trainer) -> bool:
-    """Return whether Lightning itself chose `ckpt_path`, by the file times of an ``OnExceptionCheckpoint``.
-
-    What it saved may be long behind, and may have been saved in the middle of an optimizer step.
-    """
-    on_exception = pl.callbacks.OnExceptionCheckpoint
-    return _asked_for(trainer) is None and any(isinstance(one, on_exception) for one in trainer.checkpoint_callbacks)
-
-
-def _asked_for(trainer: pl.Trainer) -> Any:
-    """Return the `ckpt_path` argument of the running ``trainer.fit``, which Lightning stores nowhere."""
-    for frame, _ in traceback.walk_stack(sys._getframe()):  # noqa: SLF001
-        if frame.f_code.co_name == "fit" and frame.f_locals.get("self") is trainer:
-            return frame.f_locals.get("ckpt_path")
-    return None
 
 
 def _writes_parts(trainer: pl.Trainer) -> bool:
@@ -373,35 +293,6 @@ def _writes_parts(trainer: pl.Trainer) -> bool:
         or getattr(strategy, "_state_dict_type", None) == "sharded"
         or isinstance(strategy, pl.strategies.DeepSpeedStrategy)
     )
-
-
-def _check_shapes_when_loaded(strategy: Strategy, state: dict[str, Any], source: str) -> None:
-    """Make Lightning's load raise an error with both shapes if the model's tensors differ in shape from `state`.
-
-    Before `state` is loaded nothing can be compared: lazy layers have no shapes, and models may build themselves in
-    ``configure_model``, or change the state in ``on_load_checkpoint``. No hook comes after loading.
-    """
-
-    def load_model_state_dict(checkpoint: Mapping[str, Any], *arguments: Any, **options: Any) -> None:
-        del strategy.load_model_state_dict
-        error = None
-        try:
-            strategy.load_model_state_dict(checkpoint, *arguments, **options)
-        except RuntimeError as caught:
-            error = caught
-        module = strategy.lightning_module
-        assert module is not None
-        mine = checkpoint is state  # and not the checkpoint of the user's `ckpt_path`
-        if mine and (differing := differing_shapes(module, state["state_dict"])):
-            raise TrackingError(
-                f"Received a model that is not the one saved in {source}: {'; '.join(differing)}. Expected the same "
-                f"shapes. Give the model the shapes that it had, pass PolyaxonCallback(resume=False) to begin anew, or "
-                f"use another outputs path; the checkpoint stays as it is."
-            ) from error
-        if error is not None:
-            raise error
-
-    strategy.load_model_state_dict = load_model_state_dict  # type: ignore[method-assign]
 
 
 def _without_training_state(callbacks: Sequence[Any]) -> list[Any]:

@@ -7,7 +7,6 @@ import functools
 import os
 import shutil
 import struct
-import sys
 import zipfile
 import zlib
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -20,36 +19,38 @@ from polyaxon_tracking import TrackingError, atomic_write, cached_path
 from polyaxon_tracking.training import open_directory
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
-    from types import FrameType
 
-    from lightning.pytorch.callbacks import ModelCheckpoint
+    from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
     from lightning.pytorch.plugins.io import TorchCheckpointIO
 
     from polyaxon_torch.snapshot import Snapshot
+    from polyaxon_tracking import CheckpointManager
 else:
     ModelCheckpoint = pl.callbacks.ModelCheckpoint
     TorchCheckpointIO = pl.plugins.io.TorchCheckpointIO
 
-__all__ = ["DurableCheckpointIO", "TrainingStateIO"]
+__all__ = ["METADATA_KEY", "DurableCheckpointIO", "TrainingStateIO", "save_in_foreground"]
+
+METADATA_KEY = "polyaxon_tracking"
+"""The key, in a training state, of the values that Lightning leaves out of a checkpoint."""
 
 
 class DurableCheckpointIO(TorchCheckpointIO):
     """Lightning's TorchCheckpointIO, made durable: a file that has its name is complete and on disk.
 
     Lightning stages in ``$TMPDIR`` and moves, which copies in place where that is another file system, and syncs
-    nothing. This writes beside the target, syncs, and renames; to a store it uploads what is complete. What the
-    ModelCheckpoints in `background_checkpoints` save is written in the background; what anyone else saves is there when
-    ``trainer.save_checkpoint`` returns.
+    nothing. This class writes next to the target, syncs, and renames; to a store it uploads a complete file. Files of
+    the ModelCheckpoints that were passed to `save_in_background` are written in the background. Every other file is
+    written when ``trainer.save_checkpoint`` returns.
     """
 
     def __init__(self, snapshot: Snapshot | None = None) -> None:
         super().__init__()
         self._snapshot = snapshot
-        self.background_checkpoints: list[ModelCheckpoint] = []
         self.protected_path: str | Path | None = None
-        """A checkpoint that is not removed: the one that training goes on from."""
+        """The checkpoint from which training resumes, which is not removed."""
+        self._background_path: str | None = None
         self._pending: set[str] = set()
         self._listed: dict[str, set[str]] = {}
         self._last_saved: _Saved | None = None
@@ -60,8 +61,9 @@ class DurableCheckpointIO(TorchCheckpointIO):
             raise TypeError(
                 "`trainer.save_checkpoint(..., storage_options=...)` is not supported: see PolyaxonCallback"
             )
-        path = _absolute(path)
-        if self._snapshot is not None and self._saves_in_background():
+        is_background_path = os.fspath(path) == self._background_path
+        path, self._background_path = _absolute(path), None
+        if self._snapshot is not None and is_background_path:
             self._pending.add(path)
             self._snapshot.save(path, checkpoint, functools.partial(self._save_pending, path))
             return
@@ -70,7 +72,25 @@ class DurableCheckpointIO(TorchCheckpointIO):
         with atomic_write(path) as staged:
             torch.save(checkpoint, staged)
 
-    def is_taken(self, path: str | Path) -> bool:
+    def save_in_background(self, callback: ModelCheckpoint) -> None:
+        """Write the files of `callback` in the background from now on.
+
+        A plugin is passed only a path. Every path that a ModelCheckpoint saves to comes from its method
+        `format_checkpoint_name`, so that method is made to report the path.
+        """
+
+        def format_checkpoint_name(*arguments: Any, **options: Any) -> str:
+            self._background_path = ModelCheckpoint.format_checkpoint_name(callback, *arguments, **options)
+            return self._background_path
+
+        def file_exists(filepath: str | Path, trainer: pl.Trainer) -> bool:
+            return bool(trainer.strategy.broadcast(trainer.is_global_zero and self._is_taken(filepath)))
+
+        callback.format_checkpoint_name = format_checkpoint_name  # type: ignore[method-assign]
+        # A path that is taken gets a version, also if its file is still being written.
+        callback.file_exists = file_exists  # type: ignore[method-assign]
+
+    def _is_taken(self, path: str | Path) -> bool:
         """Return whether the file `path` exists or is being written; a store is listed once, not at every save."""
         path = _absolute(path)
         if path in self._pending or not _is_url(path):
@@ -119,15 +139,6 @@ class DurableCheckpointIO(TorchCheckpointIO):
         self.wait()
         self._snapshot = self._last_saved = None
 
-    def _saves_in_background(self) -> bool:
-        """Return whether one of `background_checkpoints` is saving; Lightning passes only the path to the plugin."""
-        frame: FrameType | None = sys._getframe()  # noqa: SLF001
-        while frame is not None:
-            if any(frame.f_locals.get("self") is callback for callback in self.background_checkpoints):
-                return True
-            frame = frame.f_back
-        return False
-
     def _save_pending(self, path: str, checkpoint: dict[str, Any]) -> None:
         saved = self._last_saved
         if saved is None or saved.checkpoint is not checkpoint or not _copy(saved, path):
@@ -147,24 +158,45 @@ class DurableCheckpointIO(TorchCheckpointIO):
         self._listed.get(parent, set()).discard(name)
 
 
-class TrainingStateIO(TorchCheckpointIO):
-    """Write a training state with the function `write`, whatever path Lightning passes, and read one."""
+def save_in_foreground(callback: Checkpoint) -> None:
+    """Restore the methods of `callback` that `DurableCheckpointIO.save_in_background` replaced."""
+    for method in ("format_checkpoint_name", "file_exists"):
+        vars(callback).pop(method, None)
 
-    def __init__(self, write: Callable[[dict[str, Any]], None] | None = None, *, weights_only: bool = True) -> None:
+
+class TrainingStateIO(TorchCheckpointIO):
+    """Write training states with a checkpoint manager, whatever path Lightning passes, and read them.
+
+    Args:
+        checkpoints: the manager that saves the training states.
+        snapshot: the snapshot from which to write in the background; with ``None``, training waits.
+        weights_only: whether to load only tensors and plain values.
+    """
+
+    def __init__(self, checkpoints: CheckpointManager, snapshot: Snapshot | None, *, weights_only: bool) -> None:
         super().__init__()
-        self._write = write
+        self._checkpoints = checkpoints
+        self._snapshot = snapshot
         self._weights_only = weights_only
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
-        """Write `checkpoint`."""
-        assert self._write is not None
-        self._write(checkpoint)
+        """Write `checkpoint`, in the background if there is a snapshot."""
+        if self._snapshot is None:
+            self._write(checkpoint)
+        else:
+            what = f"step {checkpoint['global_step']} to {self._checkpoints.directory}"
+            self._snapshot.save(what, checkpoint, self._write)
 
     def load_checkpoint(self, path: str | Path, *_: Any, **__: Any) -> dict[str, Any]:
         """Read the checkpoint at `path` into host memory."""
         with _lazy_layers_allowed():
             checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=self._weights_only)
         return checkpoint
+
+    def _write(self, checkpoint: dict[str, Any]) -> None:
+        finished_epochs = checkpoint["epoch"] + checkpoint[METADATA_KEY]["ends_epoch"]
+        with self._checkpoints.save(checkpoint["global_step"], finished_epochs) as path:
+            torch.save(checkpoint, path)  # to a path, because `torch.save` to a file object is twice as slow
 
 
 def _lazy_layers_allowed() -> contextlib.AbstractContextManager[Any]:

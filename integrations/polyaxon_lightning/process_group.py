@@ -1,4 +1,4 @@
-"""The process group of a Lightning training, in which no rank is left waiting in a collective."""
+"""Several processes of one Lightning training: no rank is left waiting in a collective, and how they are launched."""
 
 from __future__ import annotations
 
@@ -8,37 +8,36 @@ import traceback
 from typing import TYPE_CHECKING, Any
 
 from polyaxon_lightning.framework import pl
-from polyaxon_torch import TorchProcessGroup
 
 if TYPE_CHECKING:
     from lightning.pytorch.strategies import Strategy
 
-__all__ = ["LightningProcessGroup", "launching_trainer"]
+    from polyaxon_torch import TorchProcessGroup
+
+__all__ = ["launching_trainer", "restore_saves", "share_errors_of_saves"]
 
 
-class LightningProcessGroup(TorchProcessGroup):
-    """The processes of one Lightning training."""
+def share_errors_of_saves(strategy: Strategy, process_group: TorchProcessGroup) -> None:
+    """Make a save of `strategy` raise on every rank if it fails on rank 0, which writes.
 
-    def share_errors_of_saves(self, strategy: Strategy) -> None:
-        """Make a save raise on every rank if rank 0, which writes, fails: the others would wait for it for ever.
+    Otherwise the other ranks would wait for rank 0 forever. Lightning has no hook between the write and the barrier
+    that follows it, so the strategy's method is replaced until `restore_saves`.
+    """
+    if not process_group.is_distributed:
+        return
+    save = type(strategy).save_checkpoint
 
-        Lightning has no hook between the write and the barrier after it.
-        """
-        if not self.is_distributed:
-            return
-        save = type(strategy).save_checkpoint
+    @functools.wraps(save)
+    def save_checkpoint(*arguments: Any, **options: Any) -> None:
+        with process_group.share_errors():
+            save(strategy, *arguments, **options)
 
-        @functools.wraps(save)
-        def save_checkpoint(*arguments: Any, **options: Any) -> None:
-            with self.share_errors():
-                save(strategy, *arguments, **options)
+    strategy.save_checkpoint = save_checkpoint  # type: ignore[method-assign]
 
-        strategy.save_checkpoint = save_checkpoint  # type: ignore[method-assign]
 
-    def restore_strategy(self, strategy: Strategy) -> None:
-        """Restore the strategy's own `save_checkpoint` and close the process group, because the training is over."""
-        vars(strategy).pop("save_checkpoint", None)
-        self.close()
+def restore_saves(strategy: Strategy) -> None:
+    """Restore the strategy's own method that `share_errors_of_saves` replaced."""
+    vars(strategy).pop("save_checkpoint", None)
 
 
 def launching_trainer() -> pl.Trainer | None:

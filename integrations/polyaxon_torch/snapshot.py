@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from polyaxon_tracking.training import BackgroundWriter, available_memory
+from polyaxon_tracking.training import available_memory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
-    from datetime import timedelta
+
+    from polyaxon_tracking.training import BackgroundWriter
 
 __all__ = ["Snapshot"]
 
@@ -35,11 +36,11 @@ class Snapshot:
     have the same bytes. If a tensor's bytes have changed, a save waits for the write of the previous save.
 
     Args:
-        timeout: maximum time to wait for a write.
+        writer: the thread that writes the copy.
     """
 
-    def __init__(self, timeout: timedelta) -> None:
-        self._writer = BackgroundWriter(timeout)
+    def __init__(self, writer: BackgroundWriter) -> None:
+        self._writer = writer
         self.wait = self._writer.wait
         self.submit = self._writer.submit
         self._buffers: dict[_Key, _Buffer] = {}
@@ -89,6 +90,11 @@ class Snapshot:
 
         self.submit("zeros to the memory for a copy of the state", allocate)
         self._step = None  # so that the first save waits for the allocation
+
+    def free(self) -> None:
+        """Free the memory of the copy, because training has ended. All writes must be done."""
+        self._buffers.clear()
+        self._last = None
 
     def _copy(self, checkpoint: dict[str, Any]) -> _CheckpointCopy | None:
         if checkpoint["global_step"] != self._step or not self._writer.pending:

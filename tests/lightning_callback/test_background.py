@@ -22,6 +22,7 @@ from polyaxon_lightning import PolyaxonCallback
 from polyaxon_torch.snapshot import Snapshot
 from polyaxon_tracking import CheckpointManager
 from polyaxon_tracking.background import wait_for_all
+from polyaxon_tracking.training import BackgroundWriter
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -218,7 +219,7 @@ class FailingOnce:
 
 
 @pytest.mark.parametrize("name", ["best", "resume"])
-def test_a_write_that_fails_ends_training_at_the_next_save_whose_state_is_saved(
+def test_a_write_that_fails_ends_training_after_a_batch_whose_state_is_saved(
     outputs: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     FailingOnce(monkeypatch, name, step=4)
@@ -228,7 +229,7 @@ def test_a_write_that_fails_ends_training_at_the_next_save_whose_state_is_saved(
     assert "failing" in [frame.name for frame in traceback.extract_tb(caught.value.__cause__.__traceback__)]
     newest = CheckpointManager(outputs / "checkpoints" / "resume").latest()
     assert newest is not None
-    assert newest.step in (4, 8)  # the save that found it: of the same step, or the next
+    assert 4 <= newest.step <= 8  # the batch that found it, or the next save
     assert load(newest.path)["global_step"] == newest.step
 
 
@@ -253,7 +254,7 @@ def test_the_old_one_stays_where_the_new_one_was_not_written(outputs: Path, monk
 
 def test_what_changes_without_a_trace_is_not_taken_for_the_same(tmp_path: Path) -> None:
     """Averaged weights, swapped in through ``.data`` for one checkpoint of a step and out for the next."""
-    background = Snapshot(PolyaxonCallback()._options.write_timeout)
+    background = Snapshot(BackgroundWriter())
     go_on = threading.Event()
     weights = torch.zeros(1 << 20)
     found = []
@@ -286,7 +287,7 @@ def test_tensors_come_back_as_they_were() -> None:
         "gradient": torch.ones(3, requires_grad=True),
         "nested": {"list": [1, (2.5, "three")]},
     }
-    background, found = Snapshot(PolyaxonCallback()._options.write_timeout), []
+    background, found = Snapshot(BackgroundWriter()), []
     background.save("a file", state, found.append)
     background.wait()
     copy = found[0]
@@ -302,7 +303,7 @@ def test_tensors_come_back_as_they_were() -> None:
 def test_the_tensors_of_a_gpu_are_copied_to_the_host() -> None:
     large, small = torch.rand(1 << 20, device="cuda"), torch.rand(3, device="cuda")
     expected = {"global_step": 1, "large": large.cpu(), "small": small.cpu()}
-    background, found = Snapshot(PolyaxonCallback()._options.write_timeout), []
+    background, found = Snapshot(BackgroundWriter()), []
     for _ in range(2):
         background.save("a file", {"global_step": 1, "large": large, "small": small}, found.append)
         large += 0

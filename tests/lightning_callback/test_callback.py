@@ -240,7 +240,9 @@ def test_a_save_that_fails_after_an_exception_does_not_hide_it(
     with pytest.raises(RuntimeError, match="interrupted"):
         fit(PolyaxonCallback(background=background), Full(step=6))
     told = caplog.messages[-1]
-    assert told.startswith("The state at the exception was not saved; what was there before is as it was: [Errno 28] ")
+    assert told.startswith(
+        "The state after step 6 was not saved; the previous checkpoint is untouched: OSError: [Errno 28] "
+    )
     assert "No space left on device. " in told
     assert caplog.records[-1].exc_info is None
     assert names(outputs / "checkpoints" / "resume") == ["step=0000000004-epoch=1-start=1.ckpt"]
@@ -280,7 +282,9 @@ def test_an_explicit_ckpt_path_is_what_is_used(outputs: Path, caplog: pytest.Log
     fit(PolyaxonCallback(), ModelCheckpoint(save_top_k=-1, filename="{epoch}"))
     first = str(outputs / "checkpoints" / "epoch=0.ckpt")
     assert fit(PolyaxonCallback(), ckpt_path=first, max_epochs=4) == [1, 2, 3]
-    assert any(message.startswith(f"Going on from ckpt_path={first} as asked, though ") for message in caplog.messages)
+    assert any(
+        message.startswith(f"Resuming from ckpt_path={first} as asked, although ") for message in caplog.messages
+    )
 
 
 @pytest.mark.filterwarnings("ignore:.*there is no last checkpoint available")

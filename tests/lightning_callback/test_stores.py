@@ -94,7 +94,7 @@ def test_last_best_and_top_k_are_found_in_the_store(store: Store, local_names: l
     path = path_in(store, second_best(store))
     again = run("-c", FIT, "7", path, POLYAXON_RUN_OUTPUTS_PATH=store.url)
     assert line(again, "best").endswith(" 28")
-    assert f"Going on from ckpt_path={path} as asked" in again.stderr
+    assert f"Resuming from ckpt_path={path} as asked" in again.stderr
     assert path.rpartition("/")[2] in store.names("checkpoints")
 
 

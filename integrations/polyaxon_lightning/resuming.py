@@ -1,0 +1,115 @@
+"""Load a training state into a Trainer, which has chosen its `ckpt_path` before any callback's hook."""
+
+from __future__ import annotations
+
+import pickle
+import sys
+import traceback
+from typing import TYPE_CHECKING, Any
+
+from polyaxon_lightning.framework import pl
+from polyaxon_lightning.training_state import training_state_io
+from polyaxon_torch import differing_shapes
+from polyaxon_tracking import TrackingError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from lightning.pytorch.strategies import Strategy
+
+    from polyaxon_lightning.checkpoint_io import TrainingStateIO
+    from polyaxon_tracking import Checkpoint
+
+__all__ = ["ckpt_path_argument", "is_chosen_by_lightning", "load", "restore"]
+
+
+def load(trainer: pl.Trainer, io: TrainingStateIO, checkpoint: Checkpoint) -> None:
+    """Load `checkpoint` with `io`, and make the Trainer restore everything from it.
+
+    Raises:
+        TrackingError: the checkpoint holds more than `io` may load. If the model's shapes differ from the saved shapes,
+            Lightning's later load of the weights raises a ``TrackingError``.
+    """
+    if isinstance(trainer.precision_plugin, pl.plugins.precision.DoublePrecision):
+        # Lightning converts only after it has restored the weights, which would round them.
+        trainer.precision_plugin.convert_module(trainer.lightning_module)
+    try:
+        with training_state_io(trainer, io):
+            state = _hand_over(trainer, checkpoint.path)
+    except pickle.UnpicklingError as error:
+        raise TrackingError(
+            f"Received {checkpoint.source}, which holds more than tensors and plain values, and loading it could run "
+            f"code: {error}. Expected a state that torch.load(weights_only=True) reads. Allow the classes with "
+            f"torch.serialization.add_safe_globals, or, if you trust the file, pass "
+            f"PolyaxonCallback(weights_only=False)."
+        ) from error
+    if not trainer.strategy.restore_checkpoint_after_setup:  # such a strategy loads later, and compares shapes itself
+        _check_shapes_when_loaded(trainer.strategy, state, checkpoint.source)
+
+
+def restore(trainer: pl.Trainer) -> None:
+    """Restore the loaded checkpoint now, because the Trainer has just restored another one."""
+    connector = trainer._checkpoint_connector  # noqa: SLF001
+    connector.restore_model()
+    connector.restore_datamodule()
+    connector.restore_callbacks()
+
+
+def is_chosen_by_lightning(trainer: pl.Trainer) -> bool:
+    """Return whether Lightning itself chose `ckpt_path`, by the file times of an ``OnExceptionCheckpoint``.
+
+    What it saved may be long behind, and may have been saved in the middle of an optimizer step.
+    """
+    on_exception = pl.callbacks.OnExceptionCheckpoint
+    has_one = any(isinstance(callback, on_exception) for callback in trainer.checkpoint_callbacks)
+    return has_one and ckpt_path_argument(trainer) is None
+
+
+def ckpt_path_argument(trainer: pl.Trainer) -> Any:
+    """Return the `ckpt_path` argument of the running ``trainer.fit``, which Lightning stores nowhere."""
+    for frame, _ in traceback.walk_stack(sys._getframe()):  # noqa: SLF001
+        if frame.f_code.co_name == "fit" and frame.f_locals.get("self") is trainer:
+            return frame.f_locals.get("ckpt_path")
+    return None
+
+
+def _hand_over(trainer: pl.Trainer, path: str) -> dict[str, Any]:
+    """Load the checkpoint `path` into the Trainer's connector, which restores everything in its own order.
+
+    The one use of private names. The public ways do not serve: ``Trainer.fit`` has chosen its `ckpt_path` before any
+    callback's hook; and an ``OnExceptionCheckpoint``, which it would ask for a path, makes ``ckpt_path=None`` mean
+    ``"last"`` for every ``ModelCheckpoint`` too, in every fit, and lets modification times choose among them.
+    """
+    connector = trainer._checkpoint_connector  # noqa: SLF001
+    connector.resume_start(path)
+    state: dict[str, Any] = connector._loaded_checkpoint  # noqa: SLF001
+    return state
+
+
+def _check_shapes_when_loaded(strategy: Strategy, state: dict[str, Any], source: str) -> None:
+    """Make Lightning's load raise an error with both shapes if the model's tensors differ in shape from `state`.
+
+    Before `state` is loaded nothing can be compared: lazy layers have no shapes, and models may build themselves in
+    ``configure_model``, or change the state in ``on_load_checkpoint``. No hook comes after loading.
+    """
+
+    def load_model_state_dict(checkpoint: Mapping[str, Any], *arguments: Any, **options: Any) -> None:
+        del strategy.load_model_state_dict
+        error = None
+        try:
+            strategy.load_model_state_dict(checkpoint, *arguments, **options)
+        except RuntimeError as caught:
+            error = caught
+        module = strategy.lightning_module
+        assert module is not None
+        mine = checkpoint is state  # and not the checkpoint of the user's `ckpt_path`
+        if mine and (differing := differing_shapes(module, state["state_dict"])):
+            raise TrackingError(
+                f"Received a model that is not the one saved in {source}: {'; '.join(differing)}. Expected the same "
+                f"shapes. Give the model the shapes that it had, pass PolyaxonCallback(resume=False) to begin anew, or "
+                f"use another outputs path; the checkpoint stays as it is."
+            ) from error
+        if error is not None:
+            raise error
+
+    strategy.load_model_state_dict = load_model_state_dict  # type: ignore[method-assign]
