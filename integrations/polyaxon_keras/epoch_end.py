@@ -15,11 +15,10 @@ if TYPE_CHECKING:
 
 __all__ = [
     "MissedEpochEnd",
-    "NotifyAfterEpochEnd",
-    "NotifyBeforeEpochEnd",
     "StateBeforeEpochEnd",
     "averages_on_exception",
     "is_helper",
+    "notify_of_epoch_ends",
 ]
 
 _SAMPLES_PER_WEIGHT = 1 << 12
@@ -72,6 +71,19 @@ class NotifyAfterEpochEnd(keras.callbacks.Callback):
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Call `notify` with the index of the epoch."""
         self._notify(epoch)
+
+
+def notify_of_epoch_ends(
+    callbacks: keras.callbacks.CallbackList, begin: Callable[[], None], end: Callable[[int], None]
+) -> list[keras.callbacks.Callback]:
+    """Call `begin` before, and `end` after, all callbacks are notified of the end of an epoch.
+
+    Returns:
+        The callbacks of the list, without the helpers that this function adds.
+    """
+    others = [callback for callback in callbacks.callbacks if not is_helper(callback)]
+    callbacks.callbacks = [NotifyBeforeEpochEnd(begin), *others, NotifyAfterEpochEnd(end)]
+    return others
 
 
 class MissedEpochEnd(keras.callbacks.Callback):

@@ -6,17 +6,27 @@ import contextlib
 import os
 import sys
 import traceback
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from polyaxon_keras.epoch_end import is_helper
 from polyaxon_keras.framework import keras
 from polyaxon_tracking import TrackingError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from types import FrameType
 
     from polyaxon_tracking.training import Run
 
-__all__ = ["callback_list", "refuse_second_restorer", "training_weights", "warn_of_files_outside"]
+__all__ = [
+    "build_model",
+    "callback_list",
+    "fit_callbacks",
+    "refuse_second_restorer",
+    "set_initial_epoch",
+    "training_weights",
+    "warn_of_files_outside",
+]
 
 # Callbacks that write files, and the attribute that holds the path they write to.
 _FILES = {"TensorBoard": "log_dir", "CSVLogger": "filename", "OrbaxCheckpoint": "directory"}
@@ -38,6 +48,11 @@ def callback_list() -> keras.callbacks.CallbackList:
         "Received PolyaxonCallback.on_train_begin() without a list of callbacks. Expected the callback in "
         "model.fit(callbacks=[...]) or, in a loop of your own, in a keras.callbacks.CallbackList."
     )
+
+
+def fit_callbacks() -> list[keras.callbacks.Callback]:
+    """Return the callbacks of the ``fit`` whose hook is running, without the helpers of this package."""
+    return [callback for callback in callback_list().callbacks if not is_helper(callback)]
 
 
 def refuse_second_restorer(callbacks: list[keras.callbacks.Callback]) -> None:
@@ -88,3 +103,31 @@ def training_weights(callbacks: list[keras.callbacks.Callback]) -> Iterator[bool
     finally:
         for callback in swapped:
             callback._swap_variables()  # noqa: SLF001
+
+
+def build_model(model: keras.Model) -> None:
+    """Build `model` for the batches of the ``fit`` that is running, as Keras itself does on the other backends.
+
+    On TensorFlow, Keras builds the model in the first step, and weights cannot be loaded before that. Only a local
+    variable of ``fit`` and a private attribute of Keras give the types of the batches without consuming a batch.
+    """
+    frame: FrameType | None = sys._getframe()  # noqa: SLF001
+    while frame is not None and "epoch_iterator" not in frame.f_locals:
+        frame = frame.f_back
+    if frame is not None:
+        batch = frame.f_locals["epoch_iterator"]._distributed_dataset.element_spec  # noqa: SLF001
+        x, _, _ = keras.utils.unpack_x_y_sample_weight(batch)
+        model(keras.tree.map_structure(_symbolic_tensor, x))
+
+
+def _symbolic_tensor(spec: Any) -> keras.KerasTensor:
+    """Return a symbolic tensor with the shape and dtype of `spec`, but with any batch size."""
+    return keras.KerasTensor((None, *spec.shape[1:]), spec.dtype.name)
+
+
+def set_initial_epoch(model: keras.Model, epoch: int | None) -> None:
+    """Let the ``fit`` that is starting begin with `epoch` instead of its argument `initial_epoch`.
+
+    Keras has no public way to do so. Its own ``BackupAndRestore`` sets the same private attribute.
+    """
+    model._initial_epoch = epoch  # noqa: SLF001

@@ -14,11 +14,12 @@ from keras.src.saving import saving_lib
 
 from polyaxon_keras.framework import keras
 from polyaxon_keras.training_state import optimizers_of
-from polyaxon_tracking.training import BackgroundWriter, available_memory
+from polyaxon_tracking.training import available_memory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
-    from datetime import timedelta
+
+    from polyaxon_tracking.training import BackgroundWriter
 
 __all__ = ["Snapshot", "host_value", "substituted_values", "variables_of"]
 
@@ -35,21 +36,16 @@ class Snapshot:
     save.
 
     Args:
-        timeout: maximum time to wait for a write.
+        writer: the thread that writes the copy.
     """
 
-    def __init__(self, timeout: timedelta) -> None:
-        self._writer = BackgroundWriter(timeout)
-        self.wait = self._writer.wait
+    def __init__(self, writer: BackgroundWriter) -> None:
+        self._writer = writer
+        self.wait = writer.wait
         self._variables: list[Any] = []
         self._arrays: list[np.ndarray[Any, Any]] = []
         self._filled = False
         self._warned = False
-
-    @property
-    def failed(self) -> bool:
-        """Return whether a write has failed and its error has not been raised yet."""
-        return self._writer.failed
 
     def save(self, what: str, model: keras.Model, write: Callable[[], None], *, unchanged: bool = False) -> None:
         """Call `write` in the background thread, in which all variables of `model` keep their current values.

@@ -16,12 +16,21 @@ import h5py
 import numpy as np
 
 from polyaxon_keras.framework import keras
-from polyaxon_tracking import TrackingError
+from polyaxon_tracking.training import different_model
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["generator_values", "load", "make_metadata", "optimizers_of", "random_state", "save", "set_random_state"]
+__all__ = [
+    "callback_state",
+    "generator_values",
+    "load",
+    "make_metadata",
+    "optimizers_of",
+    "random_state",
+    "save",
+    "set_random_state",
+]
 
 _GROUP = "polyaxon_tracking"
 
@@ -86,11 +95,7 @@ def load(
         build()
     _build_optimizers(model, metadata)
     if problems := _differences(model, metadata):
-        raise TrackingError(
-            f"Received a model that is not the one saved in {source}: {'; '.join(problems)}. Expected the same layers, "
-            f"shapes and optimizer. Make them what they were, pass PolyaxonCallback(resume=False) to begin anew, or "
-            f"use another outputs path; the checkpoint stays as it is."
-        )
+        raise different_model(source, problems)
     model.load_weights(path)
     for variable, value in zip(_generators(model), metadata["generators"], strict=True):
         variable.assign(value)
@@ -212,3 +217,22 @@ def set_random_state(state: dict[str, Any]) -> None:
     if keras.backend.backend() == "torch" and "torch" in state:
         torch = sys.modules["torch"]
         torch.set_rng_state(torch.from_numpy(state["torch"]))
+
+
+def callback_state(callback: keras.callbacks.Callback) -> dict[str, Any]:
+    """Return the state of a callback: its public attributes that are None, numbers, strings, arrays or array lists.
+
+    `min_delta` is left out. Keras's callbacks flip its sign in their first epoch, so that resuming would flip the sign
+    a second time.
+    """
+    return {
+        name: value.copy() if isinstance(value, list | np.ndarray) else value
+        for name, value in vars(callback).items()
+        if not name.startswith("_")
+        and name != "min_delta"
+        and (
+            value is None
+            or isinstance(value, bool | int | float | str | np.generic | np.ndarray)
+            or (isinstance(value, list) and all(isinstance(item, np.ndarray) for item in value))
+        )
+    }

@@ -167,7 +167,7 @@ class TrainingStateCheckpoint(Checkpoint):
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Stop if a signal waited for the end of the validation of the previous epoch."""
-        if trainer.global_step == self.session.saved_step and self.session.end_evaluation_batch() is Action.STOP:
+        if trainer.global_step == self.session.saved_step and self.session.should_stop_now():
             self._stop(trainer)
 
     def on_before_optimizer_step(
@@ -217,7 +217,7 @@ class TrainingStateCheckpoint(Checkpoint):
             return
         if batch_idx == 0 and not self._before.has_same_weights():
             self._validation_swaps_weights = True
-        if self.session.end_evaluation_batch() is Action.STOP:
+        if self.session.should_stop_now():
             if trainer.global_step == self.session.saved_step or self._before.has_same_weights():
                 self._stop(trainer)
             trainer._signal_connector.received_sigterm = False  # noqa: SLF001  # otherwise Lightning would exit here

@@ -84,7 +84,8 @@ class TrainingSession:
         self.writer = BackgroundWriter(options.write_timeout)
         """The thread that writes this training's files in the background."""
         self.saved_step: int | None = None
-        """The step of the last save, or the step at which training started; ``None`` if the last write failed."""
+        """The step of the last save, or the step at which training started; ``None`` if the last save does not count,
+        because its write failed or because training must resume from another state of the same step."""
         self.is_active = False
         """Whether training is running: from `begin` until training stops, fails or finishes."""
         self.stepping_from: int | None = None
@@ -187,16 +188,13 @@ class TrainingSession:
         is_due = bool(flags.save) or self.options.should_save(step=step, saved_step=self.saved_step or 0)
         return Action.SAVE if is_due else Action.NOTHING
 
-    def end_evaluation_batch(self) -> Action:
-        """Return what to do at the end of a batch of an evaluation within training.
+    def should_stop_now(self) -> bool:
+        """Return whether to call `stop` at once, because a signal was received in an evaluation or between two epochs.
 
-        With several processes the answer is always to continue, because their evaluations may have different lengths.
+        With several processes, training stops only at the end of a training batch, because the evaluations of the
+        processes may have different lengths.
         """
-        requested = self.preemption.requested
-        if not (self.is_active and requested) or self.process_group.is_distributed:
-            return Action.NOTHING
-        self._signal = requested
-        return Action.STOP
+        return self.is_active and self.preemption.requested is not None and not self.process_group.is_distributed
 
     # Save
 

@@ -5,11 +5,8 @@ from __future__ import annotations
 import logging
 import sys
 
-framework, epochs = sys.argv[1], int(sys.argv[2])
-logging.basicConfig(format="%(message)s")
 
-
-def lightning() -> list[float]:
+def lightning(epochs: int) -> list[float]:
     import torch
     from lightning.pytorch import LightningModule, Trainer, seed_everything
 
@@ -41,7 +38,7 @@ def lightning() -> list[float]:
     return weights
 
 
-def keras() -> list[float]:
+def keras(epochs: int) -> list[float]:
     import keras
     import numpy as np
 
@@ -56,7 +53,7 @@ def keras() -> list[float]:
     return weights
 
 
-def transformers() -> list[float]:
+def transformers(epochs: int) -> list[float]:
     import torch
     from transformers import Trainer, TrainingArguments, set_seed
 
@@ -88,4 +85,7 @@ def transformers() -> list[float]:
     return weights
 
 
-print("weights", *[round(w, 6) for w in globals()[framework]()])
+if __name__ == "__main__":
+    train = {"lightning": lightning, "keras": keras, "transformers": transformers}[sys.argv[1]]
+    logging.basicConfig(format="%(message)s")
+    print("weights", *[round(w, 6) for w in train(int(sys.argv[2]))])

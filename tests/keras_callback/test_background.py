@@ -140,7 +140,7 @@ def fail_once(monkeypatch: pytest.MonkeyPatch, name: str, iterations: int) -> No
 
 @pytest.mark.parametrize("name", ["save", "save_weights"])
 @pytest.mark.parametrize(("iterations", "newest"), [(8, 4), (12, 8)], ids=["in the middle", "the last"])
-def test_a_write_that_fails_ends_training_at_the_next_save_or_the_end(
+def test_a_write_that_fails_ends_training_after_a_batch_or_at_the_end(
     outputs: Path, monkeypatch: pytest.MonkeyPatch, name: str, iterations: int, newest: int
 ) -> None:
     fail_once(monkeypatch, name, iterations)

@@ -227,7 +227,9 @@ def test_a_save_that_fails_after_an_exception_is_one_line(
     monkeypatch.setattr("polyaxon_keras.training_state.save", full)
     sys.excepthook(raised.type, raised.value, raised.tb)
     told = caplog.messages[-1]
-    assert told.startswith("The state at the exception was not saved; what was there before is as it was: [Errno 28] ")
+    assert told.startswith(
+        "The state after step 6 was not saved; the previous checkpoint is untouched: OSError: [Errno 28] "
+    )
     assert "No space left on device. " in told
     assert caplog.records[-1].exc_info is None
     assert names(outputs / "checkpoints" / "resume") == [state(4, 1)]

@@ -236,9 +236,9 @@ def test_a_signal_ends_a_run_as_preempted_also_if_the_last_save_fails(
 def test_a_signal_stops_an_evaluation(begun: Callable[..., Training]) -> None:
     training = begun()
     training.end_batch(3)
-    assert training.session.end_evaluation_batch() is Action.NOTHING
+    assert not training.session.should_stop_now()
     os.kill(os.getpid(), signal.SIGTERM)
-    assert training.session.end_evaluation_batch() is Action.STOP
+    assert training.session.should_stop_now()
     with pytest.raises(SystemExit, match="143"):
         training.session.stop(3, training.save)
     assert training.saved == [3]

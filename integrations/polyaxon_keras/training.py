@@ -1,0 +1,292 @@
+"""One call of ``model.fit``: where it resumes, its steps and epochs, and when and how its state is saved."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from polyaxon_keras import training_state
+from polyaxon_keras.epoch_end import MissedEpochEnd, StateBeforeEpochEnd, averages_on_exception, notify_of_epoch_ends
+from polyaxon_keras.exceptions import ExceptionHook, track_steps, untrack_steps
+from polyaxon_keras.fit_hooks import build_model, callback_list, set_initial_epoch, training_weights
+from polyaxon_keras.framework import keras
+from polyaxon_keras.process_group import JaxProcessGroup
+from polyaxon_keras.writer import ModelWriter
+from polyaxon_tracking import TrackingError
+from polyaxon_tracking.training import Action, Run, SaveOptions, TrainingSession
+
+if TYPE_CHECKING:
+    from typing import NoReturn
+
+    from polyaxon_tracking import Checkpoint
+
+__all__ = ["Training"]
+
+
+class Training:
+    """One call of ``model.fit`` with a PolyaxonCallback, which translates Keras's hooks into calls of this class.
+
+    Args:
+        callback: the PolyaxonCallback.
+        run: the run of this process.
+        options: how often to save, and how.
+        callbacks_to_restore: the other callbacks whose state is a part of the training state.
+    """
+
+    def __init__(
+        self,
+        callback: keras.callbacks.ModelCheckpoint,
+        run: Run,
+        options: SaveOptions,
+        callbacks_to_restore: list[keras.callbacks.Callback],
+    ) -> None:
+        self._callback = callback
+        self._exception_hook = ExceptionHook(self.model, self._save_after_exception)
+        self._process_group = JaxProcessGroup()
+        self.session = TrainingSession(
+            run,
+            run.checkpoint_manager(self.model, max_to_keep=options.max_to_keep),
+            options,
+            self._process_group,
+            is_training=self._exception_hook.is_training,
+        )
+        self.writer = ModelWriter(self.session, self._process_group)
+        self._should_resume = run.should_resume
+        self._callbacks_to_restore = callbacks_to_restore
+        self._callback_states: list[dict[str, Any]] = []
+        self._callback_list = callback_list()
+        self._fit_callbacks = notify_of_epoch_ends(self._callback_list, self._begin_epoch_end, self._end_epoch_end)
+        self._epoch = 0
+        self._batch = -1
+        self._step = 0
+        self._logs: dict[str, Any] = {}
+        self._iterations_at_start = 0
+        self._before: StateBeforeEpochEnd | None = None
+        """The state before the end of the epoch, until every callback was notified of that end."""
+        self._step_saved_before_epoch_end = -1
+        self._action_at_epoch_end = Action.NOTHING
+        self._should_check_for_swap = False
+        self._validation_swaps_weights = False
+        self._stopped_at: int | None = None
+        """The number of epochs done when training was stopped early, for example by ``EarlyStopping``."""
+
+    @property
+    def model(self) -> keras.Model:
+        """The model, with its current variables: on JAX, only Keras's property `model` of a callback updates them."""
+        model: keras.Model = self._callback.model
+        return model
+
+    # Begin and end
+
+    def begin(self) -> None:
+        """Restore the newest training state, or start from scratch.
+
+        Raises:
+            TrackingError: there are checkpoints but none is intact, or the model differs from the saved model.
+        """
+        self._exception_hook.install(self.session.preemption)
+        if keras.backend.backend() != "jax":  # there all variables change together, after the whole step
+            for optimizer in training_state.optimizers_of(self.model).values():
+                track_steps(optimizer, self._record_optimizer_step)
+        self._iterations_at_start = self._iterations()
+        newest = self.session.find_checkpoint((".weights.h5",), "Keras") if self._should_resume else None
+        if newest is not None:
+            self._resume_from(newest)
+        self.session.begin(self._step)
+        self.session.log_start(newest)
+        epochs = self._callback.params["epochs"]
+        if newest is not None and newest.epoch >= epochs:
+            epoch = self._stopped_at
+            self.session.log_nothing_left(epoch=epoch or 0, limit=f"epochs={epochs}" if epoch is None else None)
+
+    def _resume_from(self, newest: Checkpoint) -> None:
+        training = training_state.load(
+            self.model, newest.path, newest.source, self._process_group.rank, build=lambda: build_model(self.model)
+        )
+        self.session.checkpoints.release()
+        self._callback.best = training["best"]
+        self._callback_states = training["callbacks"]
+        if len(self._callback_states) != len(self._callbacks_to_restore):
+            raise TrackingError(
+                f"Received {len(self._callbacks_to_restore)} callbacks to restore, while {newest.source} holds the "
+                f"state of {len(self._callback_states)}. Expected the same callbacks in the same order. Give `restore` "
+                f"what it was given before, or pass PolyaxonCallback(resume=False) to begin anew; the checkpoint stays "
+                f"as it is."
+            )
+        self._validation_swaps_weights = training.get("swaps", False)
+        self._stopped_at = training.get("stopped")
+        if missed := training.get("missed"):
+            self._logs = missed["logs"]
+            MissedEpochEnd(self.model, self._callback_list, missed)
+            self._step_saved_before_epoch_end = newest.step
+        self._step = newest.step
+        self._iterations_at_start = self._iterations() - newest.step
+        set_initial_epoch(self.model, newest.epoch)
+
+    def finish(self) -> None:
+        """Wait for all writes, and mark this training as finished."""
+        self.writer.is_unchanged = False
+        self._restore_callbacks()
+        epochs = self._callback.params["epochs"]
+        if self.model.stop_training and self._epoch + 1 < epochs:
+            self._stopped_at = self._epoch + 1
+            self._save(epochs)  # stopped early: resuming must not train further epochs
+        self.session.wait()
+        self._exception_hook.uninstall()
+        for optimizer in training_state.optimizers_of(self.model).values():
+            untrack_steps(optimizer)
+        set_initial_epoch(self.model, None)
+        self.session.finish()
+
+    # Batches and epochs
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Reset the batch counter, and restore the state of the other callbacks."""
+        self.writer.is_unchanged = False
+        self._restore_callbacks()
+        self._epoch, self._batch, self._before = epoch, -1, None
+
+    def end_batch(self, batch: int, logs: dict[str, Any]) -> None:
+        """Count the steps, and save or stop if the session asks for it.
+
+        After the last batch of an epoch, this waits for the end of the epoch, which follows.
+        """
+        steps = self._callback.params["steps"]
+        if steps is not None:  # the last execution of `steps_per_execution` may have fewer batches
+            batch = min(batch, steps - 1)
+        self._step += batch - self._batch
+        self._batch, self._logs = batch, logs
+        self.writer.reserve_memory(self.model)
+        action = self.session.end_batch(self._step)
+        if self._batch + 1 == steps:
+            self._action_at_epoch_end = action
+        elif action is Action.STOP:
+            self._stop()
+        elif action is Action.SAVE:
+            self._save_within_epoch()
+
+    def end_validation_batch(self) -> None:
+        """Stop if a signal was received during the validation.
+
+        If the model's weights differ from those before the validation, training stops only when the validation has
+        ended, unless the state was saved before the validation.
+        """
+        action = self.session.end_batch(self._step)
+        if self._should_check_for_swap:
+            self._should_check_for_swap = False
+            self._validation_swaps_weights = self._validation_swaps_weights or not self._has_weights_before_epoch_end()
+        if action is not Action.STOP or self._before is None:
+            return
+        if self._step_saved_before_epoch_end == self._step or self._has_weights_before_epoch_end():
+            self.writer.is_unchanged = False
+            self._stop()
+
+    def _begin_epoch_end(self) -> None:
+        """Keep the state before the end of the epoch, and save it if earlier validations have swapped weights."""
+        if self._before is not None:
+            return
+        self.writer.is_unchanged = False
+        self._before = self._state_before_epoch_end()
+        self._should_check_for_swap = not self._process_group.is_distributed
+        action, self._action_at_epoch_end = self._action_at_epoch_end, Action.NOTHING
+        is_saved = self._step_saved_before_epoch_end == self._step
+        if not is_saved and self.session.saved_step == self._step:
+            self.session.saved_step = None  # saved as a state within the epoch, before its end was known
+        if action is Action.STOP:
+            self._stop()
+        if action is Action.SAVE or (self._validation_swaps_weights and not is_saved):
+            self._save_within_epoch()
+
+    def save_at_epoch_end(self, epoch: int) -> None:
+        """Save the training state of the finished epoch, unless it is saved already."""
+        if self._before is not None:
+            self._before = None
+            self._save(epoch + 1)
+
+    def _end_epoch_end(self, epoch: int) -> None:
+        """Do the save that was delayed until every callback was notified, and stop if a signal was received."""
+        self.writer.is_unchanged = False
+        self.save_at_epoch_end(epoch)
+        if self.session.should_stop_now():
+            self._stop()
+
+    def _stop(self) -> NoReturn:
+        self.session.stop(self._step, self._save_within_epoch)
+
+    def _state_before_epoch_end(self) -> StateBeforeEpochEnd:
+        # A process cannot read the parts of sharded weights that other processes hold.
+        sample_weights = not self._process_group.is_distributed
+        return StateBeforeEpochEnd(self.model, self._logs, self._training_values(), sample_weights=sample_weights)
+
+    def _has_weights_before_epoch_end(self) -> bool:
+        """Return whether the weights equal those before the end of the epoch.
+
+        With several processes, return ``True``: no process can read all weights.
+        """
+        with training_weights(self._fit_callbacks):
+            return self._before is None or self._before.has_weights_of(self.model)
+
+    # Exceptions
+
+    def _save_after_exception(self, error: BaseException) -> None:
+        """Save the steps since the last save if an exception in ``fit`` ends the process."""
+        self.writer.is_unchanged = False
+        can_be_saved = self.session.stepping_from is None and not self._process_group.is_distributed
+        if can_be_saved and self._iterations() - self._iterations_at_start == self._step + 1:
+            self._step, self._batch = self._step + 1, self._batch + 1  # raised before this callback's hook
+            self._logs = self.model.get_metrics_result()
+        self.session.save_after_exception(
+            error, self._step, self._save_within_epoch, has_trained_weights=self._has_trained_weights
+        )
+
+    def _has_trained_weights(self) -> bool:
+        return not averages_on_exception(self.model.optimizer) and self._has_weights_before_epoch_end()
+
+    def _record_optimizer_step(self, *, is_running: bool) -> None:
+        self.session.stepping_from = self._step if is_running else None
+
+    def _iterations(self) -> int:
+        optimizer = self.model.optimizer
+        return 0 if optimizer is None else int(keras.ops.convert_to_numpy(optimizer.iterations))
+
+    # The training state
+
+    def _restore_callbacks(self) -> None:
+        # Callbacks reset themselves in `on_train_begin`, so their state is restored after that hook of every callback.
+        if self._callback_states:
+            for callback, state in zip(self._callbacks_to_restore, self._callback_states, strict=True):
+                vars(callback).update(state)
+            self._callback_states = []
+
+    def _training_values(self) -> dict[str, Any]:
+        best = self._callback.best
+        return {
+            "best": None if best is None else float(best),
+            "callbacks": [training_state.callback_state(callback) for callback in self._callbacks_to_restore],
+            "swaps": self._validation_swaps_weights,
+            "stopped": self._stopped_at,
+        }
+
+    def _save_within_epoch(self) -> None:
+        """Save the current state or, at the end of the epoch, the state before that end."""
+        before = self._before
+        if before is None and self._batch + 1 == self._callback.params["steps"]:
+            before = self._state_before_epoch_end()
+        self._save(self._epoch, before)
+
+    def _save(self, epoch: int, before: StateBeforeEpochEnd | None = None) -> None:
+        model, checkpoints, step = self.model, self.session.checkpoints, self._step
+        training, random = self._training_values(), training_state.random_state()
+        if before is not None:
+            training, random = before.training, before.random
+        metadata = training_state.make_metadata(model, training, self._process_group.gather(random))
+        if before is not None:
+            metadata["generators"] = before.generators
+            self._step_saved_before_epoch_end = step
+
+        def write() -> None:
+            with checkpoints.save(step, epoch, suffix=".weights.h5") as path:
+                training_state.save(model, path, metadata)
+
+        with self.session.saving(step), training_weights(self._fit_callbacks) as swapped:
+            self.writer.is_unchanged = self.writer.is_unchanged and not swapped
+            self.writer.write(f"step {step} to {checkpoints.directory}", model, write)

@@ -1,0 +1,56 @@
+"""Write a model's files in the process of rank 0, in the background if possible."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from polyaxon_keras.snapshot import Snapshot, substituted_values
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from polyaxon_keras.framework import keras
+    from polyaxon_keras.process_group import JaxProcessGroup
+    from polyaxon_tracking.training import TrainingSession
+
+__all__ = ["ModelWriter"]
+
+
+class ModelWriter:
+    """Write the files of one training: the model's own file, and its training states."""
+
+    def __init__(self, session: TrainingSession, process_group: JaxProcessGroup) -> None:
+        self.is_unchanged = False
+        """Whether no variable can have changed since the last write."""
+        self._process_group = process_group
+        self._snapshot = Snapshot(session.writer) if session.options.background and session.is_writer else None
+        self._should_reserve_memory = self._snapshot is not None
+
+    def write(self, what: str, model: keras.Model, write: Callable[[], None]) -> None:
+        """Call `write` on rank 0, with the current variables of `model`; from a snapshot if there is one.
+
+        Args:
+            what: the file or checkpoint that `write` writes, for messages.
+            model: the model, just taken from its callback.
+            write: saves the model.
+        """
+        whole_values = self._process_group.gather_variables(model)
+        with self._process_group.rank_0_writes() as is_writer:
+            if not is_writer:
+                return
+            if whole_values:
+                with substituted_values(whole_values):
+                    write()
+            elif self._snapshot is None:
+                write()
+            else:
+                self._snapshot.save(what, model, write, unchanged=self.is_unchanged)
+                self.is_unchanged = True
+
+    def reserve_memory(self, model: keras.Model) -> None:
+        """Allocate the memory for copies of the variables of `model`, once, after the first batch created them all."""
+        if not self._should_reserve_memory:
+            return
+        self._should_reserve_memory = False
+        if self._snapshot is not None and not self._process_group.is_sharded(model):
+            self._snapshot.reserve(model)
