@@ -19,6 +19,8 @@ from polyaxon_tracking.urls import is_url
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from polyaxon_tracking.storage.staged import StagedFile
+
 __all__ = ["Checkpoint", "CheckpointManager"]
 
 _logger = logging.getLogger("polyaxon_tracking")
@@ -143,19 +145,32 @@ class CheckpointManager:
 
         If the block creates a directory at the path, the checkpoint is that directory.
         """
+        staged = self.stage(step, epoch, suffix=suffix)
+        with staged.writing() as path:
+            yield path
+        staged.commit()
+
+    def stage(self, step: int, epoch: int = 0, *, suffix: str = ".ckpt") -> StagedFile:
+        """Return a file to write one checkpoint to, which any thread may commit, as `save` does at the block's end.
+
+        The arguments and errors are those of `save`.
+        """
         step, epoch = _checked_count("step", step), _checked_count("epoch", epoch)
         if not _SUFFIX.fullmatch(suffix):
             raise TrackingError(f"Received suffix={suffix!r}. Expected a file's ending, such as '.ckpt'.")
         if self._known is None:
             self._known = {checkpoint.name for checkpoint in self.checkpoints()}
-        with self._directory.staged(f"step={step:010d}{suffix}") as staged:
-            yield staged
-            crc = sync_and_checksum(staged, self._directory.sync)
+        known = self._known
+
+        def publish(path: str) -> None:
+            crc = sync_and_checksum(path, self._directory.sync)
             name = f"step={step:010d}-epoch={epoch}-start={self._start(step, epoch)}-crc={crc:08x}{suffix}"
-            self._directory.publish(staged, name)
-        self._known.add(name)
-        self.release()
-        self._prune(self._known)
+            self._directory.publish(path, name)
+            known.add(name)
+            self.release()
+            self._prune(known)
+
+        return self._directory.stage(f"step={step:010d}{suffix}", publish)
 
     def checkpoints(self) -> list[Checkpoint]:
         """Return all checkpoints in the directory, newest first, read only from their names."""
@@ -234,7 +249,14 @@ class CheckpointManager:
         return newest.start if (step, epoch) > (newest.step, newest.epoch) else newest.start + 1
 
     def _prune(self, known: set[str]) -> None:
-        found = self.checkpoints()
+        # The new checkpoint is safe, so an old checkpoint that cannot be removed is no reason to end training.
+        try:
+            found = self.checkpoints()
+        except OSError as error:
+            _logger.warning(
+                "No old checkpoint in %s was removed, because listing them failed: %s", self.directory, error
+            )
+            return
         foreign = [checkpoint.path for checkpoint in found if checkpoint.name not in known]
         if foreign and not self._warned:
             self._warned = True
@@ -255,7 +277,6 @@ class CheckpointManager:
             try:
                 self._directory.remove(checkpoint.name)
             except OSError as error:
-                # The new checkpoint is safe, and one checkpoint too many is no reason to end training.
                 _logger.warning("The old checkpoint %s could not be removed: %s", checkpoint.path, error)
 
 

@@ -293,15 +293,15 @@ class TrainingStateCheckpoint(Checkpoint):
     def _save_sharded(self, trainer: pl.Trainer) -> None:
         """Write every rank's part to a directory of rank 0, which publishes the directory when all have written."""
         group = self.session.process_group
-        with contextlib.ExitStack() as stack:
-            path = None
-            with group.share_errors():
-                if self.session.is_writer:
-                    epoch = trainer.current_epoch + self._ends_epoch
-                    path = stack.enter_context(self.session.checkpoints.save(trainer.global_step, epoch))
-            trainer.save_checkpoint(str(group.gather(path)[0]), weights_only=False)
-            with group.share_errors():
-                stack.close()
+        staged = None
+        with group.share_errors():
+            if self.session.is_writer:
+                staged = self.session.checkpoints.stage(trainer.global_step, trainer.current_epoch + self._ends_epoch)
+        with contextlib.nullcontext("") if staged is None else staged.writing() as path:
+            trainer.save_checkpoint(group.gather(path)[0], weights_only=False)
+        with group.share_errors():
+            if staged is not None:
+                staged.commit()
 
     def _reserve_memory(self, trainer: pl.Trainer) -> None:
         """Allocate the memory for copies of the state, which is complete after the first optimizer step."""

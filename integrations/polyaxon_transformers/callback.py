@@ -14,16 +14,15 @@ from typing import TYPE_CHECKING, Any
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
+from polyaxon_torch import TorchProcessGroup
 from polyaxon_tracking import TrackingError
-from polyaxon_tracking.training import BackgroundWriter, Run, SaveOptions
-from polyaxon_transformers.training_state import Training
+from polyaxon_tracking.training import Run, SaveOptions, TrainingSession
+from polyaxon_transformers.training import Training
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
     from transformers import TrainerControl, TrainerState, TrainingArguments
-
-    from polyaxon_tracking import Checkpoint
 
 __all__ = ["PolyaxonCallback"]
 
@@ -92,7 +91,6 @@ class PolyaxonCallback(TrainerCallback):
             write_timeout=write_timeout,
         )
         self._run = Run(datasets=datasets, loggers=["transformers", "accelerate", *loggers], resume=resume)
-        self._writer = BackgroundWriter(write_timeout)
         self._attached = False
         self._training: Training | None = None
 
@@ -160,7 +158,7 @@ class PolyaxonCallback(TrainerCallback):
     ) -> None:
         """Exit if a signal was received, in the evaluation within training."""
         if self._training is not None:
-            self._training.evaluate_step()
+            self._training.end_evaluation_step()
 
     def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Record that a save is due."""
@@ -215,54 +213,41 @@ class PolyaxonCallback(TrainerCallback):
         # What it saves is to be what all other callbacks have come to.
         trainer.pop_callback(self)
         trainer.add_callback(self)
-        training = self._training = Training(
-            trainer,
-            checkpoints,
-            users,
-            self._writer,
-            options=self._options,
-            ignore_keys=options.get("ignore_keys_for_eval"),
-        )
+        session = TrainingSession(self._run, checkpoints, self._options, TorchProcessGroup(self._options.write_timeout))
+        training = self._training = Training(trainer, session, users, ignore_keys=options.get("ignore_keys_for_eval"))
         try:
-            newest = self._newest(training, options.get("resume_from_checkpoint"))
-            if newest is not None:
-                options["resume_from_checkpoint"] = training.resume_from(newest)
-            elif options.get("resume_from_checkpoint") is True and not _has_folders(str(args.output_dir)):
-                del options["resume_from_checkpoint"]  # the Trainer would raise, at the first start of a run too
-            if trainer.is_world_process_zero():
-                self._tell(training, newest, options.get("resume_from_checkpoint"))
+            given = options.pop("resume_from_checkpoint", None)
+            if (folder_or_true := self._resume_from_checkpoint(training, session, given)) is not None:
+                options["resume_from_checkpoint"] = folder_or_true
             with training.attached():
                 result = train(**options)
-            training.wait()
-            self._run.mark_finished(checkpoints)
-            training.finish()
+            session.finish()
         except BaseException as error:
-            training.after_exception(error)
+            training.save_after_exception(error)
             raise
         finally:
             self._training = None
-            training.end()
+            training.close()
         return result
 
-    def _newest(self, training: Training, given: str | bool | None) -> Checkpoint | None:
-        """Return the checkpoint to resume from, unless the user passed one."""
-        asked = given is True or (given is None and self._run.should_resume)
-        found = training.process_group.latest(training.checkpoints) if asked or isinstance(given, str) else None
+    def _resume_from_checkpoint(
+        self, training: Training, session: TrainingSession, given: str | bool | None
+    ) -> str | bool | None:
+        """Return the argument `resume_from_checkpoint` for the Trainer; the user has `given` it, or not (``None``)."""
+        output_dir = str(training.trainer.args.output_dir)
         if isinstance(given, str):
-            if found is not None and self._run.should_resume:
-                _logger.warning(
-                    "Going on from the resume_from_checkpoint that was given, though %s is there. Leave it out to "
-                    "resume from that",
-                    found.source,
-                )
-            return None
-        return found
-
-    def _tell(self, training: Training, newest: Checkpoint | None, given: str | bool | None) -> None:
-        if newest is not None:
-            _logger.info("Resuming from %s: epoch %d, step %d", newest.source, newest.epoch, newest.step)
-        elif not given:
-            _logger.info("Starting fresh: %s", self._run.why_fresh(training.checkpoints))
+            newest = session.process_group.latest(session.checkpoints) if self._run.should_resume else None
+            if newest is not None:
+                session.warn_of_unused(newest, "resume_from_checkpoint", given)
+            return given
+        if given is True or (given is None and self._run.should_resume):
+            folder = training.resume_from_newest()
+            if folder is not None:
+                return folder
+        if given is True and _has_folders(output_dir):
+            return True
+        session.log_start(None)
+        return None  # without folders the Trainer would raise for True, even at the first start of a run
 
 
 def _constructed_now() -> Trainer:

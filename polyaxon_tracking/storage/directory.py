@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import abc
 import contextlib
+import os
 from typing import TYPE_CHECKING
 
+from polyaxon_tracking.storage.locks import StagingDirectory
+from polyaxon_tracking.storage.staged import StagedFile
+from polyaxon_tracking.storage.write_errors import explained
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 
 __all__: list[str] = []
@@ -30,26 +35,44 @@ class Directory(abc.ABC):
         Raises:
             TrackingError: the block wrote no file.
         """
-        with self.staged(name) as staged:
-            yield staged
-            self.sync(staged)
-            self.publish(staged, name)
+        staged = self.stage(name)
+        with staged.writing() as path:
+            yield path
+        staged.commit()
+
+    def stage(self, name: str, publish: Callable[[str], None] | None = None) -> StagedFile:
+        """Return a file to write, which its ``commit`` puts in the directory.
+
+        Args:
+            name: the name of the file while it is written, and afterwards, unless `publish` chooses another.
+            publish: takes the path of the file that was written, and calls `sync` and then `publish` with it. By
+                default, it is published as `name`.
+        """
+
+        def publish_as_name(path: str) -> None:
+            self.sync(path)
+            self.publish(path, name)
+
+        target, parent = f"{self.path}/{name}", self.staging_parent()
+        with explained(target, os.path.join(parent, ".staging")):  # of no file yet: for messages about free room
+            staging = StagingDirectory(parent)
+        return StagedFile(staging, name, target, publish or publish_as_name)
 
     @abc.abstractmethod
     def names(self) -> list[str]:
         """Return the names in the directory; an empty list if the directory does not exist."""
 
     @abc.abstractmethod
-    def staged(self, name: str) -> contextlib.AbstractContextManager[str]:
-        """Return a context manager that yields the path to write `name` to, and removes that path at the end."""
+    def staging_parent(self) -> str:
+        """Return the local directory in which staging directories are created."""
 
     @abc.abstractmethod
-    def sync(self, staged: str) -> None:
-        """Make the content of the file `staged` durable, so that `publish` may follow."""
+    def sync(self, path: str) -> None:
+        """Make the content of the file `path`, which was staged, durable, so that `publish` may follow."""
 
     @abc.abstractmethod
-    def publish(self, staged: str, name: str) -> None:
-        """Put the file `staged` in the directory as `name`, after `sync`."""
+    def publish(self, path: str, name: str) -> None:
+        """Put the file `path`, which was staged, in the directory as `name`, after `sync`."""
 
     @abc.abstractmethod
     def copy(self, path: str, name: str) -> None:

@@ -11,15 +11,10 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from typing import TYPE_CHECKING
 
 from polyaxon_tracking.storage.directory import Directory
 from polyaxon_tracking.storage.disk import nothing_written, sync_directory, sync_file
-from polyaxon_tracking.storage.locks import staging
-from polyaxon_tracking.storage.write_errors import explained
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from polyaxon_tracking.storage.locks import StagingDirectory
 
 __all__ = ["LocalDirectory"]
 
@@ -34,34 +29,27 @@ class LocalDirectory(Directory):
         except FileNotFoundError:
             return []
 
-    @contextlib.contextmanager
-    def staged(self, name: str) -> Iterator[str]:
-        """Yield the path, in a staging directory, of the file that `publish` moves to `name`."""
-        path = os.path.join(self.path, name)
-        with contextlib.ExitStack() as stack:
-            with explained(path):
-                directory = stack.enter_context(staging(self.path))
-            staged = os.path.join(directory, name)
-            with explained(path, staged):
-                yield staged
+    def staging_parent(self) -> str:
+        """Return the directory itself, so that a staged file is on the same file system."""
+        return self.path
 
-    def sync(self, staged: str) -> None:
-        """Flush the content of `staged`, a file or a directory of files, to the disk."""
-        if not os.path.isdir(staged) or os.path.islink(staged):
-            sync_file(staged)
+    def sync(self, path: str) -> None:
+        """Flush the content of `path`, a file or a directory of files, to the disk."""
+        if not os.path.isdir(path) or os.path.islink(path):
+            sync_file(path)
             return
         synced = 0
-        for directory, _, names in os.walk(staged, topdown=False):
+        for directory, _, names in os.walk(path, topdown=False):
             for name in names:
                 sync_file(os.path.join(directory, name))
                 synced += 1
             sync_directory(directory)
         if not synced:
-            raise nothing_written(staged)
+            raise nothing_written(path)
 
-    def publish(self, staged: str, name: str) -> None:
-        """Move `staged`, whose content is on disk, to `name`, durably."""
-        os.replace(staged, os.path.join(self.path, name))
+    def publish(self, path: str, name: str) -> None:
+        """Move `path`, whose content is on disk, to `name`, durably."""
+        os.replace(path, os.path.join(self.path, name))
         sync_directory(self.path)
 
     def copy(self, path: str, name: str) -> None:
@@ -79,7 +67,8 @@ class LocalDirectory(Directory):
         path = os.path.join(self.path, name)
         with contextlib.suppress(FileNotFoundError):  # another process has removed it
             if os.path.isdir(path) and not os.path.islink(path):
-                with staging(self.path) as directory:  # a directory cannot be removed atomically, but it can be renamed
+                # A directory cannot be removed atomically, but it can be renamed.
+                with StagingDirectory(self.path) as directory:
                     os.rename(path, os.path.join(directory, name))
             else:
                 os.unlink(path)

@@ -7,12 +7,8 @@ import fcntl
 import os
 import secrets
 import shutil
-from typing import TYPE_CHECKING
 
 from polyaxon_tracking.storage.disk import make_directory, statuses
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 __all__: list[str] = []
 
@@ -25,23 +21,37 @@ _BOOT_ID = "/proc/sys/kernel/random/boot_id"
 ABANDONED_SECONDS = 3600.0
 
 
-@contextlib.contextmanager
-def staging(directory: str) -> Iterator[str]:
-    """Yield a staging directory inside `directory` and remove it afterwards; first remove those that are abandoned."""
-    make_directory(directory)
-    others = sweep(directory)  # before anything is written, because this may free the room for it
-    staged, lock = _create_staging(directory)
-    try:
+class StagingDirectory:
+    """A new staging directory inside `directory`. First, those that are abandoned are removed.
+
+    As a context manager, it gives its path and is removed at the end of the block.
+    """
+
+    def __init__(self, directory: str) -> None:
+        make_directory(directory)
+        others = sweep(directory)  # before anything is written, because this may free the room for it
+        self.path, lock = _create_staging(directory)
+        self._lock: int | None = lock
         for other in others:
             if _is_abandoned(other, now=os.fstat(lock).st_mtime):
                 _remove_unlocked(other, abandoned=True)
-        yield staged
-    finally:
+
+    def __enter__(self) -> str:
+        return self.path
+
+    def __exit__(self, *_: object) -> None:
+        self.remove()
+
+    def remove(self) -> None:
+        """Remove the directory and all files in it, from any thread. Calling this method again does nothing."""
+        lock, self._lock = self._lock, None
+        if lock is None:
+            return
         # Close the lock first: SMB, NFS and FUSE cannot remove the directory of an open file.
         try:
             os.close(lock)
         finally:
-            shutil.rmtree(staged, ignore_errors=True)  # if this fails, the next start removes the directory
+            shutil.rmtree(self.path, ignore_errors=True)  # if this fails, the next start removes the directory
 
 
 def sweep_below(directory: str) -> None:
@@ -50,7 +60,7 @@ def sweep_below(directory: str) -> None:
         found = {name for name in names if name.startswith(STAGING)}
         names[:] = [name for name in names if name not in found]
         if found:
-            with contextlib.suppress(OSError), staging(parent):
+            with contextlib.suppress(OSError), StagingDirectory(parent):
                 pass
 
 

@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-from typing import TYPE_CHECKING
 
 from polyaxon_tracking.storage import object_store
 from polyaxon_tracking.storage.credentials import locate_directory
 from polyaxon_tracking.storage.directory import Directory
 from polyaxon_tracking.storage.disk import checked_file
 from polyaxon_tracking.storage.download_cache import cached_path, release, workspace
-from polyaxon_tracking.storage.locks import staging
-from polyaxon_tracking.storage.write_errors import explained
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 __all__ = ["RemoteDirectory"]
 
@@ -30,24 +23,17 @@ class RemoteDirectory(Directory):
         """Return the names of the objects directly below the prefix."""
         return list(object_store.list_files(self.path))
 
-    @contextlib.contextmanager
-    def staged(self, name: str) -> Iterator[str]:
-        """Yield the local path of the file that `publish` uploads as `name`."""
-        path = self._url(name)
-        with contextlib.ExitStack() as stack:
-            with explained(path, os.path.join(workspace(), name)):
-                directory = stack.enter_context(staging(workspace()))
-            staged = os.path.join(directory, name)
-            with explained(path, staged):
-                yield staged
+    def staging_parent(self) -> str:
+        """Return the directory for temporary files of this user."""
+        return workspace()
 
-    def sync(self, staged: str) -> None:
+    def sync(self, path: str) -> None:
         """Check that a file was written. It needs no flush, because the local file is temporary."""
-        os.close(checked_file(staged))
+        os.close(checked_file(path))
 
-    def publish(self, staged: str, name: str) -> None:
-        """Upload the file `staged` as `name`."""
-        object_store.upload(staged, self._url(name))
+    def publish(self, path: str, name: str) -> None:
+        """Upload the file `path` as `name`."""
+        object_store.upload(path, self._url(name))
 
     def copy(self, path: str, name: str) -> None:
         """Make the store copy the object `path`, a URL, to `name`."""

@@ -6,6 +6,7 @@ Training scripts need none of these names: they use a callback, or the names tha
 from polyaxon_tracking.background import BackgroundWriter
 from polyaxon_tracking.storage.directory import Directory
 from polyaxon_tracking.storage.opening import open_directory
+from polyaxon_tracking.storage.staged import StagedFile
 from polyaxon_tracking.training.memory import available_memory
 from polyaxon_tracking.training.options import SaveOptions
 from polyaxon_tracking.training.preemption import PreemptionHandler
@@ -22,6 +23,7 @@ __all__ = [
     "ProcessGroup",
     "Run",
     "SaveOptions",
+    "StagedFile",
     "TrainingSession",
     "available_memory",
     "different_model",

@@ -20,7 +20,7 @@ from polyaxon_tracking.environment import (
 )
 from polyaxon_tracking.errors import TrackingError, closest
 from polyaxon_tracking.redaction import mask_urls, shown_path
-from polyaxon_tracking.storage.locks import staging, sweep_below
+from polyaxon_tracking.storage.locks import StagingDirectory, sweep_below
 from polyaxon_tracking.training.logging import set_log_level
 from polyaxon_tracking.urls import is_url, join_below, local_path
 
@@ -229,7 +229,7 @@ def checked_outputs(path: str, source: str = OUTPUTS_PATH) -> str:
         return check_writable(path, source)
     path = os.path.abspath(local_path(path))
     try:
-        with staging(path):
+        with StagingDirectory(path):
             pass
     except OSError as error:
         problem, advice = error.strerror, "Mount the volume for writing"

@@ -376,7 +376,7 @@ def test_what_resume_from_checkpoint_says_is_used(
     training.add_callback(_Steps(steps))
     training.train(resume_from_checkpoint=folder)
     assert steps == list(range(5, 13))
-    assert "Going on from the resume_from_checkpoint that was given, though " in caplog.text
+    assert re.search(r"Resuming from resume_from_checkpoint=\S+ as asked, although \S+ exists\. Leave out", caplog.text)
     fresh = trainer(PolyaxonCallback(), num_train_epochs=1)
     steps.clear()
     fresh.add_callback(_Steps(steps))

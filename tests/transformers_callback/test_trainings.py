@@ -267,7 +267,7 @@ def test_an_error_while_saving_does_not_hide_the_users_own(outputs: Path, caplog
 
     with pytest.raises(ArithmeticError):
         trainer(PolyaxonCallback(), At(2, fail), made_by=Unsaved, **QUIET).train()
-    assert "The state at the exception was not saved; what was there before is as it was: TypeError" in caplog.text
+    assert "was not saved; the previous checkpoint is untouched: TypeError" in caplog.text
 
 
 def test_a_smaller_batch_after_too_little_memory_counts_anew(outputs: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -26,7 +26,7 @@ from polyaxon_tracking.errors import TrackingError
 from polyaxon_tracking.redaction import mask_secrets
 from polyaxon_tracking.storage.credentials import locate
 from polyaxon_tracking.storage.disk import free_bytes, sync_directory, sync_file
-from polyaxon_tracking.storage.locks import staging
+from polyaxon_tracking.storage.locks import StagingDirectory
 from polyaxon_tracking.training.run import LOCAL_OUTPUTS
 from polyaxon_tracking.urls import is_url, local_path
 
@@ -133,7 +133,7 @@ def _check_writing(name: str, directory: str, advice: str) -> Iterator[Row]:
     """Write, sync and rename files in `directory`, as saving a checkpoint does, and remove them."""
     trying = "writable"
     try:
-        with staging(directory) as staged:
+        with StagingDirectory(directory) as staged:
             first, second = os.path.join(staged, "first"), os.path.join(staged, "second")
             for path in (first, second):
                 with open(path, "xb") as file:

@@ -1,0 +1,166 @@
+"""What a training resumes from: the folder of its checkpoint, and the restoring of weights and callbacks from it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from typing import TYPE_CHECKING, Any
+
+from transformers import TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_callback import ExportableState
+
+from polyaxon_torch import settle_lazy_layers
+from polyaxon_tracking import TrackingError, cached_path
+from polyaxon_tracking.training import StagedFile, different_model, open_directory
+from polyaxon_transformers.folders import folder_name, read_metadata, unpack
+from polyaxon_transformers.weights import saved_weights
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import nn
+    from transformers import Trainer
+
+    from polyaxon_tracking import Checkpoint
+    from polyaxon_tracking.training import TrainingSession
+
+__all__ = ["ResumedState", "callback_states", "load_weights", "optimizer_name"]
+
+
+class ResumedState:
+    """A training state that the Trainer resumes from.
+
+    Args:
+        trainer: the Trainer.
+        session: the session of this training.
+        checkpoint: the checkpoint, a folder or a folder packed in one file.
+
+    Raises:
+        TrackingError: there is no room to unpack it.
+    """
+
+    def __init__(self, trainer: Trainer, session: TrainingSession, checkpoint: Checkpoint) -> None:
+        self.checkpoint = checkpoint
+        self._unpacked: StagedFile | None = None
+        self.folder = checkpoint.path
+        """The folder from which the Trainer resumes; the Trainer itself saved its files."""
+        if checkpoint.path.endswith(".tar"):
+            self.folder = self._unpack(trainer, session)
+        self.metadata = read_metadata(self.folder)
+        """What the Trainer leaves out of its state: see `polyaxon_transformers.training`."""
+        best = TrainerState.load_from_json(os.path.join(self.folder, TRAINER_STATE_NAME)).best_model_checkpoint
+        self.best = best and os.path.basename(best)
+        """The name of the folder with the best model, if there was one."""
+
+    def _unpack(self, trainer: Trainer, session: TrainingSession) -> str:
+        """Unpack the checkpoint once on each machine, and return the folder, which is kept until the end of training.
+
+        The folder is in a staging directory: if this process is killed, the next start removes it.
+        """
+        here, group = tempfile.gettempdir(), session.process_group
+        path, source = self.checkpoint.path, self.checkpoint.source
+        try:
+            with group.share_errors():
+                if trainer.is_local_process_zero():
+                    needed, free = os.path.getsize(path), shutil.disk_usage(here).free
+                    if needed > free:
+                        raise TrackingError(
+                            f"Received {source} of {needed:,} bytes to unpack in {here}, where {free:,} bytes are "
+                            f"free. Expected room for it. Set TMPDIR to a directory on a larger disk."
+                        )
+                    self._unpacked = open_directory(here).stage(folder_name(self.checkpoint.step))
+                    with self._unpacked.writing() as folder:
+                        unpack(path, folder)
+        finally:
+            session.checkpoints.release()
+        # The processes of one machine have consecutive ranks.
+        first = group.rank - int(trainer.args.local_process_index)
+        return group.gather(self._unpacked.path if self._unpacked is not None else "")[first]
+
+    def fetch_best(self, trainer: Trainer, users_url: str | None) -> None:
+        """Download the folder with the best model, if it was uploaded and this machine does not have it."""
+        if self.best is None or users_url is None or not trainer.is_local_process_zero():
+            return
+        folder = path_in_output_dir(trainer, self.best)
+        if not os.path.isdir(folder):  # the pod was made anew
+            unpack(cached_path(f"{users_url}/{self.best}.tar"), folder)
+
+    def restore(self, trainer: Trainer) -> None:
+        """Restore what the Trainer has not restored when its training begins.
+
+        Raises:
+            TrackingError: the optimizer is not the one that was saved.
+        """
+        optimizer = optimizer_name(trainer)
+        if self.metadata["optimizer"] != optimizer:
+            raise different_model(
+                self.checkpoint.source, [f"its optimizer is {optimizer}, saved was {self.metadata['optimizer']}"]
+            )
+        _restore_callbacks(trainer)
+        if self.best is not None and os.path.isdir(best := path_in_output_dir(trainer, self.best)):
+            trainer.state.best_model_checkpoint = best  # the Trainer forgets it if the outputs were moved
+
+    def close(self) -> None:
+        """Remove the unpacked folder, if there is one. Calling this method again does nothing."""
+        if self._unpacked is not None:
+            self._unpacked.discard()
+
+
+def load_weights(trainer: Trainer, folder: str, native: Callable[[], None], source: str | None) -> None:
+    """Load the weights in `folder` with the Trainer's own function `native`, or those that it would not find there.
+
+    Args:
+        trainer: the Trainer.
+        folder: a folder that a Trainer saved.
+        native: loads them as the Trainer does, which only warns of weights that do not fit.
+        source: the checkpoint that training resumes from; ``None`` if `folder` is another one.
+
+    Raises:
+        TrackingError: training resumes from `folder`, and the model is a different one.
+    """
+    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:  # their loaders check it
+        native()
+        return
+    model: nn.Module = trainer.model  # type: ignore[assignment]  # made by now
+    saved = saved_weights(model, folder)
+    if saved.differences and source is not None:
+        raise different_model(source, saved.differences)
+    if saved.translated is None:
+        native()
+    else:
+        model.load_state_dict(saved.translated)
+    differences = settle_lazy_layers(model)
+    if differences and source is not None:
+        raise different_model(source, differences)
+
+
+def _restore_callbacks(trainer: Trainer) -> None:
+    """Restore the states of callbacks, and keep the arguments that the script gives them now."""
+    states = callback_states(trainer.state)
+    stateful = [one for one in trainer.callback_handler.callbacks if isinstance(one, ExportableState)]
+    for name in {type(one).__name__ for one in stateful}:
+        alike = [one for one in stateful if type(one).__name__ == name]
+        saved = states.setdefault(name, [] if len(alike) > 1 else alike[0].state())
+        for callback, state in zip(alike, saved if isinstance(saved, list) else [saved], strict=False):
+            for attribute, value in state.get("attributes", {}).items():
+                setattr(callback, attribute, value)
+
+
+def callback_states(state: TrainerState) -> dict[str, Any]:
+    """Return the states of callbacks by class name; a list if there are several callbacks of a class."""
+    return state.stateful_callbacks  # type: ignore[return-value]  # the annotation is of what its constructor takes
+
+
+def optimizer_name(trainer: Trainer) -> str:
+    """Return the name of the optimizer's class, without Accelerate's wrappers."""
+    optimizer: Any = trainer.optimizer
+    while hasattr(optimizer, "optimizer"):
+        optimizer = optimizer.optimizer
+    return type(optimizer).__name__
+
+
+def path_in_output_dir(trainer: Trainer, name: str) -> str:
+    """Return the absolute path of `name` in the Trainer's `output_dir`."""
+    return os.path.join(os.path.abspath(str(trainer.args.output_dir)), name)
