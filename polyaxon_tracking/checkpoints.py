@@ -230,7 +230,7 @@ class CheckpointManager:
             raise TrackingError(
                 f"Received only damaged checkpoints in {shown_path(self.directory)}: {_describe(damaged)}. Expected at "
                 f"least one that is intact. Training does not start from scratch by itself then: put an intact copy "
-                f"there, or, to begin anew, move these away or pass resume=False to the callback."
+                f"there, or, to start from scratch, move these away or pass resume=False to the callback."
             )
 
     def release(self) -> None:
@@ -262,8 +262,8 @@ class CheckpointManager:
             self._warned = True
             _logger.warning(
                 "Another training, or another callback of this one, saves its checkpoints here too, such as %s. Both "
-                "keep theirs, and the next start goes on from the newest of all. Give each an outputs path of its own, "
-                "or end the other",
+                "keep theirs, and the next start resumes from the newest checkpoint of both. Give each its own outputs "
+                "path, or end the other",
                 foreign[0],
             )
         whole = [checkpoint for checkpoint in found if checkpoint.name in known - self._damaged]

@@ -50,6 +50,9 @@ class PolyaxonCallback(keras.callbacks.ModelCheckpoint):
             The mapping's paths are used only if the environment names no data. `data_path` returns the path of each.
         resume: whether to resume from the newest intact checkpoint (``True``) or to start from scratch (``False``). By
             default, training resumes only in a run of the platform.
+        name: the name of this training, such as ``"fold-3"``, if the script trains several times. The checkpoints of a
+            named training, its best models included, are in ``<outputs>/checkpoints/<name>``, whatever trainings came
+            before it in the script.
         restore: other callbacks given to ``fit`` whose state is saved and restored together with the training state,
             such as ``EarlyStopping`` and ``ReduceLROnPlateau``. Keras lets all other callbacks start from scratch when
             training resumes.
@@ -92,6 +95,7 @@ class PolyaxonCallback(keras.callbacks.ModelCheckpoint):
         *,
         datasets: Iterable[str] | Mapping[str, str | os.PathLike[str]] = (),
         resume: bool | None = None,
+        name: str | None = None,
         restore: Iterable[keras.callbacks.Callback] = (),
         every_n_train_steps: int | None = None,
         train_time_interval: timedelta | None = None,
@@ -113,7 +117,7 @@ class PolyaxonCallback(keras.callbacks.ModelCheckpoint):
         wrong = [item for item in self._callbacks_to_restore if not isinstance(item, keras.callbacks.Callback)]
         if wrong:
             raise TrackingError(f"Received restore={wrong!r}. Expected a list of callbacks that `fit` is given too.")
-        self._run = Run(datasets=datasets, loggers=[*_KERAS_LOGGERS, *loggers], resume=resume)
+        self._run = Run(datasets=datasets, loggers=[*_KERAS_LOGGERS, *loggers], resume=resume, name=name)
         path = self._run.checkpoint_path(os.fspath(filepath))
         below = self._run.checkpoints_path
         if path.startswith(below):  # braces are placeholders only in the file's name

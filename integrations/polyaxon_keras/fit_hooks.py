@@ -24,6 +24,7 @@ __all__ = [
     "fit_callbacks",
     "refuse_second_restorer",
     "set_initial_epoch",
+    "stopped_early",
     "training_weights",
     "warn_of_files_outside",
 ]
@@ -63,10 +64,18 @@ def refuse_second_restorer(callbacks: list[keras.callbacks.Callback]) -> None:
     """
     if any(isinstance(callback, keras.callbacks.BackupAndRestore) for callback in callbacks):
         raise TrackingError(
-            "Received a BackupAndRestore beside PolyaxonCallback. Expected one of the two: each brings the model to a "
-            "state of its own when training begins, and the last one would win. Remove BackupAndRestore, or pass "
+            "Received a BackupAndRestore together with a PolyaxonCallback. Expected one of the two: each restores its "
+            "own state when training begins, and the last one would win. Remove BackupAndRestore, or pass "
             "PolyaxonCallback(resume=False)."
         )
+
+
+def stopped_early(callbacks: list[keras.callbacks.Callback]) -> bool:
+    """Return whether an ``EarlyStopping`` has ended training.
+
+    Whatever else ends it, such as a time limit, lets training continue at the next start.
+    """
+    return any(isinstance(one, keras.callbacks.EarlyStopping) and one.stopped_epoch > 0 for one in callbacks)
 
 
 def warn_of_files_outside(callbacks: list[keras.callbacks.Callback], run: Run) -> None:

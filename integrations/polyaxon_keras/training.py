@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from polyaxon_keras import training_state
+from polyaxon_keras.callback_states import CallbackStates
 from polyaxon_keras.epoch_end import MissedEpochEnd, StateBeforeEpochEnd, averages_on_exception, notify_of_epoch_ends
 from polyaxon_keras.exceptions import ExceptionHook, track_steps, untrack_steps
-from polyaxon_keras.fit_hooks import build_model, callback_list, set_initial_epoch, training_weights
+from polyaxon_keras.fit_hooks import build_model, callback_list, set_initial_epoch, stopped_early, training_weights
 from polyaxon_keras.framework import keras
 from polyaxon_keras.process_group import JaxProcessGroup
 from polyaxon_keras.writer import ModelWriter
-from polyaxon_tracking import TrackingError
 from polyaxon_tracking.training import Action, Run, SaveOptions, TrainingSession
 
 if TYPE_CHECKING:
@@ -51,8 +51,7 @@ class Training:
         )
         self.writer = ModelWriter(self.session, self._process_group)
         self._should_resume = run.should_resume
-        self._callbacks_to_restore = callbacks_to_restore
-        self._callback_states: list[dict[str, Any]] = []
+        self._callback_states = CallbackStates(callbacks_to_restore)
         self._callback_list = callback_list()
         self._fit_callbacks = notify_of_epoch_ends(self._callback_list, self._begin_epoch_end, self._end_epoch_end)
         self._epoch = 0
@@ -92,11 +91,11 @@ class Training:
         if newest is not None:
             self._resume_from(newest)
         self.session.begin(self._step)
-        self.session.log_start(newest)
+        self.session.log.start(newest)
         epochs = self._callback.params["epochs"]
         if newest is not None and newest.epoch >= epochs:
             epoch = self._stopped_at
-            self.session.log_nothing_left(epoch=epoch or 0, limit=f"epochs={epochs}" if epoch is None else None)
+            self.session.log.nothing_left(epoch=epoch or 0, limit=f"epochs={epochs}" if epoch is None else None)
 
     def _resume_from(self, newest: Checkpoint) -> None:
         training = training_state.load(
@@ -104,14 +103,7 @@ class Training:
         )
         self.session.checkpoints.release()
         self._callback.best = training["best"]
-        self._callback_states = training["callbacks"]
-        if len(self._callback_states) != len(self._callbacks_to_restore):
-            raise TrackingError(
-                f"Received {len(self._callbacks_to_restore)} callbacks to restore, while {newest.source} holds the "
-                f"state of {len(self._callback_states)}. Expected the same callbacks in the same order. Give `restore` "
-                f"what it was given before, or pass PolyaxonCallback(resume=False) to begin anew; the checkpoint stays "
-                f"as it is."
-            )
+        self._callback_states.set(training["callbacks"], newest.source)
         self._validation_swaps_weights = training.get("swaps", False)
         self._stopped_at = training.get("stopped")
         if missed := training.get("missed"):
@@ -125,11 +117,11 @@ class Training:
     def finish(self) -> None:
         """Wait for all writes, and mark this training as finished."""
         self.writer.is_unchanged = False
-        self._restore_callbacks()
+        self._callback_states.restore()
         epochs = self._callback.params["epochs"]
-        if self.model.stop_training and self._epoch + 1 < epochs:
+        if stopped_early(self._fit_callbacks) and self._epoch + 1 < epochs:
             self._stopped_at = self._epoch + 1
-            self._save(epochs)  # stopped early: resuming must not train further epochs
+            self._save(epochs)  # so that resuming trains no further epochs
         self.session.wait()
         self._exception_hook.uninstall()
         for optimizer in training_state.optimizers_of(self.model).values():
@@ -142,7 +134,7 @@ class Training:
     def begin_epoch(self, epoch: int) -> None:
         """Reset the batch counter, and restore the state of the other callbacks."""
         self.writer.is_unchanged = False
-        self._restore_callbacks()
+        self._callback_states.restore()
         self._epoch, self._batch, self._before = epoch, -1, None
 
     def end_batch(self, batch: int, logs: dict[str, Any]) -> None:
@@ -197,10 +189,15 @@ class Training:
             self._save_within_epoch()
 
     def save_at_epoch_end(self, epoch: int) -> None:
-        """Save the training state of the finished epoch, unless it is saved already."""
+        """Save the training state of the finished epoch, unless it is saved already.
+
+        An epoch that a callback left, as for a time limit, is not finished: it starts over when training resumes.
+        """
         if self._before is not None:
             self._before = None
-            self._save(epoch + 1)
+            steps = self._callback.params["steps"]
+            is_left = self.model.stop_training and steps is not None and self._batch + 1 < steps
+            self._save(epoch if is_left and not stopped_early(self._fit_callbacks) else epoch + 1)
 
     def _end_epoch_end(self, epoch: int) -> None:
         """Do the save that was delayed until every callback was notified, and stop if a signal was received."""
@@ -250,18 +247,11 @@ class Training:
 
     # The training state
 
-    def _restore_callbacks(self) -> None:
-        # Callbacks reset themselves in `on_train_begin`, so their state is restored after that hook of every callback.
-        if self._callback_states:
-            for callback, state in zip(self._callbacks_to_restore, self._callback_states, strict=True):
-                vars(callback).update(state)
-            self._callback_states = []
-
     def _training_values(self) -> dict[str, Any]:
         best = self._callback.best
         return {
             "best": None if best is None else float(best),
-            "callbacks": [training_state.callback_state(callback) for callback in self._callbacks_to_restore],
+            "callbacks": self._callback_states.get(),
             "swaps": self._validation_swaps_weights,
             "stopped": self._stopped_at,
         }
@@ -274,7 +264,7 @@ class Training:
         self._save(self._epoch, before)
 
     def _save(self, epoch: int, before: StateBeforeEpochEnd | None = None) -> None:
-        model, checkpoints, step = self.model, self.session.checkpoints, self._step
+        model, step = self.model, self._step
         training, random = self._training_values(), training_state.random_state()
         if before is not None:
             training, random = before.training, before.random
@@ -283,10 +273,6 @@ class Training:
             metadata["generators"] = before.generators
             self._step_saved_before_epoch_end = step
 
-        def write() -> None:
-            with checkpoints.save(step, epoch, suffix=".weights.h5") as path:
-                training_state.save(model, path, metadata)
-
         with self.session.saving(step), training_weights(self._fit_callbacks) as swapped:
             self.writer.is_unchanged = self.writer.is_unchanged and not swapped
-            self.writer.write(f"step {step} to {checkpoints.directory}", model, write)
+            self.writer.write_state(model, step, epoch, metadata)

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 __all__ = [
-    "callback_state",
     "generator_values",
     "load",
     "make_metadata",
@@ -40,7 +39,7 @@ def make_metadata(model: keras.Model, training: dict[str, Any], random_states: l
 
     Args:
         model: the model that will be saved.
-        training: the values of PolyaxonCallback and of the callbacks in its `restore`.
+        training: the values of PolyaxonCallback, and the states of the callbacks in its `restore`.
         random_states: the state of each process's global random number generators, ordered by rank.
     """
     return {
@@ -217,22 +216,3 @@ def set_random_state(state: dict[str, Any]) -> None:
     if keras.backend.backend() == "torch" and "torch" in state:
         torch = sys.modules["torch"]
         torch.set_rng_state(torch.from_numpy(state["torch"]))
-
-
-def callback_state(callback: keras.callbacks.Callback) -> dict[str, Any]:
-    """Return the state of a callback: its public attributes that are None, numbers, strings, arrays or array lists.
-
-    `min_delta` is left out. Keras's callbacks flip its sign in their first epoch, so that resuming would flip the sign
-    a second time.
-    """
-    return {
-        name: value.copy() if isinstance(value, list | np.ndarray) else value
-        for name, value in vars(callback).items()
-        if not name.startswith("_")
-        and name != "min_delta"
-        and (
-            value is None
-            or isinstance(value, bool | int | float | str | np.generic | np.ndarray)
-            or (isinstance(value, list) and all(isinstance(item, np.ndarray) for item in value))
-        )
-    }

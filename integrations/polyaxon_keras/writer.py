@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from polyaxon_keras import training_state
 from polyaxon_keras.snapshot import Snapshot, substituted_values
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ class ModelWriter:
     def __init__(self, session: TrainingSession, process_group: JaxProcessGroup) -> None:
         self.is_unchanged = False
         """Whether no variable can have changed since the last write."""
+        self._checkpoints = session.checkpoints
         self._process_group = process_group
         self._snapshot = Snapshot(session.writer) if session.options.background and session.is_writer else None
         self._should_reserve_memory = self._snapshot is not None
@@ -46,6 +48,15 @@ class ModelWriter:
             else:
                 self._snapshot.save(what, model, write, unchanged=self.is_unchanged)
                 self.is_unchanged = True
+
+    def write_state(self, model: keras.Model, step: int, epoch: int, metadata: dict[str, Any]) -> None:
+        """Save the training state after `step` steps and `epoch` epochs, as `write` does."""
+
+        def write() -> None:
+            with self._checkpoints.save(step, epoch, suffix=".weights.h5") as path:
+                training_state.save(model, path, metadata)
+
+        self.write(f"step {step} to {self._checkpoints.directory}", model, write)
 
     def reserve_memory(self, model: keras.Model) -> None:
         """Allocate the memory for copies of the variables of `model`, once, after the first batch created them all."""

@@ -59,6 +59,9 @@ class PolyaxonCallback(Callback):
             The mapping's paths are used only if the environment names no data. `data_path` returns the path of each.
         resume: whether to resume from the newest intact checkpoint (``True``) or to start from scratch (``False``). By
             default, training resumes only in a run of the platform.
+        name: the name of this training, such as ``"fold-3"``, if the script trains several times. The checkpoints of a
+            named training, its best models included, are in ``<outputs>/checkpoints/<name>``, whatever trainings came
+            before it in the script.
         every_n_train_steps: number of optimizer steps after which to save the training state, in addition to the end
             of every epoch. The state is saved at the end of a batch in which a multiple of this number was reached or
             passed.
@@ -92,6 +95,7 @@ class PolyaxonCallback(Callback):
         *,
         datasets: Iterable[str] | Mapping[str, str | os.PathLike[str]] = (),
         resume: bool | None = None,
+        name: str | None = None,
         every_n_train_steps: int | None = None,
         train_time_interval: timedelta | None = None,
         max_to_keep: int = 2,
@@ -109,7 +113,7 @@ class PolyaxonCallback(Callback):
             background=background,
             write_timeout=write_timeout,
         )
-        self._run = Run(datasets=datasets, loggers=[*_LIGHTNING_LOGGERS, *loggers], resume=resume)
+        self._run = Run(datasets=datasets, loggers=[*_LIGHTNING_LOGGERS, *loggers], resume=resume, name=name)
         self._weights_only = weights_only
         self._launched = 0, ""
         self._training_state: TrainingStateCheckpoint | None = None
@@ -175,12 +179,12 @@ class PolyaxonCallback(Callback):
             load(trainer, io, resumed)
             restore(trainer)
         if own_path is None:
-            session.log_start(resumed)
+            session.log.start(resumed)
         elif resumed is not None:  # the user's path is loaded afterwards
-            session.warn_of_unused(resumed, "ckpt_path", self._run.clean_path(os.fspath(own_path)))
+            session.log.unused(resumed, "ckpt_path", self._run.clean_path(os.fspath(own_path)))
         max_epochs = -1 if trainer.max_epochs is None else trainer.max_epochs
         if own_path is None and resumed is not None and 0 <= max_epochs <= resumed.epoch:
-            session.log_nothing_left(epoch=resumed.epoch, limit=f"max_epochs={max_epochs}")
+            session.log.nothing_left(epoch=resumed.epoch, limit=f"max_epochs={max_epochs}")
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Remove from the Trainer what `setup` added for this training."""

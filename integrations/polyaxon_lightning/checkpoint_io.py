@@ -19,6 +19,7 @@ from polyaxon_tracking import TrackingError, atomic_write, cached_path
 from polyaxon_tracking.training import open_directory
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
@@ -30,7 +31,7 @@ else:
     ModelCheckpoint = pl.callbacks.ModelCheckpoint
     TorchCheckpointIO = pl.plugins.io.TorchCheckpointIO
 
-__all__ = ["METADATA_KEY", "DurableCheckpointIO", "TrainingStateIO", "save_in_foreground"]
+__all__ = ["METADATA_KEY", "DurableCheckpointIO", "TrainingStateIO", "save_in_foreground", "training_state_io"]
 
 METADATA_KEY = "polyaxon_tracking"
 """The key, in a training state, of the values that Lightning leaves out of a checkpoint."""
@@ -118,8 +119,8 @@ class DurableCheckpointIO(TorchCheckpointIO):
             place = _absolute(os.fspath(path).partition("?")[0]) if _is_url(path) else path
             raise TrackingError(
                 f"Received the checkpoint {place}, which is damaged: {problem}. Expected the bytes that were saved. "
-                f"Give another file, or leave `ckpt_path` out to go on from the newest intact training state; this one "
-                f"stays as it is."
+                f"Give another file, or leave out `ckpt_path` to resume from the newest intact training state; the "
+                f"damaged file stays as it is."
             )
         checkpoint: dict[str, Any] = super().load_checkpoint(local, *arguments, **options)
         return checkpoint
@@ -197,6 +198,17 @@ class TrainingStateIO(TorchCheckpointIO):
         finished_epochs = checkpoint["epoch"] + checkpoint[METADATA_KEY]["ends_epoch"]
         with self._checkpoints.save(checkpoint["global_step"], finished_epochs) as path:
             torch.save(checkpoint, path)  # to a path, because `torch.save` to a file object is twice as slow
+
+
+@contextlib.contextmanager
+def training_state_io(trainer: pl.Trainer, io: TrainingStateIO) -> Iterator[None]:
+    """Make the strategy write and read training states with `io`, whatever plugin the user passed."""
+    plugin = trainer.strategy.checkpoint_io
+    trainer.strategy.checkpoint_io = io
+    try:
+        yield
+    finally:
+        trainer.strategy.checkpoint_io = plugin
 
 
 def _lazy_layers_allowed() -> contextlib.AbstractContextManager[Any]:

@@ -7,10 +7,11 @@ import sys
 import traceback
 from typing import TYPE_CHECKING, Any
 
+from polyaxon_lightning.checkpoint_io import training_state_io
 from polyaxon_lightning.framework import pl
-from polyaxon_lightning.training_state import training_state_io
 from polyaxon_torch import differing_shapes
 from polyaxon_tracking import TrackingError
+from polyaxon_tracking.training import different_model
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -76,9 +77,9 @@ def ckpt_path_argument(trainer: pl.Trainer) -> Any:
 def _hand_over(trainer: pl.Trainer, path: str) -> dict[str, Any]:
     """Load the checkpoint `path` into the Trainer's connector, which restores everything in its own order.
 
-    The one use of private names. The public ways do not serve: ``Trainer.fit`` has chosen its `ckpt_path` before any
-    callback's hook; and an ``OnExceptionCheckpoint``, which it would ask for a path, makes ``ckpt_path=None`` mean
-    ``"last"`` for every ``ModelCheckpoint`` too, in every fit, and lets modification times choose among them.
+    These names are private, because no public name will do: ``Trainer.fit`` chooses its `ckpt_path` before any hook is
+    called. It asks an ``OnExceptionCheckpoint`` for a path, but then ``ckpt_path=None`` means ``"last"`` for every
+    ``ModelCheckpoint`` too, in every fit, and modification times choose among the files.
     """
     connector = trainer._checkpoint_connector  # noqa: SLF001
     connector.resume_start(path)
@@ -104,11 +105,7 @@ def _check_shapes_when_loaded(strategy: Strategy, state: dict[str, Any], source:
         assert module is not None
         mine = checkpoint is state  # and not the checkpoint of the user's `ckpt_path`
         if mine and (differing := differing_shapes(module, state["state_dict"])):
-            raise TrackingError(
-                f"Received a model that is not the one saved in {source}: {'; '.join(differing)}. Expected the same "
-                f"shapes. Give the model the shapes that it had, pass PolyaxonCallback(resume=False) to begin anew, or "
-                f"use another outputs path; the checkpoint stays as it is."
-            ) from error
+            raise different_model(source, differing) from error
         if error is not None:
             raise error
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import logging
 import signal
@@ -10,9 +9,11 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 
-from polyaxon_lightning.checkpoint_io import METADATA_KEY, TrainingStateIO
+from polyaxon_lightning.checkpoint_io import METADATA_KEY, TrainingStateIO, training_state_io
 from polyaxon_lightning.framework import pl
 from polyaxon_lightning.process_group import restore_saves
+from polyaxon_lightning.sharded import save_sharded, writes_itself
+from polyaxon_lightning.stopping import is_leaving_epoch, is_stopped_early
 from polyaxon_lightning.validation import (
     BeforeValidation,
     complete_batch,
@@ -29,7 +30,7 @@ from polyaxon_tracking import TrackingError
 from polyaxon_tracking.training import Action, TrainingSession
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from lightning.pytorch.callbacks import Callback, Checkpoint
 
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 else:
     Callback, Checkpoint = pl.callbacks.Callback, pl.callbacks.Checkpoint
 
-__all__ = ["TrainingStateCheckpoint", "skip_unused_hooks", "training_state_io"]
+__all__ = ["TrainingStateCheckpoint", "skip_unused_hooks"]
 
 _logger = logging.getLogger("polyaxon_tracking")
 
@@ -79,7 +80,7 @@ class TrainingStateCheckpoint(Checkpoint):
         checkpoint[METADATA_KEY] = metadata = {
             "random": self.session.process_group.gather(random_state()),
             "ends_epoch": self._ends_epoch,
-            "stopped": trainer.should_stop,
+            "stopped": is_stopped_early(trainer),
             "optimizers": _optimizers(trainer),
             "plateau": plateau_metrics(trainer) if self._ends_epoch else {},
             "metrics": {name: torch.as_tensor(value).cpu() for name, value in trainer.callback_metrics.items()},
@@ -102,11 +103,11 @@ class TrainingStateCheckpoint(Checkpoint):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Restore the random number generators, so that dropout and shuffling equal those of an uninterrupted training.
 
-        Of as many processes as there were, each has its own again.
+        If there are as many processes as before, each process gets its own random state again.
 
         Raises:
-            TrackingError: the optimizers are not those that were saved. Lightning would go on with the options of the
-                saved ones, or fail in the middle of training.
+            TrackingError: the optimizers are not those that were saved. Lightning would use the options of the saved
+                optimizers, or fail in the middle of training.
         """
         self.session.preemption.install()  # before Lightning's own handlers, which call the previous ones
         if self._restored is None:
@@ -114,9 +115,9 @@ class TrainingStateCheckpoint(Checkpoint):
         if self._restored["optimizers"] != _optimizers(trainer):
             raise TrackingError(
                 f"Received a model with the optimizers {_optimizers(trainer)}, while the checkpoint was saved with "
-                f"{self._restored['optimizers']}. Expected the same. Make them what they were, pass "
-                f"PolyaxonCallback(resume=False) to begin anew, or use another outputs path; the checkpoint stays as "
-                f"it is."
+                f"{self._restored['optimizers']}. Expected the same. Undo the change, pass "
+                f"PolyaxonCallback(resume=False) to start from scratch, or use another outputs path; the checkpoint "
+                f"stays as it is."
             )
         if self._restored["ends_epoch"]:
             self._restore_random(trainer)
@@ -139,7 +140,7 @@ class TrainingStateCheckpoint(Checkpoint):
             self._validation_swaps_weights = self._restored.get("swaps", False)
             if self._restored["ends_epoch"] and self._restored["stopped"]:
                 trainer.should_stop = True
-                self.session.log_nothing_left(epoch=trainer.current_epoch, limit=None)
+                self.session.log.nothing_left(epoch=trainer.current_epoch, limit=None)
             self._restored = None
             self._is_resumed = True
         if self.session.process_group.is_distributed:
@@ -158,8 +159,8 @@ class TrainingStateCheckpoint(Checkpoint):
         self.on_train_batch_start = None  # type: ignore[assignment,method-assign]  # it is logged once
         if self._is_resumed and batch_idx and not _is_stateful(trainer.train_dataloader):
             _logger.info(
-                "Going on within epoch %d after %d of its %s batches. The data loader has no state_dict, so it "
-                "begins from its start: of this epoch's data some comes twice and some not at all",
+                "Resuming within epoch %d after %d of its %s batches. The data loader has no state_dict, so it starts "
+                "again: some of this epoch's data is repeated, and some is left out",
                 trainer.current_epoch,
                 batch_idx,
                 trainer.num_training_batches,
@@ -188,12 +189,16 @@ class TrainingStateCheckpoint(Checkpoint):
             self._before = BeforeValidation(trainer)
         if self._should_reserve_memory and step != self.session.saved_step:
             self._reserve_memory(trainer)
-        if action is Action.SAVE:
+        is_left = is_leaving_epoch(trainer) and not self.session.process_group.is_distributed
+        if action is Action.SAVE or (is_left and step != self.session.saved_step):
             self._save(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save at the end of every epoch, after the validation and the other callbacks."""
-        self._before, self._ends_epoch = None, True
+        self._before = None
+        if is_leaving_epoch(trainer) and trainer.global_step == self.session.saved_step:
+            return
+        self._ends_epoch = True
         self._save(trainer)
         self._ends_epoch = False
         if trainer.fit_loop.restarting:  # Lightning omits these steps in the resumed epoch
@@ -284,34 +289,26 @@ class TrainingStateCheckpoint(Checkpoint):
 
     def _save(self, trainer: pl.Trainer) -> None:
         with self.session.saving(trainer.global_step):
-            if _writes_itself(trainer):
-                self._save_sharded(trainer)
+            if writes_itself(trainer):
+                save_sharded(trainer, self.session, trainer.current_epoch + self._ends_epoch)
             else:
                 with training_state_io(trainer, self.io):  # every rank takes part, and the strategy writes on rank 0
                     trainer.save_checkpoint(self.session.checkpoints.directory, weights_only=False)
-
-    def _save_sharded(self, trainer: pl.Trainer) -> None:
-        """Write every rank's part to a directory of rank 0, which publishes the directory when all have written."""
-        group = self.session.process_group
-        staged = None
-        with group.share_errors():
-            if self.session.is_writer:
-                staged = self.session.checkpoints.stage(trainer.global_step, trainer.current_epoch + self._ends_epoch)
-        with contextlib.nullcontext("") if staged is None else staged.writing() as path:
-            trainer.save_checkpoint(group.gather(path)[0], weights_only=False)
-        with group.share_errors():
-            if staged is not None:
-                staged.commit()
 
     def _reserve_memory(self, trainer: pl.Trainer) -> None:
         """Allocate the memory for copies of the state, which is complete after the first optimizer step."""
         assert self.snapshot is not None
         self._should_reserve_memory = False
-        tensors = [*trainer.lightning_module.state_dict().values()]
-        for optimizer in trainer.optimizers:
-            for state in optimizer.state.values():
-                tensors += [value for value in state.values() if isinstance(value, torch.Tensor)]
-        self.snapshot.reserve(tensors)
+        self.snapshot.reserve(_state_tensors(trainer))
+
+
+def _state_tensors(trainer: pl.Trainer) -> list[torch.Tensor]:
+    """Return the tensors of the model and of the optimizers."""
+    tensors = [*trainer.lightning_module.state_dict().values()]
+    for optimizer in trainer.optimizers:
+        for state in optimizer.state.values():
+            tensors += [value for value in state.values() if isinstance(value, torch.Tensor)]
+    return tensors
 
 
 def skip_unused_hooks(callback: Callback) -> None:
@@ -324,26 +321,10 @@ def skip_unused_hooks(callback: Callback) -> None:
             setattr(callback, hook, None)
 
 
-def _writes_itself(trainer: pl.Trainer) -> bool:
-    """Return whether the strategy writes checkpoints without its `checkpoint_io`, as if each rank writes a part."""
-    return type(trainer.strategy).save_checkpoint is not pl.strategies.Strategy.save_checkpoint
-
-
 def _begins_batches_again(trainer: pl.Trainer) -> bool:
     """Return whether Lightning is about to start the batches of the resumed epoch again, as before version 2.5.6."""
     loop = trainer.fit_loop
     return not hasattr(loop, "is_resuming") and trainer.current_epoch > 0 and not loop.epoch_loop.restarting
-
-
-@contextlib.contextmanager
-def training_state_io(trainer: pl.Trainer, io: TrainingStateIO) -> Iterator[None]:
-    """Make the strategy write and read training states with `io`, whatever plugin the user passed."""
-    plugin = trainer.strategy.checkpoint_io
-    trainer.strategy.checkpoint_io = io
-    try:
-        yield
-    finally:
-        trainer.strategy.checkpoint_io = plugin
 
 
 def _is_stateful(loaders: Any) -> bool:

@@ -46,6 +46,9 @@ class PolyaxonCallback(TrainerCallback):
             The mapping's paths are used only if the environment names no data. `data_path` returns the path of each.
         resume: whether to resume from the newest intact checkpoint (``True``) or to start from scratch (``False``). By
             default, training resumes only in a run of the platform.
+        name: the name of this training, such as ``"fold-3"``, if the script trains several times. The checkpoints of a
+            named training, its best models included, are in ``<outputs>/checkpoints/<name>``, whatever trainings came
+            before it in the script.
         every_n_train_steps: number of optimizer steps after which to save the training state, in addition to the end
             of every epoch. The state is saved at the end of a batch in which a multiple of this number was reached or
             passed.
@@ -76,6 +79,7 @@ class PolyaxonCallback(TrainerCallback):
         *,
         datasets: Iterable[str] | Mapping[str, str | os.PathLike[str]] = (),
         resume: bool | None = None,
+        name: str | None = None,
         every_n_train_steps: int | None = None,
         train_time_interval: timedelta | None = None,
         max_to_keep: int = 2,
@@ -90,7 +94,7 @@ class PolyaxonCallback(TrainerCallback):
             background=background,
             write_timeout=write_timeout,
         )
-        self._run = Run(datasets=datasets, loggers=["transformers", "accelerate", *loggers], resume=resume)
+        self._run = Run(datasets=datasets, loggers=["transformers", "accelerate", *loggers], resume=resume, name=name)
         self._attached = False
         self._training: Training | None = None
 
@@ -118,7 +122,7 @@ class PolyaxonCallback(TrainerCallback):
             raise TrackingError("Received several PolyaxonCallbacks in one Trainer. Expected one: remove the others.")
         folders = self._redirect(args)
         self._attached = True
-        # There are hooks, but none that says where to go on from.
+        # No hook can choose the checkpoint to resume from.
         trainer.train = _Train(trainer, functools.partial(self._train, *folders))  # type: ignore[method-assign]
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -171,9 +175,9 @@ class PolyaxonCallback(TrainerCallback):
         if "://" in given:
             _remove_if_empty(given)
             raise TrackingError(
-                f"Received output_dir={self._run.clean_path(given)!r}. Expected a directory, since the Trainer writes "
-                f"to disks alone: give a name such as 'bert', which is taken below the outputs path, and uploaded "
-                f"where that is a URL."
+                f"Received output_dir={self._run.clean_path(given)!r}. Expected a directory, because the Trainer "
+                f"writes only to disks: pass a name such as 'bert'. The folder is then created below the outputs path, "
+                f"and uploaded if that is a URL."
             )
         users = self._run.checkpoint_path(given)
         if self._run.is_remote:
@@ -238,7 +242,7 @@ class PolyaxonCallback(TrainerCallback):
         if isinstance(given, str):
             newest = session.process_group.latest(session.checkpoints) if self._run.should_resume else None
             if newest is not None:
-                session.warn_of_unused(newest, "resume_from_checkpoint", given)
+                session.log.unused(newest, "resume_from_checkpoint", given)
             return given
         if given is True or (given is None and self._run.should_resume):
             folder = training.resume_from_newest()
@@ -246,7 +250,7 @@ class PolyaxonCallback(TrainerCallback):
                 return folder
         if given is True and _has_folders(output_dir):
             return True
-        session.log_start(None)
+        session.log.start(None)
         return None  # without folders the Trainer would raise for True, even at the first start of a run
 
 

@@ -79,13 +79,13 @@ class ResumedState:
         first = group.rank - int(trainer.args.local_process_index)
         return group.gather(self._unpacked.path if self._unpacked is not None else "")[first]
 
-    def fetch_best(self, trainer: Trainer, users_url: str | None) -> None:
+    def fetch_best(self, trainer: Trainer, upload_url: str | None) -> None:
         """Download the folder with the best model, if it was uploaded and this machine does not have it."""
-        if self.best is None or users_url is None or not trainer.is_local_process_zero():
+        if self.best is None or upload_url is None or not trainer.is_local_process_zero():
             return
         folder = path_in_output_dir(trainer, self.best)
-        if not os.path.isdir(folder):  # the pod was made anew
-            unpack(cached_path(f"{users_url}/{self.best}.tar"), folder)
+        if not os.path.isdir(folder):  # this is a new pod
+            unpack(cached_path(f"{upload_url}/{self.best}.tar"), folder)
 
     def restore(self, trainer: Trainer) -> None:
         """Restore what the Trainer has not restored when its training begins.

@@ -47,13 +47,13 @@ class FolderSaver:
     Args:
         trainer: the Trainer.
         session: the session of this training.
-        users_url: where the folders that `save_strategy` asks for are uploaded, or ``None`` if they are not.
+        upload_url: where the folders that `save_strategy` asks for are uploaded, or ``None`` if they are not.
     """
 
-    def __init__(self, trainer: Trainer, session: TrainingSession, users_url: str | None) -> None:
+    def __init__(self, trainer: Trainer, session: TrainingSession, upload_url: str | None) -> None:
         self._trainer = trainer
         self._session = session
-        self._users_url = users_url
+        self._upload_url = upload_url
         self.is_remote = "://" in session.checkpoints.directory
         """Whether the checkpoints are in an object store."""
         self._directory: Directory | None = None
@@ -95,8 +95,8 @@ class FolderSaver:
         self._session.wait()
         if self.is_remote:
             native()
-            if self._users_url is not None:
-                self._upload(self._users_url)
+            if self._upload_url is not None:
+                self._upload(self._upload_url)
             return
         with contextlib.nullcontext() if state is None else self._session.saving(self._trainer.state.global_step):
             self._save_to_disk(state)
@@ -137,10 +137,10 @@ class FolderSaver:
 
         self._submit(os.path.join(directory.path, name), finish)
 
-    def _upload(self, users_url: str) -> None:
+    def _upload(self, upload_url: str) -> None:
         name = folder_name(self._trainer.state.global_step)
         folder = os.path.join(str(self._trainer.args.output_dir), name)
-        directory = self._directory = open_directory(users_url)
+        directory = self._directory = open_directory(upload_url)
         prune = self._pruning()
 
         def finish() -> None:
@@ -148,7 +148,7 @@ class FolderSaver:
                 pack(folder, path)
             prune()
 
-        self._submit(f"{users_url}/{name}.tar", finish)
+        self._submit(f"{upload_url}/{name}.tar", finish)
 
     @contextlib.contextmanager
     def _staging(self, stage: Callable[[], StagedFile]) -> Iterator[tuple[StagedFile | None, str]]:

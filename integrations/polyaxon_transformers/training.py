@@ -8,6 +8,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import torch
+from transformers import EarlyStoppingCallback
 
 from polyaxon_torch import random_state, set_random_state
 from polyaxon_tracking.training import Action
@@ -31,7 +32,7 @@ class Training:
     Args:
         trainer: the Trainer.
         session: the session of this training.
-        users_url: where the folders that `save_strategy` asks for are uploaded, or ``None`` if they are not.
+        upload_url: where the folders that `save_strategy` asks for are uploaded, or ``None`` if they are not.
         ignore_keys: the argument `ignore_keys_for_eval` of ``trainer.train``.
     """
 
@@ -39,16 +40,16 @@ class Training:
         self,
         trainer: Trainer,
         session: TrainingSession,
-        users_url: str | None,
+        upload_url: str | None,
         *,
         ignore_keys: list[str] | None,
     ) -> None:
         self.trainer = trainer
         self._session = session
-        self._users_url = users_url
+        self._upload_url = upload_url
         self._ignore_keys = ignore_keys
         self._resumed: ResumedState | None = None
-        self._saver = FolderSaver(trainer, session, users_url)
+        self._saver = FolderSaver(trainer, session, upload_url)
         self._epoch = 0
         self._is_epoch_done = False
         self._is_due = False
@@ -111,9 +112,9 @@ class Training:
         if checkpoint is None:
             return None
         self._resumed = ResumedState(self.trainer, self._session, checkpoint)
-        self._resumed.fetch_best(self.trainer, self._users_url)
+        self._resumed.fetch_best(self.trainer, self._upload_url)
         self._saver.best_in_state = self._resumed.best
-        self._session.log_start(checkpoint)
+        self._session.log.start(checkpoint)
         return self._resumed.folder
 
     def _initial_values(self, native: Callable[..., tuple[Any, ...]], *arguments: Any, **options: Any) -> Any:
@@ -123,7 +124,7 @@ class Training:
         if resumed is not None and (resumed.metadata["stopped"] or resumed.checkpoint.step >= max_steps):
             name = "max_steps" if self.trainer.args.max_steps > 0 else "num_train_epochs"
             limit = None if resumed.metadata["stopped"] else f"{name}={getattr(self.trainer.args, name):g}"
-            self._session.log_nothing_left(epoch=resumed.checkpoint.epoch, limit=limit)
+            self._session.log.nothing_left(epoch=resumed.checkpoint.epoch, limit=limit)
             epochs = min(epochs, resumed.checkpoint.step // steps_per_epoch)
         return epochs, steps_per_epoch, *others, max_steps
 
@@ -252,7 +253,12 @@ class Training:
         is_last_step = float(state.epoch or 0).is_integer()
         should_evaluate = control.should_evaluate or (is_last_step and args.eval_strategy == "epoch")
         should_save = control.should_save or (is_last_step and args.save_strategy == "epoch")
+        # Whatever else stops training, such as a time limit, lets it continue at the next start.
+        stopping = [one for one in self.trainer.callback_handler.callbacks if isinstance(one, EarlyStoppingCallback)]
         is_stopped = control.should_training_stop and state.global_step < state.max_steps
+        is_stopped = is_stopped and any(
+            one.early_stopping_patience_counter >= one.early_stopping_patience for one in stopping
+        )
         metadata = {
             "optimizer": optimizer_name(self.trainer),
             "stopped": self._session.preemption.requested is None and is_stopped,

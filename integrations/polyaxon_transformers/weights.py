@@ -1,7 +1,7 @@
 """Compare a model with the weights in a folder, and find weights that have other names there.
 
 Transformers saves some architectures (ViT, mixtures of experts, many that see and read) under the names of the Hub, and
-translates when `from_pretrained` reads them. The Trainer reads them itself, without the translation, and goes on with
+translates when `from_pretrained` reads them. The Trainer reads them itself, without the translation, and continues with
 new weights for what it does not find: https://github.com/huggingface/transformers/issues/43701 and 48805.
 """
 
@@ -97,7 +97,7 @@ def _differences(
 ) -> tuple[list[str], bool]:
     """Return how `tensors` and `saved` differ in names and shapes, and whether the names differ.
 
-    What is `frozen` may be missing: Trainers that save what they train alone leave it as the script makes it.
+    What is `frozen` may be missing: Trainers that save only what they train leave it as the script created it.
     """
     # Of a lazy layer there is no shape to compare before it is loaded.
     lazy = {name for name, tensor in tensors.items() if is_lazy(tensor)}

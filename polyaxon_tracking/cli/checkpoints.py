@@ -127,13 +127,21 @@ def _is_directory(path: str) -> bool:
 
 
 def _directories(root: str) -> list[str]:
-    """Return `root`, its directories ``resume``, ``resume-2`` and so on, and the same of ``checkpoints`` in `root`."""
+    """Return `root`, the directories ``resume``, ``resume-2`` and so on in it, and those of ``checkpoints`` in it.
+
+    In ``checkpoints``, a named training has its own directory with such directories.
+    """
     below = _names_of_directories(root)
     trainings = sorted(
         (name for name in below if _RESUME.fullmatch(name)), key=lambda name: int(name.partition("-")[2] or 1)
     )
     found = [root, *(f"{root}/{name}" for name in trainings)]
-    return found + _directories(f"{root}/checkpoints") if "checkpoints" in below else found
+    if "checkpoints" in below:
+        found += _directories(f"{root}/checkpoints")
+    if root.rpartition("/")[2] == "checkpoints":
+        named = [name for name in below if name not in trainings and not name.startswith(".")]
+        found += [directory for name in sorted(named) for directory in _directories(f"{root}/{name}")[1:]]
+    return found
 
 
 def _names_of_directories(path: str) -> list[str]:

@@ -143,7 +143,7 @@ def _split_bucket_url(url: str, rest: str, protocol: str) -> tuple[str, dict[str
         key, _, secret = user_info.partition(":")
         options = {"key": unquote(key), "secret": unquote(secret)}
     if "?" in rest.partition("/")[0] or _QUERY.search(rest):
-        raise TrackingError(f"Received the URL {shown(url)}. Expected a bucket and a path alone, without a query.")
+        raise TrackingError(f"Received the URL {shown(url)}. Expected only a bucket and a path, without a query.")
     return rest, options
 
 

@@ -93,8 +93,8 @@ def workspace() -> str:
     status = os.lstat(directory)
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o022:
         raise TrackingError(
-            f"Received {directory}, to which others may write. Expected a directory of this user alone. Remove it, or "
-            f"set TMPDIR to another directory."
+            f"Received {directory}, to which other users may write. Expected a directory to which only this user may "
+            f"write. Remove it, or set TMPDIR to another directory."
         )
     return directory
 

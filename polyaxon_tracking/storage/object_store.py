@@ -100,7 +100,7 @@ def modified(url: str) -> dt.datetime:
 def upload(file: str, url: str) -> None:
     """Upload the local `file` to `url` as a whole, in place of the previous object."""
     location, fs, path = _open(url)
-    what = "Not saved, and what was there before is untouched"
+    what = "Not saved, and no existing file was changed"
     with Progress(f"Uploading {location.url}", os.path.getsize(file)) as progress:
         with_retries(what, location, lambda: fs.put_file(file, path, callback=_progress_callback(progress)))
 

@@ -23,7 +23,7 @@ class StagedFile:
     directory of a killed process is removed later.
 
     Args:
-        staging: the staging directory, which belongs to this file alone.
+        staging: the staging directory, which belongs only to this file.
         name: the name of the file in the staging directory.
         target: the path or URL of the finished file, for messages.
         publish: takes `path`, makes its content durable and moves it to its directory.

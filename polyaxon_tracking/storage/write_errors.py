@@ -32,7 +32,7 @@ def explained(path: str, staged: str | None = None) -> Iterator[None]:
         if staged is not None and was_removed(directory := os.path.dirname(staged)):
             raise FileNotFoundError(
                 errno.ENOENT,
-                f"{path} was not saved, and what was there before is untouched: the directory {directory}, where it "
+                f"{path} was not saved, and no existing file was changed: the directory {directory}, where it "
                 f"was being written, was removed meanwhile, and not by this process. A training on another machine "
                 f"removes what nobody has written to for {ABANDONED_SECONDS / 60:.0f} minutes, and a job that cleans "
                 f"up may do so at any time. Give each training an outputs path of its own, and keep such jobs away "
@@ -50,7 +50,7 @@ def explained(path: str, staged: str | None = None) -> Iterator[None]:
             raise
         raise OSError(
             cause.errno or errno.EIO,
-            f"{path} was not saved, and what was there before is untouched: {cause.strerror or cause}"
+            f"{path} was not saved, and no existing file was changed: {cause.strerror or cause}"
             f"{room if cause.errno in _NO_ROOM else ''}",
         ) from error
 

@@ -8,11 +8,12 @@ from polyaxon_tracking.storage.directory import Directory
 from polyaxon_tracking.storage.opening import open_directory
 from polyaxon_tracking.storage.staged import StagedFile
 from polyaxon_tracking.training.memory import available_memory
+from polyaxon_tracking.training.messages import different_model
 from polyaxon_tracking.training.options import SaveOptions
 from polyaxon_tracking.training.preemption import PreemptionHandler
 from polyaxon_tracking.training.process_group import Flags, ProcessGroup
 from polyaxon_tracking.training.run import Run
-from polyaxon_tracking.training.session import Action, TrainingSession, different_model
+from polyaxon_tracking.training.session import Action, TrainingSession
 
 __all__ = [
     "Action",

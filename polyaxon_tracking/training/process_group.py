@@ -114,7 +114,7 @@ class ProcessGroup:
         for rank, (name, directory) in enumerate(seen):
             if name != seen[0][0]:
                 raise TrackingError(
-                    f"Received different checkpoints on the ranks of one training: rank 0 would go on from "
+                    f"Received different checkpoints on the ranks of one training: rank 0 would resume from "
                     f"{seen[0][0]} in {seen[0][1]}, rank {rank} from {name} in {directory}. Expected the same on all. "
                     f"Have every rank use the same outputs path, on a volume or in a store that all machines share."
                 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import weakref
 from collections.abc import Iterable, Mapping
 
@@ -30,6 +31,9 @@ _logger = logging.getLogger("polyaxon_tracking")
 
 LOCAL_OUTPUTS = "outputs"
 
+# The names of the directories with training states.
+_RESUME = re.compile(r"resume(-\d+)?")
+
 # The trainings of this process: the checkpoint directory of each training, and the objects that it trains, or `()` once
 # the training has finished. The references are weak because a model must be freed after its training. See
 # `Run.checkpoint_manager`.
@@ -47,10 +51,11 @@ class Run:
             mapping's paths are used if the environment names no data at all.
         loggers: names of loggers whose level follows ``POLYAXON_LOG_LEVEL``, in addition to ``polyaxon_tracking``.
         resume: whether to resume from the newest checkpoint. By default, only in a run of the platform.
+        name: the name of the training, such as ``fold-3``: its checkpoints are then in a directory with this name.
 
     Raises:
-        TrackingError: a dataset is unknown or missing, the outputs path cannot be written to, or a variable is
-            malformed.
+        TrackingError: a dataset is unknown or missing, the outputs path cannot be written to, a variable is malformed,
+            or `name` is not the name of a directory.
 
     Examples:
         >>> run = Run(datasets={"digits": "."})
@@ -67,7 +72,10 @@ class Run:
         datasets: Iterable[str] | Mapping[str, str | os.PathLike[str]] = (),
         loggers: Iterable[str] = (),
         resume: bool | None = None,
+        name: str | None = None,
     ) -> None:
+        _check_name(name)
+        self._name = name
         if isinstance(loggers, str):
             raise TrackingError(f"Received loggers={loggers!r}, a string. Expected a list of names: [{loggers!r}].")
         if not (resume is None or isinstance(resume, bool)):
@@ -82,7 +90,7 @@ class Run:
         self.outputs_path: str = checked_outputs(LOCAL_OUTPUTS if outputs is None else outputs)
         """The directory of the outputs: an absolute local path, or a URL without secrets, in fsspec's form."""
         if not self.is_remote:
-            sweep_below(self.checkpoints_path)
+            sweep_below(join_below(self.outputs_path, "checkpoints"))
         self._data_paths = _checked_datasets(datasets)
         if not self.on_cluster:
             why = f"{NO_OP} is true" if is_true(NO_OP) else f"{OUTPUTS_PATH} is not set"
@@ -102,8 +110,8 @@ class Run:
 
     @property
     def checkpoints_path(self) -> str:
-        """The directory of the checkpoints: ``checkpoints`` below the outputs path."""
-        return join_below(self.outputs_path, "checkpoints")
+        """The directory of the checkpoints: ``checkpoints`` below the outputs path, or the directory `name` in it."""
+        return join_below(self.outputs_path, "checkpoints", self._name or "")
 
     def data_path(self, name: str) -> str:
         """Return the path of the dataset `name`, one of the constructor's `datasets`.
@@ -173,13 +181,13 @@ class Run:
         newest = next(iter(checkpoints.checkpoints()), None)
         if newest is None:
             return f"checkpoints go to {checkpoints.directory}"
-        return f"{checkpoints.directory} holds step {newest.step}, and keeps it; resume=True would go on from it"
+        return f"{checkpoints.directory} holds step {newest.step}, and keeps it; resume=True would resume from it"
 
     def checkpoint_manager(self, model: object, *others: object, max_to_keep: int = 2) -> CheckpointManager:
         """Return the checkpoint manager of the training that starts now, for resuming and for saving.
 
         A script may train more than once (trials, folds, stages), and each training has its own checkpoint directory:
-        the first ``checkpoints/resume``, the next ``checkpoints/resume-2`` and so on, in the order of the script.
+        the first ``resume`` in `checkpoints_path`, the next ``resume-2`` and so on, in the order of the script.
         Within one process, a training belongs to its model: the same object continues a training that ended with an
         exception or a signal. Another model starts the next training, however the previous training ended. The same
         model also starts the next training once its training has finished.
@@ -243,6 +251,16 @@ def checked_outputs(path: str, source: str = OUTPUTS_PATH) -> str:
     return path
 
 
+def _check_name(name: object) -> None:
+    if name is None:
+        return
+    if not isinstance(name, str) or name in {"", ".", ".."} or set(name) & set("/\\\0") or _RESUME.fullmatch(name):
+        raise TrackingError(
+            f"Received name={name!r}. Expected the name of a directory for this training, such as 'fold-3': not empty, "
+            f"without '/', and not 'resume'."
+        )
+
+
 def _checked_datasets(datasets: Iterable[str] | Mapping[str, str | os.PathLike[str]]) -> dict[str, str]:
     if isinstance(datasets, str):
         name = shown_path(datasets)
@@ -263,7 +281,7 @@ def _checked_datasets(datasets: Iterable[str] | Mapping[str, str | os.PathLike[s
         if wrong:
             raise TrackingError(
                 f"Received datasets without a path: {wrong}. Expected a path on this machine for each, or a list of "
-                f"names alone where the cluster knows them all."
+                f"names if the cluster knows all of them."
             )
     on_cluster = get_data_paths()
     local = {name: os.fspath(path) for name, path in datasets.items()} if isinstance(datasets, Mapping) else {}

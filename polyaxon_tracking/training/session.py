@@ -10,7 +10,7 @@ from signal import Signals
 from typing import TYPE_CHECKING
 
 from polyaxon_tracking.background import BackgroundWriter
-from polyaxon_tracking.errors import TrackingError
+from polyaxon_tracking.training.messages import TrainingLog, different_framework
 from polyaxon_tracking.training.preemption import PreemptionHandler
 from polyaxon_tracking.training.process_group import Flags, ProcessGroup
 
@@ -81,6 +81,9 @@ class TrainingSession:
         self.options = options
         self.process_group = ProcessGroup() if process_group is None else process_group
         self.preemption = PreemptionHandler(is_training or (lambda _: self.is_active))
+        self.is_writer = self.process_group.rank == 0
+        """Whether this process writes the checkpoints."""
+        self.log = TrainingLog(run, checkpoints, is_enabled=self.is_writer)
         self.writer = BackgroundWriter(options.write_timeout)
         """The thread that writes this training's files in the background."""
         self.saved_step: int | None = None
@@ -89,16 +92,11 @@ class TrainingSession:
         self.is_active = False
         """Whether training is running: from `begin` until training stops, fails or finishes."""
         self.stepping_from: int | None = None
-        """The number of steps done when an optimizer step began that may not be done yet. The integration sets it,
-        because the state is inconsistent until that step is done. The end of the batch resets it."""
+        """The number of steps done when the current optimizer step began; the integration sets it, because the state
+        is inconsistent until that step is done. The end of the batch resets it."""
         self._run = run
         self._saved_at = 0.0
         self._signal: Signals | None = None
-
-    @property
-    def is_writer(self) -> bool:
-        """Return whether this process writes the checkpoints: rank 0 does."""
-        return self.process_group.rank == 0
 
     # Resume
 
@@ -115,42 +113,8 @@ class TrainingSession:
         """
         newest = self.process_group.latest(self.checkpoints)
         if newest is not None and not newest.name.endswith(suffixes):
-            raise TrackingError(
-                f"Received {newest.source}, which {framework} did not save. Expected an outputs path with checkpoints "
-                f"of {framework} alone: use another outputs path for this training."
-            )
+            raise different_framework(newest.source, framework)
         return newest
-
-    def log_start(self, checkpoint: Checkpoint | None) -> None:
-        """Log, on rank 0, that training resumes from `checkpoint`, or why it starts from scratch."""
-        if not self.is_writer:
-            return
-        if checkpoint is None:
-            _logger.info("Starting fresh: %s", self._run.why_fresh(self.checkpoints))
-        else:
-            _logger.info("Resuming from %s: epoch %d, step %d", checkpoint.source, checkpoint.epoch, checkpoint.step)
-
-    def log_nothing_left(self, *, epoch: int, limit: str | None) -> None:
-        """Log, on rank 0, that a training which had ended is started again, and that nothing is left to train.
-
-        Args:
-            epoch: the number of epochs done.
-            limit: the limit that training had reached, such as ``epochs=3``; ``None`` if it had been stopped early.
-        """
-        if self.is_writer:
-            how = f"been stopped early, at epoch {epoch}" if limit is None else f"come to its end ({limit})"
-            _logger.info("This training had %s: nothing is left", how)
-
-    def warn_of_unused(self, checkpoint: Checkpoint, argument: str, value: str) -> None:
-        """Warn, on rank 0, that the user's `argument` with `value` takes precedence over `checkpoint`."""
-        if self.is_writer:
-            _logger.warning(
-                "Resuming from %s=%s as asked, although %s exists. Leave out `%s` to resume from it",
-                argument,
-                value,
-                checkpoint.source,
-                argument,
-            )
 
     # Train
 
@@ -245,8 +209,8 @@ class TrainingSession:
         # Launchers kill all ranks when the first one exits, even a rank that is still writing.
         with contextlib.suppress(RuntimeError):  # another rank was killed
             self.process_group.gather(None)
-        if is_saved and self.is_writer:
-            self._log_saved(step, signal.name)
+        if is_saved and step == self.saved_step:
+            self.log.saved(step, signal.name)
         self.process_group.close()
         self.preemption.exit(signal)
 
@@ -283,13 +247,10 @@ class TrainingSession:
         )
         if is_due and not has_trained_weights():
             is_due = False
-            _logger.warning(
-                "Step %d is not saved: other weights are in the model, such as averages. The previous checkpoint is "
-                "untouched",
-                step,
-            )
-        if self._save_last(step, save, is_due=is_due) and was_active and (is_due or requested):
-            self._log_saved(step, requested.name if requested else type(error).__name__)
+            self.log.other_weights(step)
+        is_saved = self._save_last(step, save, is_due=is_due) and step == self.saved_step
+        if is_saved and was_active and (is_due or requested):
+            self.log.saved(step, requested.name if requested else type(error).__name__)
         if requested and not isinstance(error, (SystemExit, KeyboardInterrupt)):
             _logger.warning("After %s: %s: %s", requested.name, type(error).__name__, error)
             self.preemption.exit()
@@ -328,24 +289,6 @@ class TrainingSession:
                 save()
             self._wait_for_own_writes()
         except Exception as error:  # noqa: BLE001  # whatever the framework's code raises
-            _logger.error(  # noqa: TRY400  # in one line, next to the traceback of what ends training
-                "The state after step %d was not saved; the previous checkpoint is untouched: %s: %s",
-                step,
-                type(error).__name__,
-                error,
-            )
+            self.log.not_saved(step, error)
             return False
         return True
-
-    def _log_saved(self, step: int, reason: str) -> None:
-        if step == self.saved_step and step > 0:
-            _logger.warning("Saved step %d after %s", step, reason)
-
-
-def different_model(source: str, problems: list[str]) -> TrackingError:
-    """Return the error for a model that cannot continue the training that was saved in `source`."""
-    return TrackingError(
-        f"Received a model that is not the one saved in {source}: {'; '.join(problems)}. Expected the same layers, "
-        f"shapes and optimizer. Make them what they were, pass PolyaxonCallback(resume=False) to begin anew, or use "
-        f"another outputs path; the checkpoint stays as it is."
-    )

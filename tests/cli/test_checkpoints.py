@@ -53,6 +53,7 @@ def wait_until_read(path: str, process: subprocess.Popen[str]) -> None:
 
 def test_all_trainings_are_found_in_their_order(command: Command, outputs: Path) -> None:
     fill(str(outputs), "checkpoints/resume-10", "checkpoints/resume", "checkpoints/resume-2", "checkpoints/other")
+    fill(str(outputs), "checkpoints/fold-2/resume", "checkpoints/fold-1/resume")
     (outputs / "checkpoints" / "best.ckpt").write_text("the user's")
     process = command("checkpoints", "--json")
     assert process.returncode == 0, process.stderr
@@ -61,6 +62,8 @@ def test_all_trainings_are_found_in_their_order(command: Command, outputs: Path)
         *(("resume", 20), ("resume", 10)),
         *(("resume-2", 20), ("resume-2", 10)),
         *(("resume-10", 20), ("resume-10", 10)),
+        *(("fold-1/resume", 20), ("fold-1/resume", 10)),
+        *(("fold-2/resume", 20), ("fold-2/resume", 10)),
     ]
 
 

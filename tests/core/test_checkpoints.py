@@ -277,7 +277,7 @@ def test_none_intact_is_an_error_that_lists_them(manager: CheckpointManager) -> 
     assert re.fullmatch(
         rf"Received only damaged checkpoints in '{manager.directory}': {second}: it is empty; {first}: its bytes have the CRC-32 "
         r"\w{8}, not \w{8}\. Expected at least one that is intact\. Training does not start from scratch by itself then: put an "
-        r"intact copy there, or, to begin anew, move these away or pass resume=False to the callback\.",
+        r"intact copy there, or, to start from scratch, move these away or pass resume=False to the callback\.",
         str(error.value),
     )
 
@@ -473,7 +473,7 @@ def test_a_file_that_cannot_grow_leaves_the_one_before_and_says_how_much_is_need
         [sys.executable, "-c", FULL_DISK, manager.directory, error], capture_output=True, text=True, check=False
     )
     assert re.search(
-        rf"OSError: \[Errno 27\] {manager.directory}/step=0000000002\.ckpt was not saved, and what was there before is untouched: "
+        rf"OSError: \[Errno 27\] {manager.directory}/step=0000000002\.ckpt was not saved, and no existing file was changed: "
         r"File too large\. It needs more than \d+,\d{3} bytes, [\d,]+ bytes are free on its file system",
         process.stderr,
     ), process.stderr
@@ -510,7 +510,7 @@ def test_where_the_reason_is_another_no_room_is_told(manager: CheckpointManager,
             Path(path).write_text("state")
             raise OSError(number, os.strerror(number))
 
-    with pytest.raises(OSError, match=rf"untouched: {re.escape(os.strerror(number))}$"):
+    with pytest.raises(OSError, match=rf"changed: {re.escape(os.strerror(number))}$"):
         fail()
 
 

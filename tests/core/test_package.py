@@ -34,6 +34,7 @@ FOR_INTEGRATIONS = [
     "ProcessGroup",
     "Run",
     "SaveOptions",
+    "StagedFile",
     "TrainingSession",
     "available_memory",
     "different_model",

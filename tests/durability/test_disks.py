@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,9 +42,11 @@ def test_the_checkpoint_before_stays_and_the_error_says_what_is_missing(
 ) -> None:
     script = str(SCRIPTS[framework])
     failed = train(framework, tmp_path, mode, str(TROUBLE), kind, script)
-    assert failed.returncode == 1, failed.stderr
+    # HDF5 may crash the interpreter at its exit, after it has printed the error: see docs/durability.md.
+    crash = {-signal.SIGSEGV} if (framework, kind) == ("keras", "full") else set()
+    assert failed.returncode in {1} | crash, failed.stderr
     room = r"\. It needs more than [\d,]+ bytes, [\d,]+ bytes are free on its file system" if kind == "full" else "\n"
-    message = rf"(?:OSError|PermissionError): \[Errno \d+\] {re.escape(str(tmp_path))}\S+ was not saved, and what was there before is untouched: {reason}{room}"
+    message = rf"(?:OSError|PermissionError): \[Errno \d+\] {re.escape(str(tmp_path))}\S+ was not saved, and no existing file was changed: {reason}{room}"
     assert re.search(message, failed.stderr), failed.stderr
     for directory in (tmp_path / "checkpoints", tmp_path / "checkpoints" / "resume"):
         directory.chmod(0o755)

@@ -23,7 +23,10 @@ def trouble(trial, epoch):
     if (trial, epoch) == (3, 2) and "KILL" in os.environ:
         os.kill(os.getpid(), signal.SIGKILL)
 
-for trial in range(4):
+def name(trial):
+    return f"trial-{trial}" if "NAMED" in os.environ else None
+
+for trial in map(int, os.environ.get("TRIALS", "0 1 2 3").split()):
     model, fit = prepare(trial, 0.1 / 10**trial)
     try:
         fit()
@@ -51,7 +54,7 @@ def prepare(trial, lr):
     torch.manual_seed(trial)
     model, at = Model(), Trouble()
     model.lr, at.trial = lr, trial
-    callbacks = [PolyaxonCallback(background=False), at]
+    callbacks = [PolyaxonCallback(background=False, name=name(trial)), at]
     return model, lambda: trainer(*callbacks, max_epochs=4).fit(model, data(shuffle=True), data())
 """,
     "keras": """
@@ -71,7 +74,7 @@ def prepare(trial, lr):
     at.trial = trial
     x, y = data()
     options = {"batch_size": 18, "epochs": 4, "shuffle": False, "verbose": 0}
-    return network, lambda: network.fit(x, y, callbacks=[PolyaxonCallback(background=False), at], **options)
+    return network, lambda: network.fit(x, y, callbacks=[PolyaxonCallback(background=False, name=name(trial)), at], **options)
 """,
     "transformers": """
 import os, signal
@@ -87,7 +90,7 @@ def prepare(trial, lr):
     set_seed(trial)
     model, at = tiny(), Trouble()
     at.trial = trial
-    callbacks = [PolyaxonCallback(background=False), at]
+    callbacks = [PolyaxonCallback(background=False, name=name(trial)), at]
     return model, trainer(*callbacks, model=model, num_train_epochs=4, learning_rate=lr).train
 """,
 }
@@ -120,3 +123,16 @@ def test_each_trial_of_a_sweep_is_a_training_of_its_own_however_the_one_before_e
     assert trials(again) == expected
     states = [("1", "4"), ("1", "4"), ("4", "16"), ("2", "8")]
     assert re.findall(LINE, again.stderr) == [(place, *state) for place, state in zip(places, states, strict=True)]
+
+
+@pytest.mark.parametrize("framework", SCRIPTS)
+def test_a_named_trial_resumes_from_its_own_state_whatever_trials_the_script_leaves_out(
+    framework: str, tmp_path: Path
+) -> None:
+    expected = trials(sweep(framework, tmp_path / "uninterrupted", NAMED="1"))
+    killed = sweep(framework, tmp_path / "killed", NAMED="1", KILL="1")
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    again = sweep(framework, tmp_path / "killed", NAMED="1", TRIALS="3 2")
+    assert trials(again) == [expected[3], expected[2]]
+    assert re.findall(LINE, again.stderr) == [("trial-3/resume", "2", "8"), ("trial-2/resume", "4", "16")]
+    assert not list((tmp_path / "killed" / "checkpoints").glob("resume*"))

@@ -340,6 +340,67 @@ def test_a_training_that_stopped_early_stays_stopped(outputs: Path) -> None:
     assert train() == []
 
 
+class Limit(keras.callbacks.Callback):
+    """A time limit, which stops every start after so many batches."""
+
+    def __init__(self, batches: int) -> None:
+        super().__init__()
+        self.batches = batches
+
+    def on_train_batch_end(self, batch: int, logs: object = None) -> None:
+        self.batches -= 1
+        if self.batches == 0:
+            self.model.stop_training = True
+
+
+@pytest.mark.parametrize(
+    ("batches", "epochs"), [(4, [[0], [1], [2]]), (6, [[0, 1], [1, 2], [2]])], ids=["at the end of an epoch", "within"]
+)
+def test_a_training_that_a_time_limit_ended_continues_at_the_next_start(
+    outputs: Path, batches: int, epochs: list[list[int]]
+) -> None:
+    """An epoch that was left starts over."""
+    assert [fit(PolyaxonCallback(), Limit(batches)) for _ in range(3)] == epochs
+    assert fit(PolyaxonCallback()) == []
+
+
+class Counter(keras.callbacks.Callback):
+    """A user's callback: an option that it never changes, one that it counts down, and what it has found."""
+
+    def __init__(self, patience: int, left: int = 10) -> None:
+        super().__init__()
+        self.patience = patience
+        self.left = left
+        self.losses: list[Any] = []
+        self.best: dict[str, Any] = {"at": None, "weights": []}
+        self.pairs: list[Any] = []
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        self.left -= 1
+        self.losses.append(np.float64((logs or {})["loss"]))
+        self.best = {"at": epoch, "weights": [np.full(3, epoch)]}
+        self.pairs.append((epoch, self.left))
+
+
+def test_a_restored_callback_keeps_the_options_of_the_script(outputs: Path, caplog: pytest.LogCaptureFixture) -> None:
+    before, stopping = Counter(patience=3), keras.callbacks.EarlyStopping("loss", patience=3)
+    with pytest.raises(RuntimeError, match="interrupted"):
+        fit(PolyaxonCallback(restore=[before, stopping]), before, stopping, Interrupt(epoch=1))
+    losses = before.losses[:1]
+    assert "Not restored when this training resumes: Counter.pairs. Only numbers, strings, arrays" in caplog.text
+    after, stopping = Counter(patience=30), keras.callbacks.EarlyStopping("loss", patience=30)
+    best: list[Any] = []
+    restored = keras.callbacks.LambdaCallback(on_epoch_begin=lambda *_: best.append((after.left, after.best)))
+    fit(PolyaxonCallback(restore=[after, stopping]), after, stopping, restored)
+    assert (after.patience, stopping.patience) == (30, 30)
+    assert after.left == 7
+    assert after.losses[:1] == losses
+    assert len(after.losses) == 3
+    assert best[0][0] == 9
+    assert best[0][1]["at"] == 0
+    assert [weights.tolist() for weights in best[0][1]["weights"]] == [[0, 0, 0]]
+
+
 def test_a_callback_to_restore_that_was_not_saved(outputs: Path) -> None:
     fit(PolyaxonCallback(), epochs=1)
     stopping = keras.callbacks.EarlyStopping("loss")
@@ -358,7 +419,7 @@ def test_off_the_cluster_training_begins_anew_unless_asked(tmp_path: Path, caplo
     assert names(resume) == [state(4, 1)]
     assert f"POLYAXON_RUN_OUTPUTS_PATH is not set: outputs go to {tmp_path}/outputs" in caplog.messages
     assert fit(PolyaxonCallback(), epochs=2) == [0, 1]
-    assert f"Starting fresh: {resume} holds step 4, and keeps it; resume=True would go on from it" in caplog.messages
+    assert f"Starting fresh: {resume} holds step 4, and keeps it; resume=True would resume from it" in caplog.messages
     assert fit(PolyaxonCallback(resume=True), epochs=3) == [2]
 
 
@@ -433,9 +494,9 @@ def test_a_model_whose_shape_changed(outputs: Path, kind: str) -> None:
     kernel, bias, out, _ = [weight.path for weight in network.weights]
     assert str(error.value) == (
         f"Received a model that is not the one saved in {saved}: {kernel} is (4, 16), saved as (4, 8); {bias} is (16,), "
-        f"saved as (8,); {out} is (16, 2), saved as (8, 2). Expected the same layers, shapes and optimizer. Make them what "
-        f"they were, pass PolyaxonCallback(resume=False) to begin anew, or use another outputs path; the checkpoint stays "
-        f"as it is."
+        f"saved as (8,); {out} is (16, 2), saved as (8, 2). Expected the same layers, shapes and optimizer. Undo the "
+        f"change, pass PolyaxonCallback(resume=False) to start from scratch, or use another outputs path; the checkpoint "
+        f"stays as it is."
     )
     assert saved.is_file()
 

@@ -108,7 +108,9 @@ def test_the_rows_of_a_csv_logger_go_on(outputs: Path) -> None:
 @pytest.mark.parametrize("first", [True, False])
 def test_backup_and_restore_is_refused_before_training(first: bool, outputs: Path, tmp_path: Path) -> None:
     callbacks = [PolyaxonCallback(), keras.callbacks.BackupAndRestore(tmp_path / "backup")]
-    with pytest.raises(TrackingError, match=r"Received a BackupAndRestore beside PolyaxonCallback\. Expected one of"):
+    with pytest.raises(
+        TrackingError, match=r"Received a BackupAndRestore together with a PolyaxonCallback\. Expected one of"
+    ):
         fit(*(callbacks if first else callbacks[::-1]))
     assert not list(outputs.glob("**/*.h5"))
 

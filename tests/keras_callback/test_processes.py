@@ -53,7 +53,7 @@ def test_a_finished_training_has_nothing_left_to_do(tmp_path: Path) -> None:
     first = train(tmp_path)
     again = train(tmp_path)
     assert trained(again) == trained(first)
-    assert "This training had come to its end (epochs=6): nothing is left" in again.stderr
+    assert "This training has ended already (epochs=6): nothing is left to train" in again.stderr
 
 
 @pytest.mark.parametrize(

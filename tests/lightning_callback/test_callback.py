@@ -264,7 +264,7 @@ def test_off_the_cluster_training_begins_anew_unless_asked(tmp_path: Path, caplo
     assert names(resume) == ["step=0000000004-epoch=1-start=1.ckpt"]
     assert f"POLYAXON_RUN_OUTPUTS_PATH is not set: outputs go to {tmp_path}/outputs" in caplog.messages
     assert fit(PolyaxonCallback(), max_epochs=2) == [0, 1]
-    assert f"Starting fresh: {resume} holds step 4, and keeps it; resume=True would go on from it" in caplog.messages
+    assert f"Starting fresh: {resume} holds step 4, and keeps it; resume=True would resume from it" in caplog.messages
     assert fit(PolyaxonCallback(resume=True), max_epochs=3) == [2]
 
 
@@ -431,7 +431,29 @@ def test_a_training_that_stopped_early_stays_stopped(outputs: Path, caplog: pyte
 
     assert fit(PolyaxonCallback(), stopping(), max_epochs=9) == [0, 1]
     assert fit(PolyaxonCallback(), stopping(), max_epochs=9) == []
-    assert "This training had been stopped early, at epoch 2: nothing is left" in caplog.messages
+    assert "This training was stopped early, at epoch 2: nothing is left to train" in caplog.messages
+
+
+class Limit(Callback):
+    """A time limit, which stops every start after so many batches."""
+
+    def __init__(self, batches: int) -> None:
+        self.batches = batches
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        self.batches -= 1
+        trainer.should_stop = trainer.should_stop or self.batches == 0
+
+
+@pytest.mark.parametrize("batches", [4, 6], ids=["at the end of an epoch", "within an epoch"])
+def test_a_training_that_a_time_limit_ended_continues_at_the_next_start(outputs: Path, batches: int) -> None:
+    steps: list[int] = []
+    for _ in range(12 // batches):
+        trained = Steps()
+        fit(PolyaxonCallback(), Limit(batches), trained, max_epochs=3)
+        steps += trained.trained
+    assert steps == list(range(12))
+    assert fit(PolyaxonCallback(), max_epochs=3) == []
 
 
 # Mistakes
@@ -458,9 +480,9 @@ def test_a_model_whose_shape_changed(outputs: Path) -> None:
         fit(PolyaxonCallback(), model=Classifier(width=16), max_epochs=2)
     assert str(error.value) == (
         f"Received a model that is not the one saved in {saved}: net.0.weight is (16, 4), saved as (8, 4); net.0.bias is "
-        f"(16,), saved as (8,); net.2.weight is (2, 16), saved as (2, 8). Expected the same shapes. Give the model the "
-        f"shapes that it had, pass PolyaxonCallback(resume=False) to begin anew, or use another outputs path; the "
-        f"checkpoint stays as it is."
+        f"(16,), saved as (8,); net.2.weight is (2, 16), saved as (2, 8). Expected the same layers, shapes and "
+        f"optimizer. Undo the change, pass PolyaxonCallback(resume=False) to start from scratch, or use another outputs "
+        f"path; the checkpoint stays as it is."
     )
     assert saved.is_file()
 
@@ -495,7 +517,7 @@ def test_a_damaged_file_given_as_ckpt_path_is_refused(outputs: Path, damage: Any
         fit(PolyaxonCallback(), ckpt_path=checkpoint.best_model_path)
     assert re.fullmatch(
         rf"Received the checkpoint {re.escape(checkpoint.best_model_path)}, which is damaged: {reason}\. Expected the bytes that "
-        r"were saved\. Give another file, or leave `ckpt_path` out to go on from the newest intact training state; this one "
+        r"were saved\. Give another file, or leave out `ckpt_path` to resume from the newest intact training state; the damaged file "
         r"stays as it is\.",
         str(error.value),
     )
@@ -532,8 +554,8 @@ def test_another_optimizer_is_refused_where_lightning_would_fail_while_training(
     with pytest.raises(TrackingError) as error:
         fit(PolyaxonCallback(), model=Other(), max_epochs=2)
     assert str(error.value) == (
-        "Received a model with the optimizers ['SGD'], while the checkpoint was saved with ['Adam']. Expected the same. Make "
-        "them what they were, pass PolyaxonCallback(resume=False) to begin anew, or use another outputs path; the checkpoint "
+        "Received a model with the optimizers ['SGD'], while the checkpoint was saved with ['Adam']. Expected the same. Undo "
+        "the change, pass PolyaxonCallback(resume=False) to start from scratch, or use another outputs path; the checkpoint "
         "stays as it is."
     )
 
@@ -548,7 +570,7 @@ def test_only_damaged_states_left(outputs: Path) -> None:
     assert str(error.value) == (
         f"Received only damaged checkpoints in '{outputs}/checkpoints/resume': {saved[0]}: it is empty; {saved[1]}: it is "
         f"empty. Expected at least one that is intact. Training does not start from scratch by itself then: put an intact "
-        f"copy there, or, to begin anew, move these away or pass resume=False to the callback."
+        f"copy there, or, to start from scratch, move these away or pass resume=False to the callback."
     )
 
 

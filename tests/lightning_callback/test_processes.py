@@ -77,7 +77,7 @@ def test_a_killed_and_resumed_training_has_the_weights_of_an_uninterrupted_one(
     assert killed.returncode == -signal.SIGKILL
     resumed = train(tmp_path / "killed", **options)
     assert re.search(f": {resumed_at}\n", resumed.stderr), resumed.stderr
-    assert "Going on within" not in resumed.stderr
+    assert "Resuming within" not in resumed.stderr
     assert trained(resumed) == trained(train(tmp_path / "uninterrupted", **options))
 
 
@@ -87,8 +87,8 @@ def test_within_an_epoch_a_data_loader_without_state_begins_anew_and_that_is_sai
     resumed = train(tmp_path, **options)
     assert ": epoch 3, step 14\n" in resumed.stderr
     assert (
-        "Going on within epoch 3 after 2 of its 4 batches. The data loader has no state_dict, so it begins from its start: "
-        "of this epoch's data some comes twice and some not at all\n" in resumed.stderr
+        "Resuming within epoch 3 after 2 of its 4 batches. The data loader has no state_dict, so it starts again: "
+        "some of this epoch's data is repeated, and some is left out\n" in resumed.stderr
     )
     assert trained(resumed).startswith("trained 24 6 ")
 

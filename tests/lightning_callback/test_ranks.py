@@ -120,7 +120,7 @@ def test_ranks_that_see_different_checkpoints_are_told_so(tmp_path: Path) -> Non
     assert status == 1
     assert stdout == ""
     message = (
-        rf"Received different checkpoints on the ranks of one training: rank 0 would go on from step=\S+ in "
+        rf"Received different checkpoints on the ranks of one training: rank 0 would resume from step=\S+ in "
         rf"{tmp_path}/outputs0/checkpoints/resume, rank 1 from None in {tmp_path}/outputs1/checkpoints/resume"
     )
     assert len(re.findall(message, stderr)) == 2

@@ -205,7 +205,7 @@ def test_a_failing_upload_reaches_the_user(store: Store, proxy: Proxy, monkeypat
     monkeypatch.setattr(retry, "_PATIENCE_SECONDS", 0.5)
     polyaxon = PolyaxonCallback()
     proxy.answer = lambda request: 505 if request.size > 1000 else None
-    with pytest.raises(OSError, match="Not saved, and what was there before is untouched: "):
+    with pytest.raises(OSError, match="Not saved, and no existing file was changed: "):
         trainer(polyaxon, max_epochs=2).fit(Classifier(), data(), data())
 
 

@@ -247,7 +247,7 @@ def test_a_save_whose_staging_directory_was_removed_says_so(
     with pytest.raises(FileNotFoundError) as raised:
         save_while_it_is_removed()
     message = str(raised.value)
-    assert message.startswith(f"[Errno 2] {manager.directory}/step=0000000002.ckpt was not saved, and what was there")
+    assert message.startswith(f"[Errno 2] {manager.directory}/step=0000000002.ckpt was not saved, and no existing file")
     assert f"the directory {staged}, where it was being written, was removed meanwhile" in message
     assert message.endswith("Give each training an outputs path of its own, and keep such jobs away from .staging-*")
     latest = manager.latest()

@@ -277,9 +277,7 @@ def test_a_store_that_stays_away_is_an_error_and_what_was_there_is_untouched(
     manager = CheckpointManager(f"{store.url}/checkpoints")
     save(manager, 1)
     proxy.answer = lambda request: 505 if request.size else None
-    with pytest.raises(
-        OSError, match=r"Not saved, and what was there before is untouched: .*/checkpoints/step="
-    ) as info:
+    with pytest.raises(OSError, match=r"Not saved, and no existing file was changed: .*/checkpoints/step=") as info:
         save(manager, 2)
     assert "bytes are free" not in str(info.value)
     proxy.answer = lambda _: None
@@ -369,7 +367,7 @@ with manager.save(2) as path:
     assert process.returncode == 1
     # Not the last line: coverage cannot write either.
     assert (
-        f"{manager.directory}/step=0000000002.ckpt was not saved, and what was there before is untouched: File too large."
+        f"{manager.directory}/step=0000000002.ckpt was not saved, and no existing file was changed: File too large."
         in process.stderr
     )
     assert "bytes are free in TMPDIR" in process.stderr
@@ -380,7 +378,9 @@ def test_a_temporary_directory_of_another_is_refused(store: Store) -> None:
     workspace = Path(os.environ["TMPDIR"]) / f"polyaxon-tracking-{os.getuid()}"
     workspace.mkdir()
     workspace.chmod(0o777)
-    with pytest.raises(TrackingError, match=r"to which others may write\. Expected a directory of this user alone"):
+    with pytest.raises(
+        TrackingError, match=r"to which other users may write\. Expected a directory to which only this user may"
+    ):
         save(CheckpointManager(store.url), 1)
 
 

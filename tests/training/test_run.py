@@ -11,7 +11,7 @@ import tempfile
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -258,6 +258,27 @@ def test_each_training_of_a_script_has_checkpoints_of_its_own(outputs: Path) -> 
     assert place(models[0], models[1]) == "resume-5"
 
 
+def test_a_named_training_keeps_its_place_whatever_came_before(outputs: Path) -> None:
+    def place(name: str) -> str:
+        return os.path.relpath(Run(name=name).checkpoint_manager(Model()).directory, outputs / "checkpoints")
+
+    assert place("fold-2") == "fold-2/resume"
+    assert place("fold-1") == "fold-1/resume"
+    assert place("fold-1") == "fold-1/resume-2"  # of another model: another training
+    run = Run(name="lr=0.1")
+    assert os.path.relpath(run.checkpoint_path("best.keras"), outputs) == "checkpoints/lr=0.1/best.keras"
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "a\\b", "resume", "resume-2", 3])
+def test_a_name_that_is_no_directory_of_a_training_is_refused(name: Any) -> None:
+    with pytest.raises(TrackingError) as error:
+        Run(name=name)
+    assert str(error.value) == (
+        f"Received name={name!r}. Expected the name of a directory for this training, such as 'fold-3': not empty, "
+        f"without '/', and not 'resume'."
+    )
+
+
 def test_another_outputs_path_counts_from_the_first(outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = Model()
     Run().checkpoint_manager(model)
@@ -313,8 +334,8 @@ def test_a_string_in_place_of_a_list_of_loggers() -> None:
 def test_datasets_of_wrong_types() -> None:
     assert message(datasets=[3]) == "Received datasets with the names [3]. Expected the names to be strings."
     assert message(datasets={"digits": None}) == (
-        "Received datasets without a path: ['digits']. Expected a path on this machine for each, or a list of names alone where "
-        "the cluster knows them all."
+        "Received datasets without a path: ['digits']. Expected a path on this machine for each, or a list of names if "
+        "the cluster knows all of them."
     )
 
 

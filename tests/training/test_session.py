@@ -135,22 +135,22 @@ def test_a_training_that_resumes_counts_from_where_it_was(begun: Callable[..., T
 def test_it_resumes_from_the_newest(begun: Callable[..., Training], caplog: pytest.LogCaptureFixture) -> None:
     training = begun(every_n_train_steps=2)
     assert training.session.find_checkpoint((".ckpt",), "This test") is None
-    training.session.log_start(None)
+    training.session.log.start(None)
     for step in (2, 4, 6):
         training.end_batch(step)
     assert training.saved == [4, 6]
     newest = training.session.find_checkpoint((".ckpt",), "This test")
     assert newest is not None
     assert Path(newest.path).read_text() == "step 6"
-    training.session.log_start(newest)
-    training.session.log_nothing_left(epoch=2, limit="epochs=2")
-    training.session.log_nothing_left(epoch=2, limit=None)
-    training.session.warn_of_unused(newest, "ckpt_path", "mine.ckpt")
+    training.session.log.start(newest)
+    training.session.log.nothing_left(epoch=2, limit="epochs=2")
+    training.session.log.nothing_left(epoch=2, limit=None)
+    training.session.log.unused(newest, "ckpt_path", "mine.ckpt")
     assert caplog.messages == [
         f"Starting fresh: no checkpoint in {training.session.checkpoints.directory}",
         f"Resuming from {newest.path}: epoch 0, step 6",
-        "This training had come to its end (epochs=2): nothing is left",
-        "This training had been stopped early, at epoch 2: nothing is left",
+        "This training has ended already (epochs=2): nothing is left to train",
+        "This training was stopped early, at epoch 2: nothing is left to train",
         (
             f"Resuming from ckpt_path=mine.ckpt as asked, although {newest.path} exists. Leave out `ckpt_path` to "
             "resume from it"

@@ -18,6 +18,7 @@ import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from transformers import (
     BertForSequenceClassification,
+    EarlyStoppingCallback,
     Qwen3MoeConfig,
     Qwen3MoeForCausalLM,
     Trainer,
@@ -304,7 +305,7 @@ def test_off_the_cluster_outputs_go_to_a_local_directory_and_training_starts_fre
     again = trainer(PolyaxonCallback(), num_train_epochs=2)
     again.train()
     assert caplog.text.count("Starting fresh: ") == 2
-    assert "holds step 4, and keeps it; resume=True would go on from it" in caplog.text
+    assert "holds step 4, and keeps it; resume=True would resume from it" in caplog.text
     new_process()
     trainer(PolyaxonCallback(resume=True), num_train_epochs=3).train()
     assert "step=0000000008-epoch=2-start=2" in caplog.text
@@ -387,21 +388,20 @@ def test_what_resume_from_checkpoint_says_is_used(
 def test_a_training_that_was_stopped_early_stays_so(
     outputs: Path, caplog: pytest.LogCaptureFixture, new_process: Callable[[], None]
 ) -> None:
-    class Stop(_Steps):
-        def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            control.should_training_stop = state.global_step == 8
+    def stopping() -> EarlyStoppingCallback:
+        return EarlyStoppingCallback(early_stopping_patience=1, early_stopping_threshold=1e9)
 
     caplog.set_level(logging.INFO)
-    first = trainer(PolyaxonCallback(), Stop([]))
+    first = trainer(PolyaxonCallback(), stopping())
     first.train()
     assert first.state.global_step == 8
     new_process()
     steps: list[int] = []
-    second = trainer(PolyaxonCallback(), Stop(steps))
+    second = trainer(PolyaxonCallback(), stopping(), _Steps(steps))
     second.train()
     assert steps == []
     assert digest(second.model) == digest(first.model)
-    assert "This training had been stopped early, at epoch 2: nothing is left" in caplog.text
+    assert "This training was stopped early, at epoch 2: nothing is left to train" in caplog.text
     assert second.args.max_steps == -1
 
 

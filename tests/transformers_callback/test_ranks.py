@@ -84,5 +84,5 @@ def test_ranks_that_see_different_checkpoints_are_told_so(tmp_path: Path) -> Non
     status, stdout, stderr = train(outputs, OUTPUTS_OF_ITS_OWN=str(outputs))
     assert (status, stdout) == (1, "")
     assert (
-        len(re.findall("Received different checkpoints on the ranks of one training: rank 0 would go on", stderr)) == 2
+        len(re.findall("Received different checkpoints on the ranks of one training: rank 0 would resume", stderr)) == 2
     )

@@ -63,24 +63,30 @@ def folders(outputs: Path, name: str = "bert") -> set[str]:
         pytest.param({"max_steps": 6}, id="steps"),
         pytest.param({"num_train_epochs": 1.5}, id="half an epoch"),
         pytest.param({"num_train_epochs": 2}, id="epochs"),
-        pytest.param({"num_train_epochs": 6, "stops": True}, id="stopped in an epoch"),
+        pytest.param(
+            {
+                "num_train_epochs": 6,
+                "stops": True,
+                "save_strategy": "steps",
+                "save_steps": 3,
+                "load_best_model_at_end": True,
+            },
+            id="stopped in an epoch",
+        ),
     ],
 )
 def test_a_training_that_had_ended_trains_no_step_more(
     outputs: Path, caplog: pytest.LogCaptureFixture, new_process: Callable[[], None], options: dict[str, Any]
 ) -> None:
-    class Stop(TrainerCallback):
-        def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            control.should_training_stop = state.global_step == 6
-
     caplog.set_level(logging.INFO)
-    stops = [Stop()] if options.pop("stops", False) else []
+    stops = options.pop("stops", False)
     settings = {**QUIET, "eval_strategy": "steps", "eval_steps": 3, "lr_scheduler_type": "constant"} | options
     ends = []
     for _ in range(3):
         new_process()
         done = At()
-        training = trainer(PolyaxonCallback(), *stops, done, **settings)
+        stopping = [EarlyStoppingCallback(1, early_stopping_threshold=1e9)] if stops else []
+        training = trainer(PolyaxonCallback(), *stopping, done, **settings)
         training.train()
         ends.append((training.state.global_step, digest(training.model)))
         assert done.steps == (list(range(1, ends[0][0] + 1)) if len(ends) == 1 else [])
@@ -88,6 +94,27 @@ def test_a_training_that_had_ended_trains_no_step_more(
     assert ends[0][0] == (8 if options.get("num_train_epochs") == 2 else 6)
     assert newest(outputs) == (ends[0][0], ends[0][0] // 4)
     assert caplog.text.count("nothing is left") == 2
+
+
+@pytest.mark.parametrize("limit", [4, 6], ids=["at the end of an epoch", "within an epoch"])
+def test_a_training_that_a_time_limit_ended_continues_at_the_next_start(
+    outputs: Path, new_process: Callable[[], None], limit: int
+) -> None:
+    class Limit(TrainerCallback):
+        def __init__(self) -> None:
+            self.left = limit
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            self.left -= 1
+            control.should_training_stop = self.left == 0
+
+    steps = []
+    for _ in range(12 // limit):
+        new_process()
+        done = At()
+        trainer(PolyaxonCallback(), Limit(), done, **QUIET | {"num_train_epochs": 3}).train()
+        steps += done.steps
+    assert steps == list(range(1, 13))
 
 
 def test_folders_of_a_training_before_are_the_oldest(tmp_path: Path, new_process: Callable[[], None]) -> None:

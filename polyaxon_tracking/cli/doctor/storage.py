@@ -116,7 +116,7 @@ def _local_outputs(outputs: str | None) -> Iterator[Row]:
     else:
         yield Row(_GROUP, "outputs: file system", OK, f"{kind} at {mount}")
     yield from _check_writing("outputs", there, advice)
-    yield _check_free_space("outputs", there, "Checkpoints need their own size beside those that are kept: make room.")
+    yield _check_free_space("outputs", there, "A new checkpoint needs room next to those that are kept: make room.")
 
 
 def _nearest_existing(path: str) -> str:

@@ -1,0 +1,31 @@
+"""Save a training state of which every rank writes a part."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING
+
+from polyaxon_lightning.framework import pl
+
+if TYPE_CHECKING:
+    from polyaxon_tracking.training import TrainingSession
+
+__all__ = ["save_sharded", "writes_itself"]
+
+
+def writes_itself(trainer: pl.Trainer) -> bool:
+    """Return whether the strategy writes checkpoints without its `checkpoint_io`, as if each rank writes a part."""
+    return type(trainer.strategy).save_checkpoint is not pl.strategies.Strategy.save_checkpoint
+
+
+def save_sharded(trainer: pl.Trainer, session: TrainingSession, epoch: int) -> None:
+    """Write every rank's part to a directory of rank 0, which publishes the directory when all have written."""
+    staged, group = None, session.process_group
+    with group.share_errors():
+        if session.is_writer:
+            staged = session.checkpoints.stage(trainer.global_step, epoch)
+    with contextlib.nullcontext("") if staged is None else staged.writing() as path:
+        trainer.save_checkpoint(group.gather(path)[0], weights_only=False)
+    with group.share_errors():
+        if staged is not None:
+            staged.commit()

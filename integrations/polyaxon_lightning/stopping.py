@@ -1,0 +1,23 @@
+"""How a training was stopped before its limit: early, so that nothing is left, or by something such as a time limit."""
+
+from __future__ import annotations
+
+from polyaxon_lightning.framework import pl
+
+__all__ = ["is_leaving_epoch", "is_stopped_early"]
+
+
+def is_stopped_early(trainer: pl.Trainer) -> bool:
+    """Return whether an ``EarlyStopping`` has ended training.
+
+    Whatever else ends it, such as a time limit, lets training continue at the next start.
+    """
+    stopping = [one for one in trainer.callbacks if isinstance(one, pl.callbacks.EarlyStopping)]  # type: ignore[attr-defined]
+    return trainer.should_stop and any(one.stopped_epoch > 0 or one.wait_count >= one.patience for one in stopping)
+
+
+def is_leaving_epoch(trainer: pl.Trainer) -> bool:
+    """Return whether training stops within an epoch, as for a time limit, and is to resume within that epoch."""
+    if not trainer.should_stop:  # as after almost every batch
+        return False
+    return not (trainer.fit_loop.epoch_loop.batch_progress.is_last_batch or is_stopped_early(trainer))

@@ -1,0 +1,104 @@
+"""The log lines and errors of a training, which are the same for every framework."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from polyaxon_tracking.errors import TrackingError
+
+if TYPE_CHECKING:
+    from polyaxon_tracking.checkpoints import Checkpoint, CheckpointManager
+    from polyaxon_tracking.training.run import Run
+
+__all__ = ["TrainingLog", "different_framework", "different_model"]
+
+_logger = logging.getLogger("polyaxon_tracking")
+
+
+class TrainingLog:
+    """The log lines of one training.
+
+    Args:
+        run: the run of this process.
+        checkpoints: the checkpoint manager of this training.
+        is_enabled: whether this process logs; only rank 0 does.
+    """
+
+    def __init__(self, run: Run, checkpoints: CheckpointManager, *, is_enabled: bool) -> None:
+        self._run = run
+        self._checkpoints = checkpoints
+        self._is_enabled = is_enabled
+
+    def start(self, checkpoint: Checkpoint | None) -> None:
+        """Log that training resumes from `checkpoint`, or why it starts from scratch."""
+        if not self._is_enabled:
+            return
+        if checkpoint is None:
+            _logger.info("Starting fresh: %s", self._run.why_fresh(self._checkpoints))
+        else:
+            _logger.info("Resuming from %s: epoch %d, step %d", checkpoint.source, checkpoint.epoch, checkpoint.step)
+
+    def nothing_left(self, *, epoch: int, limit: str | None) -> None:
+        """Log that a training which had ended is started again, and that nothing is left to train.
+
+        Args:
+            epoch: the number of epochs done.
+            limit: the limit that training had reached, such as ``epochs=3``; ``None`` if it was stopped early.
+        """
+        if not self._is_enabled:
+            return
+        if limit is None:
+            _logger.info("This training was stopped early, at epoch %d: nothing is left to train", epoch)
+        else:
+            _logger.info("This training has ended already (%s): nothing is left to train", limit)
+
+    def unused(self, checkpoint: Checkpoint, argument: str, value: str) -> None:
+        """Warn that the user's `argument` with `value` takes precedence over `checkpoint`."""
+        if self._is_enabled:
+            _logger.warning(
+                "Resuming from %s=%s as asked, although %s exists. Leave out `%s` to resume from it",
+                argument,
+                value,
+                checkpoint.source,
+                argument,
+            )
+
+    def saved(self, step: int, reason: str) -> None:
+        """Warn that training ends, and that its last step is saved, because of `reason`: a signal or an exception."""
+        if self._is_enabled and step > 0:
+            _logger.warning("Saved step %d after %s", step, reason)
+
+    def not_saved(self, step: int, error: BaseException) -> None:
+        """Log the `error` of the last save, which is not raised."""
+        _logger.error(
+            "The state after step %d was not saved; the previous checkpoint is untouched: %s: %s",
+            step,
+            type(error).__name__,
+            error,
+        )
+
+    def other_weights(self, step: int) -> None:
+        """Warn that nothing is saved because the model holds other weights than those of `step`."""
+        _logger.warning(
+            "Step %d is not saved: other weights are in the model, such as averages. The previous checkpoint is "
+            "untouched",
+            step,
+        )
+
+
+def different_model(source: str, problems: list[str]) -> TrackingError:
+    """Return the error for a model that cannot continue the training that was saved in `source`."""
+    return TrackingError(
+        f"Received a model that is not the one saved in {source}: {'; '.join(problems)}. Expected the same layers, "
+        f"shapes and optimizer. Undo the change, pass PolyaxonCallback(resume=False) to start from scratch, or use "
+        f"another outputs path; the checkpoint stays as it is."
+    )
+
+
+def different_framework(source: str, framework: str) -> TrackingError:
+    """Return the error for a checkpoint that was not saved by `framework`."""
+    return TrackingError(
+        f"Received {source}, which {framework} did not save. Expected an outputs path with only checkpoints of "
+        f"{framework}: use another outputs path for this training."
+    )
