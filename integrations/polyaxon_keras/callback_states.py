@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import logging
 from typing import TYPE_CHECKING, Any
@@ -17,8 +18,9 @@ __all__ = ["CallbackStates"]
 
 _logger = logging.getLogger("polyaxon_tracking")
 
-# Keras's callbacks flip its sign in their first epoch, so that resuming would flip the sign a second time.
-_NEVER_SAVED = {"min_delta"}
+# Keras's callbacks flip the sign of `min_delta` in their first epoch, so that resuming would flip it a second time.
+# `params` are those of the current ``fit``.
+_NEVER_SAVED = {"min_delta", "params"}
 
 
 class CallbackStates:
@@ -45,7 +47,9 @@ class CallbackStates:
         for callback, options, changed in zip(self._callbacks, self._options, self._changed_options, strict=True):
             values = {name: value for name, value in _public(callback).items() if _is_plain(value)}
             changed.update(name for name in options if name in values and not _are_equal(values[name], options[name]))
-            states.append({name: _copy(values[name]) for name in values if name not in options or name in changed})
+            states.append(
+                {name: copy.deepcopy(values[name]) for name in values if name not in options or name in changed}
+            )
         return states
 
     def set(self, states: list[dict[str, Any]], source: str) -> None:
@@ -68,8 +72,9 @@ class CallbackStates:
         Callbacks reset themselves in ``on_train_begin``. Therefore this comes after that hook of every callback.
         """
         states, self._restored = self._restored, []
-        for callback, state, changed in zip(self._callbacks, states, self._changed_options, strict=False):
-            changed.update(state.keys() & _argument_names(callback))
+        known = zip(self._callbacks, self._options, self._changed_options, strict=True)
+        for (callback, options, changed), state in zip(known, states, strict=False):  # without states, none is restored
+            changed.update(state.keys() & options.keys())
             vars(callback).update(state)
 
     def _warn_of_losses(self) -> None:
@@ -89,7 +94,9 @@ class CallbackStates:
 def _options(callback: keras.callbacks.Callback) -> dict[str, Any]:
     """Return the attributes of `callback` that are named like an argument of its constructor."""
     names = _argument_names(callback)
-    return {name: _copy(value) for name, value in _public(callback).items() if name in names and _is_plain(value)}
+    return {
+        name: copy.deepcopy(value) for name, value in _public(callback).items() if name in names and _is_plain(value)
+    }
 
 
 def _argument_names(callback: keras.callbacks.Callback) -> set[str]:
@@ -99,8 +106,9 @@ def _argument_names(callback: keras.callbacks.Callback) -> set[str]:
 
 
 def _public(callback: keras.callbacks.Callback) -> dict[str, Any]:
-    names = [name for name in vars(callback) if not name.startswith("_") and name not in {*_NEVER_SAVED, "params"}]
-    return {name: vars(callback)[name] for name in names}
+    return {
+        name: value for name, value in vars(callback).items() if not name.startswith("_") and name not in _NEVER_SAVED
+    }
 
 
 def _is_container(value: Any) -> bool:
@@ -114,14 +122,6 @@ def _is_plain(value: Any) -> bool:
     if isinstance(value, dict):
         return value.keys() != {"array"} and all(isinstance(key, str) and _is_plain(value[key]) for key in value)
     return value is None or isinstance(value, bool | int | float | str | np.generic | np.ndarray)
-
-
-def _copy(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_copy(item) for item in value]
-    if isinstance(value, dict):
-        return {key: _copy(item) for key, item in value.items()}
-    return value.copy() if isinstance(value, np.ndarray) else value
 
 
 def _are_equal(value: Any, other: Any) -> bool:

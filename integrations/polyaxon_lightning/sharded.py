@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import functools
 from typing import TYPE_CHECKING
 
 from polyaxon_lightning.framework import pl
@@ -20,12 +20,9 @@ def writes_itself(trainer: pl.Trainer) -> bool:
 
 def save_sharded(trainer: pl.Trainer, session: TrainingSession, epoch: int) -> None:
     """Write every rank's part to a directory of rank 0, which publishes the directory when all have written."""
-    staged, group = None, session.process_group
-    with group.share_errors():
-        if session.is_writer:
-            staged = session.checkpoints.stage(trainer.global_step, epoch)
-    with contextlib.nullcontext("") if staged is None else staged.writing() as path:
-        trainer.save_checkpoint(group.gather(path)[0], weights_only=False)
+    group, step = session.process_group, trainer.global_step
+    with group.staging(functools.partial(session.checkpoints.stage, step, epoch)) as (staged, path):
+        trainer.save_checkpoint(path, weights_only=False)
     with group.share_errors():
         if staged is not None:
             staged.commit()

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from polyaxon_tracking import Checkpoint
     from polyaxon_tracking.training import TrainingSession
 
-__all__ = ["ResumedState", "callback_states", "load_weights", "optimizer_name"]
+__all__ = ["ResumedState", "callback_states", "load_weights", "optimizer_name", "path_in_output_dir"]
 
 
 class ResumedState:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from polyaxon_tracking.training import Directory, StagedFile, TrainingSession
 
-__all__ = ["FolderSaver", "StateToSave", "save_natively"]
+__all__ = ["STATE_SUFFIX", "FolderSaver", "StateToSave", "save_natively"]
 
 STATE_SUFFIX = ".checkpoint"
 """The ending of a training state that is a folder; in a store it is a single file, whose name ends with ``.tar``."""
@@ -65,12 +65,10 @@ class FolderSaver:
         """Save the training state. This is a collective."""
         step, checkpoints = self._trainer.state.global_step, self._session.checkpoints
         suffix = ".tar" if self.is_remote else STATE_SUFFIX
+        stage = functools.partial(checkpoints.stage, step, state.epoch, suffix=suffix)
         self._session.wait()
         with self._session.saving(step):
-            with self._staging(functools.partial(checkpoints.stage, step, state.epoch, suffix=suffix)) as (
-                staged,
-                path,
-            ):
+            with self._session.process_group.staging(stage) as (staged, path):
                 folder = os.path.join(os.path.dirname(path), folder_name(step))
                 self._write(folder, self._trainer.state.best_model_checkpoint)
                 with self._session.process_group.share_errors():
@@ -115,7 +113,7 @@ class FolderSaver:
             directory.publish(path, name)
 
         staged_state, state_folder = None, ""
-        with self._staging(functools.partial(directory.stage, name, publish)) as (staged, path):
+        with self._session.process_group.staging(functools.partial(directory.stage, name, publish)) as (staged, path):
             is_best = trainer.state.best_global_step == step
             best = path_in_output_dir(trainer, name) if is_best else trainer.state.best_model_checkpoint
             self._write(path, best, whole=not trainer.args.save_only_model)
@@ -129,7 +127,8 @@ class FolderSaver:
         best_name, prune = self._best_name(), self._pruning()
 
         def finish() -> None:
-            _commit(staged)
+            assert staged is not None  # on rank 0
+            staged.commit()
             if state is not None:  # its best model may be the folder that is there by now
                 self._commit_state(staged_state, state_folder)
                 self.best_in_state = best_name
@@ -149,16 +148,6 @@ class FolderSaver:
             prune()
 
         self._submit(f"{upload_url}/{name}.tar", finish)
-
-    @contextlib.contextmanager
-    def _staging(self, stage: Callable[[], StagedFile]) -> Iterator[tuple[StagedFile | None, str]]:
-        """Yield the staged file, ``None`` except on rank 0, and its path, to which all ranks write."""
-        staged, group = None, self._session.process_group
-        with group.share_errors():
-            if self._session.is_writer:
-                staged = stage()
-        with contextlib.nullcontext("") if staged is None else staged.writing() as path:
-            yield staged, group.gather(path)[0]
 
     def _commit_state(self, staged: StagedFile | None, folder: str) -> None:
         """Commit the training state, which the Trainer wrote to `folder`, next to the path of `staged`."""
@@ -219,11 +208,6 @@ class FolderSaver:
                 self._session.writer.submit(what, finish)
                 if not self._session.options.background:
                     self._session.writer.wait()
-
-
-def _commit(staged: StagedFile | None) -> None:
-    assert staged is not None  # on rank 0
-    staged.commit()
 
 
 @contextlib.contextmanager

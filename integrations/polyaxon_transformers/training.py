@@ -94,10 +94,8 @@ class Training:
         self._session.close()
         if self._resumed is not None:
             self._resumed.close()
-        del (
-            self.trainer,
-            self._saver,
-        )  # the signal handlers refer to this object, which must not keep the model in memory
+        # The signal handlers refer to this object, which must not keep the model in memory.
+        del self.trainer, self._saver
 
     # Resume
 
@@ -253,16 +251,20 @@ class Training:
         is_last_step = float(state.epoch or 0).is_integer()
         should_evaluate = control.should_evaluate or (is_last_step and args.eval_strategy == "epoch")
         should_save = control.should_save or (is_last_step and args.save_strategy == "epoch")
-        # Whatever else stops training, such as a time limit, lets it continue at the next start.
-        stopping = [one for one in self.trainer.callback_handler.callbacks if isinstance(one, EarlyStoppingCallback)]
-        is_stopped = control.should_training_stop and state.global_step < state.max_steps
-        is_stopped = is_stopped and any(
-            one.early_stopping_patience_counter >= one.early_stopping_patience for one in stopping
-        )
         metadata = {
             "optimizer": optimizer_name(self.trainer),
-            "stopped": self._session.preemption.requested is None and is_stopped,
+            "stopped": self._session.preemption.requested is None and _is_stopped_early(self.trainer),
             "evaluate": not ends_epoch and should_evaluate,
             "save": not (ends_epoch or is_folder_saved) and should_save,
         }
         return StateToSave(self._epoch + ends_epoch, metadata)
+
+
+def _is_stopped_early(trainer: Trainer) -> bool:
+    """Return whether an ``EarlyStoppingCallback`` has ended training.
+
+    Whatever else ends it, such as a time limit, lets training continue at the next start.
+    """
+    stopping = [one for one in trainer.callback_handler.callbacks if isinstance(one, EarlyStoppingCallback)]
+    is_stopped = trainer.control.should_training_stop and trainer.state.global_step < trainer.state.max_steps
+    return is_stopped and any(one.early_stopping_patience_counter >= one.early_stopping_patience for one in stopping)

@@ -6,7 +6,6 @@ import contextlib
 import datetime as dt
 import functools
 import os
-import re
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rich import progress
@@ -22,7 +21,7 @@ from polyaxon_tracking.integrity import size_on_disk
 from polyaxon_tracking.progress import Progress
 from polyaxon_tracking.redaction import shown_path
 from polyaxon_tracking.storage.opening import open_directory
-from polyaxon_tracking.training.run import LOCAL_OUTPUTS
+from polyaxon_tracking.training.run import LOCAL_OUTPUTS, RESUME
 from polyaxon_tracking.urls import is_url, local_path
 
 if TYPE_CHECKING:
@@ -31,8 +30,6 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 __all__ = ["Found", "as_dict", "find", "print_found"]
-
-_RESUME = re.compile(r"resume(?:-(\d+))?")
 
 
 class Found(NamedTuple):
@@ -133,7 +130,7 @@ def _directories(root: str) -> list[str]:
     """
     below = _names_of_directories(root)
     trainings = sorted(
-        (name for name in below if _RESUME.fullmatch(name)), key=lambda name: int(name.partition("-")[2] or 1)
+        (name for name in below if RESUME.fullmatch(name)), key=lambda name: int(name.partition("-")[2] or 1)
     )
     found = [root, *(f"{root}/{name}" for name in trainings)]
     if "checkpoints" in below:

@@ -32,9 +32,13 @@ class StagingDirectory:
         others = sweep(directory)  # before anything is written, because this may free the room for it
         self.path, lock = _create_staging(directory)
         self._lock: int | None = lock
-        for other in others:
-            if _is_abandoned(other, now=os.fstat(lock).st_mtime):
-                _remove_unlocked(other, abandoned=True)
+        try:
+            for other in others:
+                if _is_abandoned(other, now=os.fstat(lock).st_mtime):
+                    _remove_unlocked(other, abandoned=True)
+        except BaseException:
+            self.remove()
+            raise
 
     def __enter__(self) -> str:
         return self.path

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 from polyaxon_tracking.errors import TrackingError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from polyaxon_tracking.checkpoints import Checkpoint, CheckpointManager
+    from polyaxon_tracking.storage.staged import StagedFile
     from polyaxon_tracking.training.preemption import PreemptionHandler
 
 __all__ = ["Flags", "ProcessGroup"]
@@ -100,6 +101,19 @@ class ProcessGroup:
         except Exception as caught:  # noqa: BLE001  # raised on all ranks
             error = caught
         self.raise_on_all(error)
+
+    @contextlib.contextmanager
+    def staging(self, stage: Callable[[], StagedFile]) -> Iterator[tuple[StagedFile | None, str]]:
+        """Call `stage` on rank 0, and yield its staged file, ``None`` on the other ranks, and the path for all ranks.
+
+        If the ``with`` block raises on rank 0, the staged file is discarded.
+        """
+        staged = None
+        with self.share_errors():
+            if self.rank == 0:
+                staged = stage()
+        with contextlib.nullcontext("") if staged is None else staged.writing() as path:
+            yield staged, self.gather(path)[0]
 
     def latest(self, checkpoints: CheckpointManager) -> Checkpoint | None:
         """Return the newest intact checkpoint, or None; every rank must find the same checkpoint.

@@ -31,8 +31,8 @@ _logger = logging.getLogger("polyaxon_tracking")
 
 LOCAL_OUTPUTS = "outputs"
 
-# The names of the directories with training states.
-_RESUME = re.compile(r"resume(-\d+)?")
+# The names of the directories with training states; the group is the number of the training, from the second on.
+RESUME = re.compile(r"resume(?:-(\d+))?")
 
 # The trainings of this process: the checkpoint directory of each training, and the objects that it trains, or `()` once
 # the training has finished. The references are weak because a model must be freed after its training. See
@@ -254,7 +254,7 @@ def checked_outputs(path: str, source: str = OUTPUTS_PATH) -> str:
 def _check_name(name: object) -> None:
     if name is None:
         return
-    if not isinstance(name, str) or name in {"", ".", ".."} or set(name) & set("/\\\0") or _RESUME.fullmatch(name):
+    if not isinstance(name, str) or name in {"", ".", ".."} or set(name) & set("/\\\0") or RESUME.fullmatch(name):
         raise TrackingError(
             f"Received name={name!r}. Expected the name of a directory for this training, such as 'fold-3': not empty, "
             f"without '/', and not 'resume'."
