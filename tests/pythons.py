@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).parents[1]
-ENVIRONMENTS = ROOT / ".venv-pythons"
+ENVIRONMENTS = ROOT / os.environ.get("PYTHONS_VENV", ".venv-pythons")
 OLDEST = (3, 10)
 
 # What depends on the version of Python. Stores and the other frameworks are left to `make test`.
