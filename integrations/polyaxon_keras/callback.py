@@ -16,6 +16,8 @@ from polyaxon_tracking.training import Run, SaveOptions
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from polyaxon_tracking.training import IfChanged
+
 __all__ = ["PolyaxonCallback"]
 
 _logger = logging.getLogger("polyaxon_tracking")
@@ -50,6 +52,9 @@ class PolyaxonCallback(keras.callbacks.ModelCheckpoint):
             The mapping's paths are used only if the environment names no data. `data_path` returns the path of each.
         resume: whether to resume from the newest intact checkpoint (``True``) or to start from scratch (``False``). By
             default, training resumes only in a run of the platform.
+        if_changed: what to do if the script's hyperparameters differ from those saved with the checkpoint: ``"warn"``
+            resumes and logs both values, ``"raise"`` raises, and ``"restart"`` starts from scratch and keeps the
+            checkpoint. The number of epochs may always change.
         name: the name of this training, such as ``"fold-3"``, if the script trains several times. The checkpoints of a
             named training, its best models included, are in ``<outputs>/checkpoints/<name>``, whatever trainings came
             before it in the script.
@@ -95,6 +100,7 @@ class PolyaxonCallback(keras.callbacks.ModelCheckpoint):
         *,
         datasets: Iterable[str] | Mapping[str, str | os.PathLike[str]] = (),
         resume: bool | None = None,
+        if_changed: IfChanged = "warn",
         name: str | None = None,
         restore: Iterable[keras.callbacks.Callback] = (),
         every_n_train_steps: int | None = None,
@@ -117,7 +123,9 @@ class PolyaxonCallback(keras.callbacks.ModelCheckpoint):
         wrong = [item for item in self._callbacks_to_restore if not isinstance(item, keras.callbacks.Callback)]
         if wrong:
             raise TrackingError(f"Received restore={wrong!r}. Expected a list of callbacks that `fit` is given too.")
-        self._run = Run(datasets=datasets, loggers=[*_KERAS_LOGGERS, *loggers], resume=resume, name=name)
+        self._run = Run(
+            datasets=datasets, loggers=[*_KERAS_LOGGERS, *loggers], resume=resume, if_changed=if_changed, name=name
+        )
         path = self._run.checkpoint_path(os.fspath(filepath))
         below = self._run.checkpoints_path
         if path.startswith(below):  # braces are placeholders only in the file's name

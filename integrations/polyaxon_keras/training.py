@@ -10,9 +10,10 @@ from polyaxon_keras.epoch_end import MissedEpochEnd, StateBeforeEpochEnd, averag
 from polyaxon_keras.exceptions import ExceptionHook, track_steps, untrack_steps
 from polyaxon_keras.fit_hooks import build_model, callback_list, set_initial_epoch, stopped_early, training_weights
 from polyaxon_keras.framework import keras
+from polyaxon_keras.hyperparameters import hyperparameters
 from polyaxon_keras.process_group import JaxProcessGroup
 from polyaxon_keras.writer import ModelWriter
-from polyaxon_tracking.training import Action, Run, SaveOptions, TrainingSession
+from polyaxon_tracking.training import Action, Run, SaveOptions, TrainingSession, accept_hyperparameters
 
 if TYPE_CHECKING:
     from typing import NoReturn
@@ -65,6 +66,7 @@ class Training:
         self._action_at_epoch_end = Action.NOTHING
         self._should_check_for_swap = False
         self._validation_swaps_weights = False
+        self._hyperparameters: dict[str, Any] = {}
         self._stopped_at: int | None = None
         """The number of epochs done when training was stopped early, for example by ``EarlyStopping``."""
 
@@ -88,8 +90,17 @@ class Training:
                 track_steps(optimizer, self._record_optimizer_step)
         self._iterations_at_start = self._iterations()
         newest = self.session.find_checkpoint((".weights.h5",), "Keras") if self._should_resume else None
+        current = hyperparameters(self.model, self._callback.params["steps"])
+        self._hyperparameters = current.as_saved()
         if newest is not None:
-            self._resume_from(newest)
+            metadata = training_state.read_metadata(newest.path)
+            saved = metadata["training"].get("hyperparameters")
+            if accept_hyperparameters(self.session, newest.source, saved, current):
+                self._hyperparameters = current.as_saved(saved)
+                self._resume_from(newest, metadata)
+            else:
+                newest = None
+            self.session.checkpoints.release()
         self.session.begin(self._step)
         self.session.log.start(newest)
         epochs = self._callback.params["epochs"]
@@ -97,11 +108,11 @@ class Training:
             epoch = self._stopped_at
             self.session.log.nothing_left(epoch=epoch or 0, limit=f"epochs={epochs}" if epoch is None else None)
 
-    def _resume_from(self, newest: Checkpoint) -> None:
-        training = training_state.load(
-            self.model, newest.path, newest.source, self._process_group.rank, build=lambda: build_model(self.model)
+    def _resume_from(self, newest: Checkpoint, metadata: dict[str, Any]) -> None:
+        rank, training = self._process_group.rank, metadata["training"]
+        training_state.load(
+            self.model, newest.path, metadata, newest.source, rank, build=lambda: build_model(self.model)
         )
-        self.session.checkpoints.release()
         self._callback.best = training["best"]
         self._callback_states.set(training["callbacks"], newest.source)
         self._validation_swaps_weights = training.get("swaps", False)
@@ -254,6 +265,7 @@ class Training:
             "callbacks": self._callback_states.get(),
             "swaps": self._validation_swaps_weights,
             "stopped": self._stopped_at,
+            "hyperparameters": self._hyperparameters,
         }
 
     def _save_within_epoch(self) -> None:

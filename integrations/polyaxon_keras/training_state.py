@@ -27,6 +27,7 @@ __all__ = [
     "make_metadata",
     "optimizers_of",
     "random_state",
+    "read_metadata",
     "save",
     "set_random_state",
 ]
@@ -68,14 +69,32 @@ def save(model: keras.Model, path: str, metadata: dict[str, Any]) -> None:
             group[str(index)] = array
 
 
+def read_metadata(path: str) -> dict[str, Any]:
+    """Return the metadata in the file `path`, which `save` wrote."""
+    with h5py.File(path, "r") as file:
+        group = file[_GROUP]
+        metadata: dict[str, Any] = json.loads(
+            group["record"].asstr()[()],
+            object_hook=lambda value: group[str(value["array"])][()] if value.keys() == {"array"} else value,
+        )
+    return metadata
+
+
 def load(
-    model: keras.Model, path: str, source: str, rank: int = 0, *, build: Callable[[], None] = lambda: None
-) -> dict[str, Any]:
-    """Restore `model` from the file `path`, after building the model if necessary, and return the saved `training`.
+    model: keras.Model,
+    path: str,
+    metadata: dict[str, Any],
+    source: str,
+    rank: int = 0,
+    *,
+    build: Callable[[], None] = lambda: None,
+) -> None:
+    """Restore `model` from the file `path`, after building the model if necessary.
 
     Args:
         model: a compiled model.
         path: a file that `save` wrote.
+        metadata: the metadata in the file.
         source: the path or URL that the file came from, for messages.
         rank: the rank of this process. If the checkpoint was saved with fewer processes, the global random number
             generators of the added ranks are left unchanged.
@@ -84,12 +103,6 @@ def load(
     Raises:
         TrackingError: the model or its optimizer differs from the saved one.
     """
-    with h5py.File(path, "r") as file:
-        group = file[_GROUP]
-        metadata = json.loads(
-            group["record"].asstr()[()],
-            object_hook=lambda value: group[str(value["array"])][()] if value.keys() == {"array"} else value,
-        )
     if len(model.weights) < len(metadata["shapes"]):  # on TensorFlow, Keras builds the model in the first step
         build()
     _build_optimizers(model, metadata)
@@ -100,8 +113,6 @@ def load(
         variable.assign(value)
     if rank < len(metadata["random"]):
         set_random_state(metadata["random"][rank])
-    training: dict[str, Any] = metadata["training"]
-    return training
 
 
 def _differences(model: keras.Model, metadata: dict[str, Any]) -> list[str]:

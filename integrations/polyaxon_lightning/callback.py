@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from polyaxon_lightning.checkpoint_io import DurableCheckpointIO, save_in_foreground
+from polyaxon_lightning.checkpoint_io import METADATA_KEY, DurableCheckpointIO, save_in_foreground
 from polyaxon_lightning.framework import pl
 from polyaxon_lightning.process_group import launching_trainer, share_errors_of_saves
 from polyaxon_lightning.resuming import ckpt_path_argument, is_chosen_by_lightning, load, restore
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from lightning.pytorch.plugins.io import TorchCheckpointIO
 
     from polyaxon_tracking import Checkpoint
+    from polyaxon_tracking.training import IfChanged
 else:
     Callback, ModelCheckpoint = pl.callbacks.Callback, pl.callbacks.ModelCheckpoint
     Logger = pl.loggers.Logger
@@ -59,6 +61,9 @@ class PolyaxonCallback(Callback):
             The mapping's paths are used only if the environment names no data. `data_path` returns the path of each.
         resume: whether to resume from the newest intact checkpoint (``True``) or to start from scratch (``False``). By
             default, training resumes only in a run of the platform.
+        if_changed: what to do if the script's hyperparameters differ from those saved with the checkpoint: ``"warn"``
+            resumes and logs both values, ``"raise"`` raises, and ``"restart"`` starts from scratch and keeps the
+            checkpoint. The number of epochs may always change.
         name: the name of this training, such as ``"fold-3"``, if the script trains several times. The checkpoints of a
             named training, its best models included, are in ``<outputs>/checkpoints/<name>``, whatever trainings came
             before it in the script.
@@ -95,6 +100,7 @@ class PolyaxonCallback(Callback):
         *,
         datasets: Iterable[str] | Mapping[str, str | os.PathLike[str]] = (),
         resume: bool | None = None,
+        if_changed: IfChanged = "warn",
         name: str | None = None,
         every_n_train_steps: int | None = None,
         train_time_interval: timedelta | None = None,
@@ -113,7 +119,9 @@ class PolyaxonCallback(Callback):
             background=background,
             write_timeout=write_timeout,
         )
-        self._run = Run(datasets=datasets, loggers=[*_LIGHTNING_LOGGERS, *loggers], resume=resume, name=name)
+        self._run = Run(
+            datasets=datasets, loggers=[*_LIGHTNING_LOGGERS, *loggers], resume=resume, if_changed=if_changed, name=name
+        )
         self._weights_only = weights_only
         self._launched = 0, ""
         self._training_state: TrainingStateCheckpoint | None = None
@@ -160,24 +168,25 @@ class PolyaxonCallback(Callback):
         self._resumed = None
         if self._run.should_resume or is_last_requested:
             self._resumed = self._training_state.session.find_checkpoint((".ckpt",), "PyTorch Lightning")
-        if self._resumed is not None and not trainer.strategy.restore_checkpoint_after_setup:
+        if self._resumed is not None and not self._loads_late(trainer):
             load(trainer, self._training_state.io, self._resumed)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Log where training starts; if the model is sharded, load the checkpoint that `setup` found."""
         if self._training_state is None:
             return
-        session, io, resumed = self._training_state.session, self._training_state.io, self._resumed
+        state, session, resumed = self._training_state, self._training_state.session, self._resumed
+        state.hyperparameters.record_optimizers(trainer)
         own_path = trainer.ckpt_path
-        if trainer.strategy.restore_checkpoint_after_setup:
+        if trainer.strategy.restore_checkpoint_after_setup:  # which happens after this hook
             own_path = own_path or ckpt_path_argument(trainer)
-            if resumed is not None and own_path in (None, "last"):
-                own_path = None
-                load(trainer, io, resumed)
-        elif resumed is not None and own_path is not None and is_chosen_by_lightning(trainer):
+        if resumed is not None and (own_path in (None, "last") or is_chosen_by_lightning(trainer)):
+            if own_path is not None or self._loads_late(trainer):
+                if not load(trainer, state.io, resumed, functools.partial(self._accept, trainer, resumed)):
+                    resumed = self._resumed = None
+                elif not trainer.strategy.restore_checkpoint_after_setup:
+                    restore(trainer)
             own_path = None
-            load(trainer, io, resumed)
-            restore(trainer)
         if own_path is None:
             session.log.start(resumed)
         elif resumed is not None:  # the user's path is loaded afterwards
@@ -186,6 +195,16 @@ class PolyaxonCallback(Callback):
         if own_path is None and resumed is not None and 0 <= max_epochs <= resumed.epoch:
             session.log.nothing_left(epoch=resumed.epoch, limit=f"max_epochs={max_epochs}")
 
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Compare the hyperparameters, of which Lightning knows the batch size only now.
+
+        Raises:
+            TrackingError: hyperparameters have changed, and ``if_changed="raise"``.
+        """
+        if self._training_state is not None and self._resumed is not None and self._run.if_changed != "restart":
+            hyperparameters = self._training_state.hyperparameters
+            hyperparameters.accept(trainer, self._resumed.source, hyperparameters.resumed)
+
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Remove from the Trainer what `setup` added for this training."""
         if self._training_state is not None:
@@ -193,6 +212,18 @@ class PolyaxonCallback(Callback):
             self._training_state = None
             for callback in trainer.checkpoint_callbacks:
                 save_in_foreground(callback)
+
+    def _loads_late(self, trainer: pl.Trainer) -> bool:
+        """Return whether the state is loaded only once the optimizers are made: they decide whether to resume."""
+        return trainer.strategy.restore_checkpoint_after_setup or self._run.if_changed == "restart"
+
+    def _accept(self, trainer: pl.Trainer, checkpoint: Checkpoint, state: dict[str, Any]) -> bool:
+        """Return whether to resume from `state`, loaded from `checkpoint`, or to start from scratch."""
+        assert self._training_state is not None
+        if self._run.if_changed != "restart":  # `on_train_start` compares more
+            return True
+        saved = state.get(METADATA_KEY, {}).get("hyperparameters")
+        return self._training_state.hyperparameters.accept(trainer, checkpoint.source, saved)
 
     def _check(self, trainer: pl.Trainer, stage: str) -> None:
         if not isinstance(trainer, pl.Trainer):

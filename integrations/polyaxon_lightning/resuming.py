@@ -14,7 +14,7 @@ from polyaxon_tracking import TrackingError
 from polyaxon_tracking.training import different_model
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from lightning.pytorch.strategies import Strategy
 
@@ -24,8 +24,22 @@ if TYPE_CHECKING:
 __all__ = ["ckpt_path_argument", "is_chosen_by_lightning", "load", "restore"]
 
 
-def load(trainer: pl.Trainer, io: TrainingStateIO, checkpoint: Checkpoint) -> None:
+def load(
+    trainer: pl.Trainer,
+    io: TrainingStateIO,
+    checkpoint: Checkpoint,
+    accept: Callable[[dict[str, Any]], bool] = lambda _: True,
+) -> bool:
     """Load `checkpoint` with `io`, and make the Trainer restore everything from it.
+
+    Args:
+        trainer: the Trainer.
+        io: the input and output of training states.
+        checkpoint: the checkpoint.
+        accept: takes the loaded state, and returns whether to resume from it.
+
+    Returns:
+        Whether the state was accepted.
 
     Raises:
         TrackingError: the checkpoint holds more than `io` may load. If the model's shapes differ from the saved shapes,
@@ -44,8 +58,12 @@ def load(trainer: pl.Trainer, io: TrainingStateIO, checkpoint: Checkpoint) -> No
             f"torch.serialization.add_safe_globals, or, if you trust the file, pass "
             f"PolyaxonCallback(weights_only=False)."
         ) from error
+    if not accept(state):
+        _take_back(trainer)
+        return False
     if not trainer.strategy.restore_checkpoint_after_setup:  # such a strategy loads later, and compares shapes itself
         _check_shapes_when_loaded(trainer.strategy, state, checkpoint.source)
+    return True
 
 
 def restore(trainer: pl.Trainer) -> None:
@@ -85,6 +103,13 @@ def _hand_over(trainer: pl.Trainer, path: str) -> dict[str, Any]:
     connector.resume_start(path)
     state: dict[str, Any] = connector._loaded_checkpoint  # noqa: SLF001
     return state
+
+
+def _take_back(trainer: pl.Trainer) -> None:
+    """Undo `_hand_over`, so that the Trainer restores nothing."""
+    connector = trainer._checkpoint_connector  # noqa: SLF001
+    connector.resume_start(None)
+    connector._loaded_checkpoint = {}  # noqa: SLF001
 
 
 def _check_shapes_when_loaded(strategy: Strategy, state: dict[str, Any], source: str) -> None:

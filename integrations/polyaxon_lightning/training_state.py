@@ -11,6 +11,7 @@ import torch
 
 from polyaxon_lightning.checkpoint_io import METADATA_KEY, TrainingStateIO, training_state_io
 from polyaxon_lightning.framework import pl
+from polyaxon_lightning.hyperparameters import HyperparametersOfTrainer
 from polyaxon_lightning.process_group import restore_saves
 from polyaxon_lightning.sharded import save_sharded, writes_itself
 from polyaxon_lightning.stopping import is_leaving_epoch, is_stopped_early
@@ -64,6 +65,7 @@ class TrainingStateCheckpoint(Checkpoint):
         self.session = session
         self.io = TrainingStateIO(session.checkpoints, snapshot, weights_only=weights_only)
         self.snapshot = snapshot
+        self.hyperparameters = HyperparametersOfTrainer(session)
         self._should_reserve_memory = snapshot is not None and session.is_writer
         self._ends_epoch = False
         self._restored: dict[str, Any] | None = None
@@ -86,6 +88,7 @@ class TrainingStateCheckpoint(Checkpoint):
             "metrics": {name: torch.as_tensor(value).cpu() for name, value in trainer.callback_metrics.items()},
             "epoch_metrics": {} if self._ends_epoch else epoch_metrics(trainer),
             "swaps": self._validation_swaps_weights,
+            "hyperparameters": self.hyperparameters.as_saved(trainer),
         }
         if self._saves_before and self._before is not None:
             self._before.put_into(checkpoint, metadata)
@@ -96,6 +99,7 @@ class TrainingStateCheckpoint(Checkpoint):
         """Keep the metadata until training starts, and make training start where the state was saved."""
         self._restored = checkpoint.get(METADATA_KEY)
         if self._restored is not None:
+            self.hyperparameters.resumed = self._restored.get("hyperparameters")
             self._restored["step"], self._restored["ends_batch"] = checkpoint["global_step"], complete_batch(checkpoint)
             if self._restored["ends_epoch"]:
                 take_epochs_for_ended(trainer)

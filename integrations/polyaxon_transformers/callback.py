@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
     from transformers import TrainerControl, TrainerState, TrainingArguments
 
+    from polyaxon_tracking.training import IfChanged
+
 __all__ = ["PolyaxonCallback"]
 
 _logger = logging.getLogger("polyaxon_tracking")
@@ -46,6 +48,9 @@ class PolyaxonCallback(TrainerCallback):
             The mapping's paths are used only if the environment names no data. `data_path` returns the path of each.
         resume: whether to resume from the newest intact checkpoint (``True``) or to start from scratch (``False``). By
             default, training resumes only in a run of the platform.
+        if_changed: what to do if the script's hyperparameters differ from those saved with the checkpoint: ``"warn"``
+            resumes and logs both values, ``"raise"`` raises, and ``"restart"`` starts from scratch and keeps the
+            checkpoint. The number of epochs may always change.
         name: the name of this training, such as ``"fold-3"``, if the script trains several times. The checkpoints of a
             named training, its best models included, are in ``<outputs>/checkpoints/<name>``, whatever trainings came
             before it in the script.
@@ -79,6 +84,7 @@ class PolyaxonCallback(TrainerCallback):
         *,
         datasets: Iterable[str] | Mapping[str, str | os.PathLike[str]] = (),
         resume: bool | None = None,
+        if_changed: IfChanged = "warn",
         name: str | None = None,
         every_n_train_steps: int | None = None,
         train_time_interval: timedelta | None = None,
@@ -94,7 +100,13 @@ class PolyaxonCallback(TrainerCallback):
             background=background,
             write_timeout=write_timeout,
         )
-        self._run = Run(datasets=datasets, loggers=["transformers", "accelerate", *loggers], resume=resume, name=name)
+        self._run = Run(
+            datasets=datasets,
+            loggers=["transformers", "accelerate", *loggers],
+            resume=resume,
+            if_changed=if_changed,
+            name=name,
+        )
         self._attached = False
         self._training: Training | None = None
 

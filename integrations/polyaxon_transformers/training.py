@@ -11,7 +11,8 @@ import torch
 from transformers import EarlyStoppingCallback
 
 from polyaxon_torch import random_state, set_random_state
-from polyaxon_tracking.training import Action
+from polyaxon_tracking.training import Action, accept_hyperparameters
+from polyaxon_transformers.hyperparameters import hyperparameters
 from polyaxon_transformers.resuming import ResumedState, load_weights, optimizer_name
 from polyaxon_transformers.saving import STATE_SUFFIX, FolderSaver, StateToSave
 
@@ -50,6 +51,7 @@ class Training:
         self._ignore_keys = ignore_keys
         self._resumed: ResumedState | None = None
         self._saver = FolderSaver(trainer, session, upload_url)
+        self._hyperparameters = hyperparameters(trainer)
         self._epoch = 0
         self._is_epoch_done = False
         self._is_due = False
@@ -110,6 +112,11 @@ class Training:
         if checkpoint is None:
             return None
         self._resumed = ResumedState(self.trainer, self._session, checkpoint)
+        saved = self._resumed.metadata.get("hyperparameters")
+        if not accept_hyperparameters(self._session, checkpoint.source, saved, self._hyperparameters):
+            self._resumed.close()
+            self._resumed = None
+            return None
         self._resumed.fetch_best(self.trainer, self._upload_url)
         self._saver.best_in_state = self._resumed.best
         self._session.log.start(checkpoint)
@@ -248,11 +255,13 @@ class Training:
     def _state_to_save(self, *, ends_epoch: bool, is_folder_saved: bool) -> StateToSave:
         """Return what the Trainer leaves out of its state, and what remains to do in this step and epoch."""
         args, control, state = self.trainer.args, self.trainer.control, self.trainer.state
+        resumed = {} if self._resumed is None else self._resumed.metadata
         is_last_step = float(state.epoch or 0).is_integer()
         should_evaluate = control.should_evaluate or (is_last_step and args.eval_strategy == "epoch")
         should_save = control.should_save or (is_last_step and args.save_strategy == "epoch")
         metadata = {
             "optimizer": optimizer_name(self.trainer),
+            "hyperparameters": self._hyperparameters.as_saved(resumed.get("hyperparameters")),
             "stopped": self._session.preemption.requested is None and _is_stopped_early(self.trainer),
             "evaluate": not ends_epoch and should_evaluate,
             "save": not (ends_epoch or is_folder_saved) and should_save,

@@ -7,6 +7,7 @@ from polyaxon_tracking.background import BackgroundWriter
 from polyaxon_tracking.storage.directory import Directory
 from polyaxon_tracking.storage.opening import open_directory
 from polyaxon_tracking.storage.staged import StagedFile
+from polyaxon_tracking.training.hyperparameters import Hyperparameters, IfChanged, accept_hyperparameters
 from polyaxon_tracking.training.memory import available_memory
 from polyaxon_tracking.training.messages import different_model
 from polyaxon_tracking.training.options import SaveOptions
@@ -20,12 +21,15 @@ __all__ = [
     "BackgroundWriter",
     "Directory",
     "Flags",
+    "Hyperparameters",
+    "IfChanged",
     "PreemptionHandler",
     "ProcessGroup",
     "Run",
     "SaveOptions",
     "StagedFile",
     "TrainingSession",
+    "accept_hyperparameters",
     "available_memory",
     "different_model",
     "open_directory",

@@ -22,6 +22,7 @@ from polyaxon_tracking.environment import (
 from polyaxon_tracking.errors import TrackingError, closest
 from polyaxon_tracking.redaction import mask_urls, shown_path
 from polyaxon_tracking.storage.locks import StagingDirectory, sweep_below
+from polyaxon_tracking.training.hyperparameters import IfChanged, check_if_changed
 from polyaxon_tracking.training.logging import set_log_level
 from polyaxon_tracking.urls import is_url, join_below, local_path
 
@@ -51,11 +52,13 @@ class Run:
             mapping's paths are used if the environment names no data at all.
         loggers: names of loggers whose level follows ``POLYAXON_LOG_LEVEL``, in addition to ``polyaxon_tracking``.
         resume: whether to resume from the newest checkpoint. By default, only in a run of the platform.
+        if_changed: what to do if the hyperparameters in the script differ from those of the newest checkpoint: resume
+            and ``"warn"``, ``"raise"``, or ``"restart"`` from scratch.
         name: the name of the training, such as ``fold-3``: its checkpoints are then in a directory with this name.
 
     Raises:
         TrackingError: a dataset is unknown or missing, the outputs path cannot be written to, a variable is malformed,
-            or `name` is not the name of a directory.
+            `name` is not the name of a directory, or `if_changed` is none of its three values.
 
     Examples:
         >>> run = Run(datasets={"digits": "."})
@@ -72,9 +75,11 @@ class Run:
         datasets: Iterable[str] | Mapping[str, str | os.PathLike[str]] = (),
         loggers: Iterable[str] = (),
         resume: bool | None = None,
+        if_changed: IfChanged = "warn",
         name: str | None = None,
     ) -> None:
         _check_name(name)
+        check_if_changed(if_changed)
         self._name = name
         if isinstance(loggers, str):
             raise TrackingError(f"Received loggers={loggers!r}, a string. Expected a list of names: [{loggers!r}].")
@@ -87,6 +92,8 @@ class Run:
         """Whether the platform sets the outputs path."""
         self.should_resume: bool = self.on_cluster if resume is None else resume
         """Whether training resumes from the newest checkpoint."""
+        self.if_changed: IfChanged = if_changed
+        """What to do if hyperparameters have changed since the checkpoint was saved."""
         self.outputs_path: str = checked_outputs(LOCAL_OUTPUTS if outputs is None else outputs)
         """The directory of the outputs: an absolute local path, or a URL without secrets, in fsspec's form."""
         if not self.is_remote:
@@ -176,11 +183,11 @@ class Run:
 
     def why_fresh(self, checkpoints: CheckpointManager) -> str:
         """Return the reason, for the log, why a training starts from scratch."""
-        if self.should_resume:
-            return f"no checkpoint in {checkpoints.directory}"
         newest = next(iter(checkpoints.checkpoints()), None)
         if newest is None:
-            return f"checkpoints go to {checkpoints.directory}"
+            return f"{'no checkpoint in' if self.should_resume else 'checkpoints go to'} {checkpoints.directory}"
+        if self.should_resume:
+            return f"{checkpoints.directory} holds step {newest.step}, and keeps it"
         return f"{checkpoints.directory} holds step {newest.step}, and keeps it; resume=True would resume from it"
 
     def checkpoint_manager(self, model: object, *others: object, max_to_keep: int = 2) -> CheckpointManager:

@@ -77,6 +77,7 @@ class TrainingSession:
         *,
         is_training: Callable[[FrameType | None], bool] | None = None,
     ) -> None:
+        self.run = run
         self.checkpoints = checkpoints
         self.options = options
         self.process_group = ProcessGroup() if process_group is None else process_group
@@ -94,7 +95,6 @@ class TrainingSession:
         self.stepping_from: int | None = None
         """The number of steps done when the current optimizer step began; the integration sets it, because the state
         is inconsistent until that step is done. The end of the batch resets it."""
-        self._run = run
         self._saved_at = 0.0
         self._signal: Signals | None = None
 
@@ -268,7 +268,7 @@ class TrainingSession:
         self.is_active = False
         try:
             self.wait()
-            self._run.mark_finished(self.checkpoints)
+            self.run.mark_finished(self.checkpoints)
             self.process_group.exit_if_requested(self.preemption)
         finally:
             self.close()

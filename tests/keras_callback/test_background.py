@@ -78,7 +78,7 @@ def test_what_is_written_is_the_state_of_the_save_though_training_has_gone_on(
     for checkpoint in saved:
         assert checkpoint.verify() is None
         resumed = model("functional")
-        training_state.load(resumed, checkpoint.path, checkpoint.source)
+        training_state.load(resumed, checkpoint.path, training_state.read_metadata(checkpoint.path), checkpoint.source)
         mine = keras.saving.load_model(outputs / "checkpoints" / f"{checkpoint.epoch}.keras")
         for network in (resumed, mine):
             for value, expected in zip(values(network), held.values[checkpoint.epoch], strict=True):
@@ -94,7 +94,7 @@ def test_optimizers_by_hand_are_written_as_they_were_at_the_save(
     monkeypatch.undo()
     for checkpoint in CheckpointManager(outputs / "checkpoints" / "resume").checkpoints():
         resumed = Adversaries()
-        training_state.load(resumed, checkpoint.path, checkpoint.source)
+        training_state.load(resumed, checkpoint.path, training_state.read_metadata(checkpoint.path), checkpoint.source)
         for value, expected in zip(values(resumed), held.values[checkpoint.epoch], strict=True):
             np.testing.assert_array_equal(value, expected)
 

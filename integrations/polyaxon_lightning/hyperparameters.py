@@ -1,0 +1,76 @@
+"""The hyperparameters of a Lightning training: of its optimizers and schedulers, its modules and its data loaders."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from polyaxon_lightning.framework import pl
+from polyaxon_tracking.training import Hyperparameters, accept_hyperparameters
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import torch
+
+    from polyaxon_tracking.training import TrainingSession
+
+__all__ = ["HyperparametersOfTrainer"]
+
+
+class HyperparametersOfTrainer:
+    """The hyperparameters that a Trainer trains with, to be saved with its states and compared before it resumes.
+
+    Args:
+        session: the session of the training.
+    """
+
+    def __init__(self, session: TrainingSession) -> None:
+        self._session = session
+        self._of_optimizers: dict[str, Any] = {}
+        self.resumed: Mapping[str, Any] | None = None
+        """The hyperparameters saved with the state that the Trainer has restored."""
+
+    def record_optimizers(self, trainer: pl.Trainer) -> None:
+        """Record the options of the optimizers and schedulers, which Lightning has made and has not restored yet."""
+        schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
+        self._of_optimizers = {
+            "optimizers": {index: _of_optimizer(one) for index, one in enumerate(trainer.optimizers)},
+            "lr_schedulers": {index: _of_scheduler(one) for index, one in enumerate(schedulers)},
+        }
+
+    def accept(self, trainer: pl.Trainer, source: str, saved: Mapping[str, Any] | None) -> bool:
+        """Return whether to resume from the checkpoint `source` with the hyperparameters `saved`. A collective.
+
+        Raises:
+            TrackingError: hyperparameters have changed, and ``if_changed="raise"``.
+        """
+        return accept_hyperparameters(self._session, source, saved, self._current(trainer))
+
+    def as_saved(self, trainer: pl.Trainer) -> dict[str, Any]:
+        """Return what to save with a training state."""
+        return self._current(trainer).as_saved(self.resumed)
+
+    def _current(self, trainer: pl.Trainer) -> Hyperparameters:
+        datamodule = getattr(trainer, "datamodule", None)
+        script = {**getattr(datamodule, "hparams", {}), **trainer.lightning_module.hparams}
+        if trainer.train_dataloader is not None:  # from the start of training on
+            loaders = pl.utilities.CombinedLoader(trainer.train_dataloader).flattened
+            sizes = {index: {"batch_size": getattr(one, "batch_size", None)} for index, one in enumerate(loaders)}
+            script["train_dataloaders"] = sizes
+        return Hyperparameters(restored=self._of_optimizers, script=script)
+
+
+def _of_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    options: dict[str, Any] = {"class": type(optimizer).__name__}
+    for index, group in enumerate(optimizer.param_groups):
+        rate = group.get("initial_lr", group.get("lr"))  # a scheduler may have changed `lr` already
+        options[str(index)] = {name: value for name, value in group.items() if name != "initial_lr"} | {"lr": rate}
+    return options
+
+
+def _of_scheduler(scheduler: Any) -> dict[str, Any]:
+    """Return the options of `scheduler`, without those that count its steps or repeat the optimizer's options."""
+    state = scheduler.state_dict() if hasattr(scheduler, "state_dict") else {}
+    skipped = ("_", "last_epoch", "base_lrs")
+    options = {name: value for name, value in state.items() if not name.startswith(skipped)}
+    return {"class": type(scheduler).__name__, **options}
