@@ -197,7 +197,7 @@ class PolyaxonCallback(keras.callbacks.ModelCheckpoint):
         super().on_epoch_end(epoch, logs)
         # With `restore`, the state is saved only after all those callbacks were notified too.
         if self._training is not None and not self._callbacks_to_restore:
-            self._training.save_at_epoch_end(epoch)
+            self._training.save_at_epoch_end(epoch, logs or {})
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """Mark this training as finished, and exit if a signal was received after its last batch.

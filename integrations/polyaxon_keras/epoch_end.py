@@ -64,17 +64,17 @@ class NotifyBeforeEpochEnd(keras.callbacks.Callback):
 class NotifyAfterEpochEnd(keras.callbacks.Callback):
     """The last callback of a ``fit``, which calls `notify` after all others were notified of the end of an epoch."""
 
-    def __init__(self, notify: Callable[[int], None]) -> None:
+    def __init__(self, notify: Callable[[int, dict[str, Any]], None]) -> None:
         super().__init__()
         self._notify = notify
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Call `notify` with the index of the epoch."""
-        self._notify(epoch)
+        """Call `notify` with the index of the epoch and its logs."""
+        self._notify(epoch, logs or {})
 
 
 def notify_of_epoch_ends(
-    callbacks: keras.callbacks.CallbackList, begin: Callable[[], None], end: Callable[[int], None]
+    callbacks: keras.callbacks.CallbackList, begin: Callable[[], None], end: Callable[[int, dict[str, Any]], None]
 ) -> list[keras.callbacks.Callback]:
     """Call `begin` before, and `end` after, all callbacks are notified of the end of an epoch.
 

@@ -8,6 +8,7 @@ from polyaxon_keras import training_state
 from polyaxon_keras.callback_states import CallbackStates
 from polyaxon_keras.epoch_end import MissedEpochEnd, StateBeforeEpochEnd, averages_on_exception, notify_of_epoch_ends
 from polyaxon_keras.exceptions import ExceptionHook, track_steps, untrack_steps
+from polyaxon_keras.fit_history import FitHistory
 from polyaxon_keras.fit_hooks import build_model, callback_list, set_initial_epoch, stopped_early, training_weights
 from polyaxon_keras.framework import keras
 from polyaxon_keras.hyperparameters import hyperparameters
@@ -55,6 +56,7 @@ class Training:
         self._callback_states = CallbackStates(callbacks_to_restore)
         self._callback_list = callback_list()
         self._fit_callbacks = notify_of_epoch_ends(self._callback_list, self._begin_epoch_end, self._end_epoch_end)
+        self._history = FitHistory(self._fit_callbacks)
         self._epoch = 0
         self._batch = -1
         self._step = 0
@@ -115,6 +117,7 @@ class Training:
         )
         self._callback.best = training["best"]
         self._callback_states.set(training["callbacks"], newest.source)
+        self._history.set(training.get("history"))
         self._validation_swaps_weights = training.get("swaps", False)
         self._stopped_at = training.get("stopped")
         if missed := training.get("missed"):
@@ -129,6 +132,7 @@ class Training:
         """Wait for all writes, and mark this training as finished."""
         self.writer.is_unchanged = False
         self._callback_states.restore()
+        self._history.restore()
         epochs = self._callback.params["epochs"]
         if stopped_early(self._fit_callbacks) and self._epoch + 1 < epochs:
             self._stopped_at = self._epoch + 1
@@ -146,6 +150,7 @@ class Training:
         """Reset the batch counter, and restore the state of the other callbacks."""
         self.writer.is_unchanged = False
         self._callback_states.restore()
+        self._history.begin_epoch()
         self._epoch, self._batch, self._before = epoch, -1, None
 
     def end_batch(self, batch: int, logs: dict[str, Any]) -> None:
@@ -199,7 +204,7 @@ class Training:
         if action is Action.SAVE or (self._validation_swaps_weights and not is_saved):
             self._save_within_epoch()
 
-    def save_at_epoch_end(self, epoch: int) -> None:
+    def save_at_epoch_end(self, epoch: int, logs: dict[str, Any]) -> None:
         """Save the training state of the finished epoch, unless it is saved already.
 
         An epoch that a callback left, as for a time limit, is not finished: it starts over when training resumes.
@@ -208,12 +213,16 @@ class Training:
             self._before = None
             steps = self._callback.params["steps"]
             is_left = self.model.stop_training and steps is not None and self._batch + 1 < steps
-            self._save(epoch if is_left and not stopped_early(self._fit_callbacks) else epoch + 1)
+            if is_left and not stopped_early(self._fit_callbacks):
+                self._save(epoch)
+            else:
+                self._history.end_epoch(epoch, logs)
+                self._save(epoch + 1)
 
-    def _end_epoch_end(self, epoch: int) -> None:
+    def _end_epoch_end(self, epoch: int, logs: dict[str, Any]) -> None:
         """Do the save that was delayed until every callback was notified, and stop if a signal was received."""
         self.writer.is_unchanged = False
-        self.save_at_epoch_end(epoch)
+        self.save_at_epoch_end(epoch, logs)
         if self.session.should_stop_now():
             self._stop()
 
@@ -263,6 +272,7 @@ class Training:
         return {
             "best": None if best is None else float(best),
             "callbacks": self._callback_states.get(),
+            "history": self._history.get(),
             "swaps": self._validation_swaps_weights,
             "stopped": self._stopped_at,
             "hyperparameters": self._hyperparameters,

@@ -255,6 +255,8 @@ class TrainingStateCheckpoint(Checkpoint):
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Finish the session; exit if a signal was received after the last batch."""
+        if self._restored is not None:  # nothing was left to train
+            trainer.callback_metrics.update(self._restored.get("metrics", {}))
         try:
             self.session.finish()
         finally:

@@ -17,7 +17,7 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
-from keras_script import data, digest, model
+from keras_script import Raise, data, digest, model
 from restarts import forget_trainings
 
 from polyaxon_keras import PolyaxonCallback
@@ -593,3 +593,37 @@ def test_a_training_within_another_leaves_its_hooks(outputs: Path) -> None:
             assert (sys.excepthook, signal.getsignal(signal.SIGTERM)) == before
 
     fit(PolyaxonCallback(), Teacher(), epochs=1)
+
+
+@pytest.mark.parametrize(
+    ("hook", "restored"),
+    [("on_train_batch_begin", False), ("on_epoch_begin", True), ("on_test_begin", False), (None, True)],
+)
+def test_fit_returns_the_history_of_all_epochs(hook: str | None, restored: bool) -> None:
+    def start(*others: keras.callbacks.Callback, name: str) -> dict[str, Any]:
+        forget_trainings()
+        stopping = keras.callbacks.EarlyStopping("loss", patience=9)
+        polyaxon = PolyaxonCallback(
+            resume=True, name=name, every_n_train_steps=2, restore=[stopping] if restored else []
+        )
+        network = model("functional")
+        history = network.fit(
+            *data(),
+            epochs=3,
+            validation_data=data(),
+            validation_freq=2,
+            verbose=0,
+            callbacks=[polyaxon, stopping, *others],
+        )
+        assert network.history is history
+        return {"epoch": history.epoch, **history.history}
+
+    keras.utils.set_random_seed(0)
+    uninterrupted = start(name="uninterrupted")
+    assert {name: len(values) for name, values in uninterrupted.items()} == {"epoch": 3, "loss": 3, "val_loss": 1}
+    keras.utils.set_random_seed(0)
+    if hook is not None:
+        with pytest.raises(RuntimeError, match="mine"):
+            start(Raise(hook), name="interrupted")
+    for _ in range(2):  # at the second start nothing is left to train
+        assert start(name="interrupted") == uninterrupted

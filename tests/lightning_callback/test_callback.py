@@ -613,3 +613,25 @@ def test_a_training_in_three_parts_has_the_weights_of_one_in_a_piece(
             trainer(PolyaxonCallback(), max_epochs=stop).fit(model, data(shuffle=True), data())
         digests.append(digest(model))
     assert digests[0] == digests[1]
+
+
+class Tested(Classifier):
+    def test_step(self, batch: list[torch.Tensor], index: int) -> None:
+        self.validation_step(batch, index)
+
+
+@pytest.mark.parametrize("stopped_early", [False, True])
+def test_a_training_that_had_ended_has_its_metrics_and_its_best_model(stopped_early: bool) -> None:
+    def start() -> tuple[dict[str, torch.Tensor], str, torch.Tensor | None]:
+        forget_trainings()
+        best = ModelCheckpoint(monitor="val_loss")
+        stopping = [EarlyStopping("val_loss", patience=1, min_delta=10.0)] if stopped_early else []
+        training = trainer(PolyaxonCallback(resume=True), best, *stopping)
+        training.fit(Tested(), data(), data())
+        metrics = dict(training.callback_metrics)
+        training.test(dataloaders=data(), ckpt_path="best", verbose=False)
+        return metrics, best.best_model_path, best.best_model_score
+
+    ended = start()
+    assert set(ended[0]) == {"val_loss"}
+    assert start() == ended
