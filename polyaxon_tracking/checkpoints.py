@@ -27,7 +27,8 @@ _logger = logging.getLogger("polyaxon_tracking")
 
 # A checkpoint's name holds its step, epoch and start, and the CRC-32 of its bytes. So a checkpoint of any format is one
 # file, and a listing is enough to find the newest.
-_NAME = re.compile(r"step=(\d+)-epoch=(\d+)-start=(\d+)-crc=([0-9a-f]{8})((?:\.\w+)+)")
+# `.nan` comes before the file's ending if the weights hold NaN.
+_NAME = re.compile(r"step=(\d+)-epoch=(\d+)-start=(\d+)-crc=([0-9a-f]{8})(\.nan)?((?:\.\w+)+)")
 _SUFFIX = re.compile(r"(?:\.\w+)+")
 
 
@@ -51,6 +52,12 @@ class Checkpoint(NamedTuple):
     def name(self) -> str:
         """The checkpoint's name in its directory."""
         return self.source.rpartition("/")[2]
+
+    @property
+    def has_nan(self) -> bool:
+        """Whether the weights in the checkpoint hold NaN, as after a loss that became NaN."""
+        match = _NAME.fullmatch(self.name)
+        return match is not None and match[5] is not None
 
     @property
     def age(self) -> tuple[int, int, int]:
@@ -93,8 +100,8 @@ class CheckpointManager:
         directory: a local directory, created by the first save, or a URL that fsspec knows, such as
             ``s3://bucket/run/checkpoints``. For a URL, files are written to ``$TMPDIR`` and then uploaded, and
             downloaded before they are read.
-        max_to_keep: how many of the newest checkpoints are kept. The newest checkpoint of an earlier training, from
-            which this training did not resume, is also kept.
+        max_to_keep: how many of the newest checkpoints are kept. Also kept are the newest checkpoint of an earlier
+            training, from which this training did not resume, and the newest checkpoint without NaN.
 
     Raises:
         TrackingError: `max_to_keep` is not a positive number, or `directory` is empty, ``None`` or a malformed URL.
@@ -125,12 +132,13 @@ class CheckpointManager:
         self._damaged: set[str] = set()
         self._known: set[str] | None = None  # names found at the first save, and names saved since
         self._warned = False
+        self._warned_of_nan = False
 
     def __repr__(self) -> str:
         return f"CheckpointManager({self.directory!r}, max_to_keep={self.max_to_keep})"
 
     @contextlib.contextmanager
-    def save(self, step: int, epoch: int = 0, *, suffix: str = ".ckpt") -> Iterator[str]:
+    def save(self, step: int, epoch: int = 0, *, suffix: str = ".ckpt", has_nan: bool = False) -> Iterator[str]:
         """Yield a local path to write one checkpoint to, and commit the checkpoint when the block ends.
 
         Args:
@@ -138,6 +146,7 @@ class CheckpointManager:
                 over; checkpoints saved from then on count as newer than all existing checkpoints.
             epoch: epochs finished so far.
             suffix: the file's ending. Some frameworks choose the format by the ending.
+            has_nan: whether the weights hold NaN. Such a checkpoint does not replace the newest one without NaN.
 
         Raises:
             TrackingError: `step`, `epoch` or `suffix` is not usable, or the block wrote no file.
@@ -145,12 +154,12 @@ class CheckpointManager:
 
         If the block creates a directory at the path, the checkpoint is that directory.
         """
-        staged = self.stage(step, epoch, suffix=suffix)
+        staged = self.stage(step, epoch, suffix=suffix, has_nan=has_nan)
         with staged.writing() as path:
             yield path
         staged.commit()
 
-    def stage(self, step: int, epoch: int = 0, *, suffix: str = ".ckpt") -> StagedFile:
+    def stage(self, step: int, epoch: int = 0, *, suffix: str = ".ckpt", has_nan: bool = False) -> StagedFile:
         """Return a file to write one checkpoint to, which any thread may commit, as `save` does at the block's end.
 
         The arguments and errors are those of `save`.
@@ -158,13 +167,16 @@ class CheckpointManager:
         step, epoch = _checked_count("step", step), _checked_count("epoch", epoch)
         if not _SUFFIX.fullmatch(suffix):
             raise TrackingError(f"Received suffix={suffix!r}. Expected a file's ending, such as '.ckpt'.")
+        if has_nan:
+            self._warn_of_nan(step)
         if self._known is None:
             self._known = {checkpoint.name for checkpoint in self.checkpoints()}
         known = self._known
 
         def publish(path: str) -> None:
             crc = sync_and_checksum(path, self._directory.sync)
-            name = f"step={step:010d}-epoch={epoch}-start={self._start(step, epoch)}-crc={crc:08x}{suffix}"
+            name = f"step={step:010d}-epoch={epoch}-start={self._start(step, epoch)}-crc={crc:08x}"
+            name += f"{'.nan' if has_nan else ''}{suffix}"
             self._directory.publish(path, name)
             known.add(name)
             self.release()
@@ -242,6 +254,16 @@ class CheckpointManager:
         while self._fetched:
             self._directory.release(self._fetched.pop())
 
+    def _warn_of_nan(self, step: int) -> None:
+        if not self._warned_of_nan:
+            self._warned_of_nan = True
+            _logger.warning(
+                "The weights after step %d hold NaN, as after a loss that became NaN. Checkpoints are still saved, and "
+                "the newest checkpoint without NaN is kept, in %s",
+                step,
+                self.directory,
+            )
+
     def _start(self, step: int, epoch: int) -> int:
         newest = next(iter(self.checkpoints()), None)
         if newest is None:
@@ -270,7 +292,8 @@ class CheckpointManager:
         newest = [checkpoint for checkpoint in whole if checkpoint.start == whole[0].start][: self.max_to_keep]
         # If training started over, perhaps by mistake, the newest checkpoint of the earlier training is kept.
         earlier = [checkpoint for checkpoint in whole if checkpoint.start < whole[0].start]
-        kept = [*newest, *earlier[: max(1, self.max_to_keep - len(newest))]]
+        without_nan = [checkpoint for checkpoint in whole if not checkpoint.has_nan]
+        kept = [*newest, *earlier[: max(1, self.max_to_keep - len(newest))], *without_nan[:1]]
         for checkpoint in whole:
             if checkpoint in kept:
                 continue

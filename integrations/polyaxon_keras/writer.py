@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from polyaxon_keras import training_state
-from polyaxon_keras.snapshot import Snapshot, substituted_values
+from polyaxon_keras.snapshot import Snapshot, host_value, substituted_values
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -53,7 +55,8 @@ class ModelWriter:
         """Save the training state after `step` steps and `epoch` epochs, as `write` does."""
 
         def write() -> None:
-            with self._checkpoints.save(step, epoch, suffix=".weights.h5") as path:
+            nan = any(_has_nan(host_value(variable)) for variable in model.trainable_variables)
+            with self._checkpoints.save(step, epoch, suffix=".weights.h5", has_nan=nan) as path:
                 training_state.save(model, path, metadata)
 
         self.write(f"step {step} to {self._checkpoints.directory}", model, write)
@@ -65,3 +68,12 @@ class ModelWriter:
         self._should_reserve_memory = False
         if self._snapshot is not None and not self._process_group.is_sharded(model):
             self._snapshot.reserve(model)
+
+
+def _has_nan(values: np.ndarray[Any, Any]) -> bool:
+    """Return whether at most 65,536 evenly spaced elements of `values` hold NaN.
+
+    That is enough because a loss that becomes NaN makes whole weights NaN in one step.
+    """
+    flat = values.reshape(-1)
+    return bool(np.isnan(flat[:: 1 + len(flat) // 65_536].astype(np.float32)).any())

@@ -15,6 +15,7 @@ import torch
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from polyaxon_lightning.framework import pl
+from polyaxon_torch import has_nan
 from polyaxon_tracking import TrackingError, atomic_write, cached_path
 from polyaxon_tracking.training import open_directory
 
@@ -196,7 +197,8 @@ class TrainingStateIO(TorchCheckpointIO):
 
     def _write(self, checkpoint: dict[str, Any]) -> None:
         finished_epochs = checkpoint["epoch"] + checkpoint[METADATA_KEY]["ends_epoch"]
-        with self._checkpoints.save(checkpoint["global_step"], finished_epochs) as path:
+        step, nan = checkpoint["global_step"], has_nan(checkpoint["state_dict"].values())
+        with self._checkpoints.save(step, finished_epochs, has_nan=nan) as path:
             torch.save(checkpoint, path)  # to a path, because `torch.save` to a file object is twice as slow
 
 

@@ -6,6 +6,7 @@ import functools
 from typing import TYPE_CHECKING
 
 from polyaxon_lightning.framework import pl
+from polyaxon_torch import has_nan
 
 if TYPE_CHECKING:
     from polyaxon_tracking.training import TrainingSession
@@ -21,7 +22,8 @@ def writes_itself(trainer: pl.Trainer) -> bool:
 def save_sharded(trainer: pl.Trainer, session: TrainingSession, epoch: int) -> None:
     """Write every rank's part to a directory of rank 0, which publishes the directory when all have written."""
     group, step = session.process_group, trainer.global_step
-    with group.staging(functools.partial(session.checkpoints.stage, step, epoch)) as (staged, path):
+    nan = has_nan(trainer.lightning_module.parameters())
+    with group.staging(functools.partial(session.checkpoints.stage, step, epoch, has_nan=nan)) as (staged, path):
         trainer.save_checkpoint(path, weights_only=False)
     with group.share_errors():
         if staged is not None:

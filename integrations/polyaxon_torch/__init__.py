@@ -1,7 +1,8 @@
 """Code that the integrations of PyTorch frameworks share. This package is not an integration itself."""
 
 from polyaxon_torch.lazy import differing_shapes, settle_lazy_layers
+from polyaxon_torch.nan import has_nan
 from polyaxon_torch.process_group import TorchProcessGroup
 from polyaxon_torch.rng import random_state, set_random_state
 
-__all__ = ["TorchProcessGroup", "differing_shapes", "random_state", "set_random_state", "settle_lazy_layers"]
+__all__ = ["TorchProcessGroup", "differing_shapes", "has_nan", "random_state", "set_random_state", "settle_lazy_layers"]

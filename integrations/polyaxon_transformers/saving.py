@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from transformers import Trainer, TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 
+from polyaxon_torch import has_nan
 from polyaxon_tracking import TrackingError
 from polyaxon_tracking.training import open_directory
 from polyaxon_transformers.folders import folder_name, folders_to_delete, link_folder, pack, write_metadata
@@ -65,7 +66,7 @@ class FolderSaver:
         """Save the training state. This is a collective."""
         step, checkpoints = self._trainer.state.global_step, self._session.checkpoints
         suffix = ".tar" if self.is_remote else STATE_SUFFIX
-        stage = functools.partial(checkpoints.stage, step, state.epoch, suffix=suffix)
+        stage = functools.partial(checkpoints.stage, step, state.epoch, suffix=suffix, has_nan=self._has_nan())
         self._session.wait()
         with self._session.saving(step):
             with self._session.process_group.staging(stage) as (staged, path):
@@ -119,7 +120,9 @@ class FolderSaver:
             self._write(path, best, whole=not trainer.args.save_only_model)
             with self._session.process_group.share_errors():
                 if state is not None and self._session.is_writer:
-                    staged_state = self._session.checkpoints.stage(step, state.epoch, suffix=STATE_SUFFIX)
+                    staged_state = self._session.checkpoints.stage(
+                        step, state.epoch, suffix=STATE_SUFFIX, has_nan=self._has_nan()
+                    )
                     with staged_state.writing() as target:
                         state_folder = os.path.join(os.path.dirname(target), name)
                         link_folder(path, state_folder)
@@ -135,6 +138,9 @@ class FolderSaver:
             prune()
 
         self._submit(os.path.join(directory.path, name), finish)
+
+    def _has_nan(self) -> bool:
+        return has_nan(self._trainer.model.parameters())  # type: ignore[union-attr]  # made by now
 
     def _upload(self, upload_url: str) -> None:
         name = folder_name(self._trainer.state.global_step)

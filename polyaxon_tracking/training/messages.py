@@ -38,6 +38,19 @@ class TrainingLog:
             _logger.info("Starting fresh: %s", self._run.why_fresh(self._checkpoints))
         else:
             _logger.info("Resuming from %s: epoch %d, step %d", checkpoint.source, checkpoint.epoch, checkpoint.step)
+            if checkpoint.has_nan:
+                self._warn_of_nan(checkpoint)
+
+    def _warn_of_nan(self, checkpoint: Checkpoint) -> None:
+        saved = self._checkpoints.checkpoints()
+        without = next((older.source for older in saved if not older.has_nan), None)
+        _logger.warning(
+            "The weights in %s hold NaN. %s",
+            checkpoint.source,
+            "No checkpoint is without NaN: correct the script, and start from scratch with resume=False"
+            if without is None
+            else f"To resume from the newest checkpoint without NaN, {without}, move the newer ones away",
+        )
 
     def nothing_left(self, *, epoch: int, limit: str | None) -> None:
         """Log that a training which had ended is started again, and that nothing is left to train.

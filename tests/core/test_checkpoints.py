@@ -684,3 +684,35 @@ def test_an_atomic_write_where_a_directory_is_in_the_way(tmp_path: Path) -> None
 def test_another_error_of_torch_stays_what_it_is(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="mine"), atomic_write(tmp_path / "model.pt"):
         raise RuntimeError("mine")
+
+
+# NaN
+
+
+def test_the_newest_checkpoint_without_nan_is_kept(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    manager = CheckpointManager(tmp_path, max_to_keep=2)
+
+    def save(step: int, *, has_nan: bool = False) -> list[tuple[int, bool]]:
+        with manager.save(step, has_nan=has_nan) as path:
+            Path(path).write_text(f"step {step}")
+        return [(checkpoint.step, checkpoint.has_nan) for checkpoint in manager.checkpoints()]
+
+    save(1)
+    assert save(2) == [(2, False), (1, False)]
+    assert save(3, has_nan=True) == [(3, True), (2, False)]
+    assert save(4, has_nan=True) == [(4, True), (3, True), (2, False)]
+    assert save(5, has_nan=True) == [(5, True), (4, True), (2, False)]
+    assert save(6) == [(6, False), (5, True)]
+    assert [record.levelname for record in caplog.records] == ["WARNING"]  # once
+    assert caplog.messages[0].startswith("The weights after step 3 hold NaN")
+    newest = manager.latest()
+    assert newest is not None
+    assert newest.verify() is None
+    assert re.fullmatch(r"step=0000000005-epoch=0-start=1-crc=\w{8}\.nan\.ckpt", manager.checkpoints()[1].name)
+
+
+def test_a_new_manager_keeps_the_newest_checkpoint_without_nan(tmp_path: Path) -> None:
+    for step in range(1, 5):
+        with CheckpointManager(tmp_path, max_to_keep=1).save(step, has_nan=step > 1) as path:
+            Path(path).write_text(f"step {step}")
+    assert [checkpoint.step for checkpoint in CheckpointManager(tmp_path).checkpoints()] == [4, 1]

@@ -66,7 +66,9 @@ def test_the_commands_of_a_page_print_what_it_shows(page: Path, tmp_path: Path) 
 
 
 # Blocks that are no code: what a file tree or the output of a training looks like.
-SHOWN = re.compile(r"<outputs>/|PyTorch Lightning: examples/|Resuming from |Received only |OSError: ")
+SHOWN = re.compile(
+    r"<outputs>/|PyTorch Lightning: examples/|Resuming from |Received only |The hyperparameters |OSError: "
+)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

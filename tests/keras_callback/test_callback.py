@@ -627,3 +627,37 @@ def test_fit_returns_the_history_of_all_epochs(hook: str | None, restored: bool)
             start(Raise(hook), name="interrupted")
     for _ in range(2):  # at the second start nothing is left to train
         assert start(name="interrupted") == uninterrupted
+
+
+class NaNAt(keras.callbacks.Callback):
+    """Makes the weights NaN at the end of an epoch, as a loss that is NaN does."""
+
+    def on_epoch_begin(self, epoch: int, logs: object = None) -> None:
+        if epoch == 2:
+            for weight in self.model.trainable_weights:
+                weight.assign(keras.ops.full_like(weight, float("nan")))
+
+
+@pytest.mark.parametrize("background", [True, False])
+def test_nan_does_not_push_out_the_newest_state_without_it(
+    outputs: Path, background: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    def start(epochs: int, *others: keras.callbacks.Callback) -> None:
+        forget_trainings()
+        polyaxon = PolyaxonCallback(resume=True, background=background)
+        model("functional").fit(*data(), epochs=epochs, verbose=0, callbacks=[polyaxon, *others])
+
+    start(5, NaNAt())
+    saved = CheckpointManager(outputs / "checkpoints" / "resume").checkpoints()
+    assert [(checkpoint.epoch, checkpoint.has_nan) for checkpoint in saved] == [(5, True), (4, True), (2, False)]
+    caplog.clear()
+    start(6)
+    assert (
+        f"To resume from the newest checkpoint without NaN, {saved[2].source}, move the newer ones away" in caplog.text
+    )
+    for checkpoint in CheckpointManager(outputs / "checkpoints" / "resume").checkpoints()[:-1]:
+        Path(checkpoint.path).unlink()
+    caplog.clear()
+    start(3)
+    assert "epoch 2, step" in caplog.text
+    assert "NaN" not in caplog.text

@@ -635,3 +635,40 @@ def test_a_training_that_had_ended_has_its_metrics_and_its_best_model(stopped_ea
     ended = start()
     assert set(ended[0]) == {"val_loss"}
     assert start() == ended
+
+
+# NaN
+
+
+class NaNAt(Callback):
+    """Makes the loss NaN from a step on."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.global_step >= self.step:
+            for parameter in pl_module.parameters():
+                assert parameter.grad is not None
+                parameter.grad *= float("nan")
+
+
+@pytest.mark.parametrize("background", [True, False])
+def test_nan_does_not_push_out_the_newest_state_without_it(
+    outputs: Path, background: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    fit(PolyaxonCallback(background=background), NaNAt(8), max_epochs=5)
+    saved = CheckpointManager(outputs / "checkpoints" / "resume").checkpoints()
+    assert [(checkpoint.epoch, checkpoint.has_nan) for checkpoint in saved] == [(5, True), (4, True), (2, False)]
+    warning = "The weights after step 12 hold NaN"
+    assert [message[: len(warning)] for message in caplog.messages if "NaN" in message] == [warning]
+    caplog.clear()
+    assert fit(PolyaxonCallback(resume=True), max_epochs=6) == [5]
+    assert (
+        f"To resume from the newest checkpoint without NaN, {saved[2].source}, move the newer ones away" in caplog.text
+    )
+    for checkpoint in CheckpointManager(outputs / "checkpoints" / "resume").checkpoints()[:-1]:
+        Path(checkpoint.path).unlink()
+    caplog.clear()
+    assert fit(PolyaxonCallback(resume=True)) == [2]
+    assert "NaN" not in caplog.text

@@ -108,7 +108,8 @@ def test_a_write_that_fails_on_the_first_rank_ends_all(mode: str, tmp_path: Path
     status, _, stderr = train("ddp", tmp_path, NO_ROOM_AT_STEP="5", **options)
     assert status == 1
     assert "[rank1]: RuntimeError: Rank 0 failed, and this one ends with it: " in stderr
-    assert newest_step(tmp_path) == 4
+    # In the background, the write of step 4 may not be done when the room ends.
+    assert newest_step(tmp_path) in ({4} if mode == "foreground" else {2, 4})
 
 
 def test_ranks_that_see_different_checkpoints_are_told_so(tmp_path: Path) -> None:

@@ -485,3 +485,27 @@ class _Steps(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.steps.append(state.global_step)
+
+
+class NaNAt(TrainerCallback):
+    """Makes the weights NaN, as a loss that is NaN does."""
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, model: Any, **_: Any) -> None:
+        if round(state.epoch) == 2:
+            for parameter in model.parameters():
+                parameter.data.fill_(float("nan"))
+
+
+@pytest.mark.parametrize("save_strategy", ["no", "epoch"])
+def test_nan_does_not_push_out_the_newest_state_without_it(
+    outputs: Path, save_strategy: str, caplog: pytest.LogCaptureFixture, new_process: Callable[[], None]
+) -> None:
+    options: dict[str, Any] = {"eval_strategy": "no", "save_strategy": save_strategy, "load_best_model_at_end": False}
+    trainer(PolyaxonCallback(), NaNAt(), num_train_epochs=5, **options).train()
+    saved = CheckpointManager(outputs / "checkpoints" / "resume").checkpoints()
+    assert [(checkpoint.epoch, checkpoint.has_nan) for checkpoint in saved] == [(5, True), (4, True), (2, False)]
+    new_process()
+    trainer(PolyaxonCallback(resume=True), **options).train()
+    assert (
+        f"To resume from the newest checkpoint without NaN, {saved[2].source}, move the newer ones away" in caplog.text
+    )
