@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 import threading
@@ -40,13 +41,17 @@ def size_on_disk(path: str) -> int:
 
 
 def find_damage(path: str, crc: int, advance: Callable[[int], object] | None) -> str | None:
-    """Return what is wrong with the file or directory `path`, or ``None`` if its CRC-32 is `crc`."""
+    """Return what is wrong with the file or directory `path`, or ``None`` if its CRC-32 is `crc`.
+
+    Raises:
+        OSError: the directory of `path` cannot be reached, so nothing is known of the file.
+    """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
         if os.path.islink(path):
             return "it is a symbolic link"
-        return error.strerror or str(error)
+        return _reason(error, path)
     try:
         status = os.fstat(descriptor)
         is_directory = stat.S_ISDIR(status.st_mode)
@@ -56,10 +61,17 @@ def find_damage(path: str, crc: int, advance: Callable[[int], object] | None) ->
             return "it is empty"
         found = _crc_of_directory(path, advance) if is_directory else _crc(descriptor, advance)
     except OSError as error:
-        return error.strerror or str(error)
+        return _reason(error, path)
     finally:
         os.close(descriptor)
     return None if found == crc else f"its bytes have the CRC-32 {found:08x}, not {crc:08x}"
+
+
+def _reason(error: OSError, path: str) -> str:
+    """Return the reason of `error`, unless the whole directory cannot be reached: then nothing is damaged."""
+    with contextlib.suppress(FileNotFoundError):
+        os.stat(os.path.dirname(path) or ".")
+    return error.strerror or str(error)
 
 
 def sync_and_checksum(path: str, sync: Callable[[str], None]) -> int:

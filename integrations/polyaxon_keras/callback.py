@@ -124,7 +124,12 @@ class PolyaxonCallback(keras.callbacks.ModelCheckpoint):
         if wrong:
             raise TrackingError(f"Received restore={wrong!r}. Expected a list of callbacks that `fit` is given too.")
         self._run = Run(
-            datasets=datasets, loggers=[*_KERAS_LOGGERS, *loggers], resume=resume, if_changed=if_changed, name=name
+            datasets=datasets,
+            loggers=[*_KERAS_LOGGERS, *loggers],
+            resume=resume,
+            if_changed=if_changed,
+            name=name,
+            writes_in_place=True,
         )
         path = self._run.checkpoint_path(os.fspath(filepath))
         below = self._run.checkpoints_path

@@ -20,6 +20,7 @@ from polyaxon_tracking.errors import TrackingError
 from polyaxon_tracking.integrity import size_on_disk
 from polyaxon_tracking.progress import Progress
 from polyaxon_tracking.redaction import shown_path
+from polyaxon_tracking.storage.disk import is_directory
 from polyaxon_tracking.storage.opening import open_directory
 from polyaxon_tracking.training.run import LOCAL_OUTPUTS, RESUME
 from polyaxon_tracking.urls import is_url, local_path
@@ -120,7 +121,7 @@ def _is_directory(path: str) -> bool:
         from polyaxon_tracking.storage.object_store import exists  # as everywhere: only URLs need it
 
         return exists(path, "PATH")
-    return os.path.isdir(local_path(path))
+    return is_directory(local_path(path))
 
 
 def _directories(root: str) -> list[str]:

@@ -20,6 +20,7 @@ from polyaxon_tracking.environment import (
 from polyaxon_tracking.errors import TrackingError, closest
 from polyaxon_tracking.redaction import shown, shown_path
 from polyaxon_tracking.storage.credentials import locate
+from polyaxon_tracking.storage.disk import is_there
 from polyaxon_tracking.training.run import checked_outputs
 from polyaxon_tracking.urls import is_url, local_path
 
@@ -145,9 +146,13 @@ def _pair(option: str, given: str, expected: str) -> tuple[str, str]:
     if is_url(path):
         return name, _valid_url(path)
     local = os.path.abspath(local_path(path))
-    if not os.path.exists(local):
+    try:
+        problem = "" if is_there(local) else "there is nothing at"
+    except OSError as error:  # the mount's server is gone, or this user may not search the directory
+        problem = f"{error.strerror} at"
+    if problem:
         raise TrackingError(
-            f"Received {option} {shown_path(given)}, and there is nothing at {shown_path(local)}. Expected {expected}: "
+            f"Received {option} {shown_path(given)}, and {problem} {shown_path(local)}. Expected {expected}: "
             f"correct the path, or put there what it names."
         )
     return name, local

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 __all__: list[str] = []
 
+# The errors that mean too little room: on the disk, in the user's quota, or by a limit on the size of a file.
+NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
 
 def checked_file(path: str) -> int:
     """Return an open descriptor of the file `path`.
@@ -54,9 +57,28 @@ def sync_file(path: str) -> None:
         os.close(descriptor)
 
 
+def is_there(path: str) -> bool:
+    """Return whether there is a file or directory `path`.
+
+    Raises:
+        OSError: it cannot be known, for example because the server of a mount is gone. ``os.path.exists`` would return
+            ``False``.
+    """
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError if a name holds a NUL
+        return False
+    return True
+
+
+def is_directory(path: str) -> bool:
+    """Return whether `path` is a directory; raise the same errors as `is_there`."""
+    return is_there(path) and stat.S_ISDIR(os.stat(path).st_mode)
+
+
 def free_bytes(directory: str) -> int:
     """Return how many bytes this user may still write to the file system of `directory`."""
-    while not os.path.isdir(directory):
+    while not is_directory(directory):
         directory = os.path.dirname(directory)
     status = os.statvfs(directory)
     return status.f_bavail * status.f_frsize
@@ -77,14 +99,14 @@ def sync_directory(directory: str) -> None:
 
 def make_directory(directory: str) -> None:
     """Create `directory` and its missing parents, durably."""
-    if os.path.isdir(directory):
+    if is_directory(directory):
         return
     parent = os.path.dirname(directory)
     if parent != directory:
         make_directory(parent)
     with contextlib.suppress(FileExistsError):  # another process has created it
         os.mkdir(directory)
-    if not os.path.isdir(directory):
+    if not is_directory(directory):
         raise NotADirectoryError(errno.ENOTDIR, "Expected a directory, but there is a file of this name", directory)
     sync_directory(parent)
 

@@ -51,11 +51,11 @@ class StagingDirectory:
         lock, self._lock = self._lock, None
         if lock is None:
             return
-        # Close the lock first: SMB, NFS and FUSE cannot remove the directory of an open file.
-        try:
+        # Close the lock first: SMB, NFS and FUSE cannot remove the directory of an open file. The lock file holds
+        # nothing that could be lost, so an error of a mount whose server is gone does not matter.
+        with contextlib.suppress(OSError):
             os.close(lock)
-        finally:
-            shutil.rmtree(self.path, ignore_errors=True)  # if this fails, the next start removes the directory
+        shutil.rmtree(self.path, ignore_errors=True)  # if this fails, the next start removes the directory
 
 
 def sweep_below(directory: str) -> None:

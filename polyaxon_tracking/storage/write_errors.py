@@ -8,7 +8,7 @@ import os
 from typing import TYPE_CHECKING
 
 from polyaxon_tracking.errors import TrackingError
-from polyaxon_tracking.storage.disk import free_bytes, statuses
+from polyaxon_tracking.storage.disk import NO_ROOM, free_bytes, statuses
 from polyaxon_tracking.storage.locks import ABANDONED_SECONDS, STAGING, was_removed
 from polyaxon_tracking.urls import is_url
 
@@ -18,9 +18,6 @@ if TYPE_CHECKING:
 __all__: list[str] = []
 
 _PROBE_BYTES = 1 << 20
-
-# The errors that mean too little room: on the disk, in the user's quota, or by a limit on the size of a file.
-_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 @contextlib.contextmanager
@@ -41,7 +38,10 @@ def explained(path: str, staged: str | None = None) -> Iterator[None]:
         # The message of such an error already says everything.
         if isinstance(error, TrackingError) or is_url(str(getattr(error, "filename", ""))):
             raise
-        room = _room(path, staged)  # before `_error_of_another_write` writes more bytes
+        try:
+            room = _room(path, staged)  # before `_error_of_another_write` writes more bytes
+        except OSError:  # the mount's server is gone, so the room is not the cause
+            room = ""
         cause = error if isinstance(error, OSError) else None
         if cause is None or not cause.errno:
             # torch and HDF5 report a failed write without its reason. Another write to the file finds the reason.
@@ -51,7 +51,7 @@ def explained(path: str, staged: str | None = None) -> Iterator[None]:
         raise OSError(
             cause.errno or errno.EIO,
             f"{path} was not saved, and no existing file was changed: {cause.strerror or cause}"
-            f"{room if cause.errno in _NO_ROOM else ''}",
+            f"{room if cause.errno in NO_ROOM else ''}",
         ) from error
 
 

@@ -21,7 +21,9 @@ from polyaxon_tracking.environment import (
 )
 from polyaxon_tracking.errors import TrackingError, closest
 from polyaxon_tracking.redaction import mask_urls, shown_path
-from polyaxon_tracking.storage.locks import StagingDirectory, sweep_below
+from polyaxon_tracking.storage.disk import is_there
+from polyaxon_tracking.storage.locks import sweep_below
+from polyaxon_tracking.storage.probe import READ_RIGHT, WRITABLE, try_saving, what_failed, what_to_do
 from polyaxon_tracking.training.hyperparameters import IfChanged, check_if_changed
 from polyaxon_tracking.training.logging import set_log_level
 from polyaxon_tracking.urls import is_url, join_below, local_path
@@ -55,6 +57,8 @@ class Run:
         if_changed: what to do if the hyperparameters in the script differ from those of the newest checkpoint: resume
             and ``"warn"``, ``"raise"``, or ``"restart"`` from scratch.
         name: the name of the training, such as ``fold-3``: its checkpoints are then in a directory with this name.
+        writes_in_place: whether the framework changes a file before its end while writing it, as HDF5 does. Then the
+            outputs path is also checked for that.
 
     Raises:
         TrackingError: a dataset is unknown or missing, the outputs path cannot be written to, a variable is malformed,
@@ -77,6 +81,7 @@ class Run:
         resume: bool | None = None,
         if_changed: IfChanged = "warn",
         name: str | None = None,
+        writes_in_place: bool = False,
     ) -> None:
         _check_name(name)
         check_if_changed(if_changed)
@@ -94,7 +99,9 @@ class Run:
         """Whether training resumes from the newest checkpoint."""
         self.if_changed: IfChanged = if_changed
         """What to do if hyperparameters have changed since the checkpoint was saved."""
-        self.outputs_path: str = checked_outputs(LOCAL_OUTPUTS if outputs is None else outputs)
+        self.outputs_path: str = checked_outputs(
+            LOCAL_OUTPUTS if outputs is None else outputs, in_place=writes_in_place
+        )
         """The directory of the outputs: an absolute local path, or a URL without secrets, in fsspec's form."""
         if not self.is_remote:
             sweep_below(join_below(self.outputs_path, "checkpoints"))
@@ -232,28 +239,31 @@ def _is_below(outputs: str, path: str) -> bool:
     return os.path.commonpath([outputs, os.path.realpath(local_path(path))]) == outputs
 
 
-def checked_outputs(path: str, source: str = OUTPUTS_PATH) -> str:
-    """Return the outputs path, absolute or as a URL without secrets, after writing and removing a file there.
+def checked_outputs(path: str, source: str = OUTPUTS_PATH, *, in_place: bool = False) -> str:
+    """Return the outputs path, absolute or as a URL without secrets, after files were written there as a save does.
+
+    Args:
+        path: the outputs path.
+        source: where `path` came from, for messages.
+        in_place: whether saves also change a file before its end.
 
     Raises:
-        TrackingError: writing or removing the file failed; the message names `source`, where the path came from.
+        TrackingError: one of the steps failed.
     """
     if is_url(path):
         from polyaxon_tracking.storage.object_store import check_writable  # here and not above: only URLs need it
 
         return check_writable(path, source)
     path = os.path.abspath(local_path(path))
+    step = WRITABLE
     try:
-        with StagingDirectory(path):
+        for step in try_saving(path, in_place=in_place):  # noqa: B007  # for the message
             pass
     except OSError as error:
-        problem, advice = error.strerror, "Mount the volume for writing"
-        if isinstance(error, NotADirectoryError):
-            problem, advice = f"{shown_path(error.filename)} is a file", "Move it away"
         # `from None`: the message already holds everything that the error says
         raise TrackingError(
-            f"Received the outputs path {shown_path(path)}, which cannot be written to: {problem}. Expected a "
-            f"directory that this user may write to. {advice}, or set {source} to another path."
+            f"Received the outputs path {shown_path(path)}, {what_failed(error, step)}. Expected a directory that "
+            f"this user may write to. {what_to_do(error, step)}, or set {source} to another path."
         ) from None
     return path
 
@@ -297,12 +307,22 @@ def _checked_datasets(datasets: Iterable[str] | Mapping[str, str | os.PathLike[s
     for name in names:
         if name not in available:
             problems.append(unknown_dataset(name, on_cluster))
-        elif not is_url(available[name]) and not os.path.exists(local_path(available[name])):
+        elif problem := _problem_of_data(available[name]):
             source = "`datasets=`" if on_cluster is None else DATA_PATHS
             problems.append(
                 f"The dataset {shown_path(name)} is expected at {shown_path(available[name])}, according to {source}, "
-                f"and there is nothing. Correct the path, or put the data there."
+                f"and {problem}."
             )
     if problems:
         raise TrackingError("\n".join(problems))
     return {name: available[name] for name in names}
+
+
+def _problem_of_data(path: str) -> str | None:
+    """Return why there is no data at the local `path`, and what to do about it; ``None`` if there is any."""
+    try:
+        if is_url(path) or is_there(local_path(path)):
+            return None
+    except OSError as error:
+        return f"cannot be read: {error.strerror}. {what_to_do(error, otherwise=READ_RIGHT)}, or correct the path"
+    return "there is nothing. Correct the path, or put the data there"

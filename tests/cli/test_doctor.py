@@ -13,6 +13,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 import pytest
+from mounts import without_a_server
 from packaging.version import Version
 from reports import ACCESS_KEYS, DATA, INSTANCE, LEVEL, OUTPUTS, REFS, SECRET
 
@@ -50,7 +51,7 @@ def test_off_the_cluster_all_is_well_and_nothing_is_left_behind(doctor: Callable
     assert report.told("outputs") == ("ok", f"{tmp_path}/outputs")
     assert report.rows["outputs"]["source"] == "the default off the cluster"
     assert report.told("outputs: exists") == ("info", f"no: made with the first save, below {tmp_path}")
-    for tried in ("writable", "fsync", "atomic rename"):
+    for tried in ("writable", "fsync", "atomic rename", "reads back", "changes in place"):
         assert report.told(f"outputs: {tried}") == ("ok", "yes")
     assert report.told("outputs: free space")[0] in ("ok", "warning")
     assert list(tmp_path.iterdir()) == []
@@ -174,7 +175,7 @@ def test_an_outputs_path_that_is_a_file(doctor: Callable[..., Report], tmp_path:
     (tmp_path / "outputs").write_text("")
     report = doctor(env={OUTPUTS: f"{tmp_path}/outputs"})
     assert report.with_status("error") == ["outputs: exists"]
-    assert report.advice("outputs: exists") == f"It is a file. Remove it, or set {OUTPUTS} to another path."
+    assert report.advice("outputs: exists") == f"Move it away, or set {OUTPUTS} to another path."
     report = doctor(env={OUTPUTS: f"{tmp_path}/outputs/7"})
     assert report.told("outputs: exists") == ("error", f"{tmp_path}/outputs: Not a directory")
 
@@ -196,6 +197,37 @@ def test_a_mount_whose_file_system_takes_no_directories(doctor: Callable[..., Re
     assert report.code == 1
     assert report.rows["outputs: file system"]["value"] == "proc at /proc"
     assert report.with_status("error") == ["outputs: writable"]
+
+
+def test_a_mount_whose_server_is_gone(doctor: Callable[..., Report], tmp_path: Path) -> None:
+    mount = tmp_path / "mount"
+    mount.mkdir()
+    with without_a_server(mount):
+        report = doctor(env={OUTPUTS: f"{mount}/7", DATA: json.dumps({"digits": str(mount)})})
+    again = "Mount the volume again, because its server does not respond"
+    assert report.with_status("error") == ["outputs: exists", "data digits"]
+    assert report.told("outputs: exists") == ("error", f"{mount}/7: Transport endpoint is not connected")
+    assert report.advice("outputs: exists") == f"{again}, or set {OUTPUTS} to another path."
+    assert report.advice("data digits") == f"{again}, or correct the path."
+
+
+def test_a_mount_that_takes_only_small_files(
+    doctor: Callable[..., Report], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("COVERAGE_PROCESS_CONFIG", raising=False)
+    report = doctor(preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)))
+    assert report.told("outputs: writable") == ("error", "no: File too large")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_mount_that_cannot_change_files_in_place(doctor: Callable[..., Report], tmp_path: Path) -> None:
+    """As buckets are mounted without a cache; no such file system can be made here, so one call of the system fails."""
+    code = "import os\ndef pwrite(*_): raise OSError(95, os.strerror(95))\nos.pwrite = pwrite"
+    (tmp_path / "sitecustomize.py").write_text(code)
+    report = doctor(env=before(tmp_path))
+    assert report.told("outputs: reads back") == ("ok", "yes")
+    assert report.told("outputs: changes in place") == ("warning", "no: Operation not supported")
+    assert report.advice("outputs: changes in place").startswith("Mount the volume with a cache for writing")
 
 
 def test_a_file_system_that_goes_with_the_power(doctor: Callable[..., Report]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from mounts import without_a_server
 
 from polyaxon_tracking import Checkpoint, CheckpointManager, TrackingError, atomic_write, checkpoints
 
@@ -716,3 +718,28 @@ def test_a_new_manager_keeps_the_newest_checkpoint_without_nan(tmp_path: Path) -
         with CheckpointManager(tmp_path, max_to_keep=1).save(step, has_nan=step > 1) as path:
             Path(path).write_text(f"step {step}")
     assert [checkpoint.step for checkpoint in CheckpointManager(tmp_path).checkpoints()] == [4, 1]
+
+
+# Mounts whose server is gone
+
+
+def test_a_save_to_a_mount_whose_server_goes_says_what_was_not_saved(manager: CheckpointManager) -> None:
+    os.makedirs(manager.directory)
+    with (
+        pytest.raises(OSError, match=re.escape(f"{manager.directory}/step=0000000001.txt was not saved")) as error,
+        contextlib.ExitStack() as stack,
+    ):
+        with manager.save(1, suffix=".txt") as path:
+            Path(path).write_text("the state")
+            stack.enter_context(without_a_server(Path(manager.directory)))
+    assert error.value.errno == errno.ENOTCONN
+
+
+def test_a_mount_whose_server_goes_while_checkpoints_are_read_damages_none(manager: CheckpointManager) -> None:
+    for step in (1, 2):
+        with manager.save(step) as path:
+            Path(path).write_text(f"step {step}")
+    checkpoints = manager.iter_intact()
+    assert next(checkpoints).step == 2
+    with without_a_server(Path(manager.directory)), pytest.raises(OSError, match="Transport endpoint is not connected"):
+        next(checkpoints)

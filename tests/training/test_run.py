@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import logging
 import os
+import resource
 import shutil
 import tempfile
 import weakref
@@ -14,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from mounts import without_a_server
 
 from polyaxon_tracking import TrackingError
 from polyaxon_tracking.training import Run
@@ -102,6 +105,62 @@ def test_an_outputs_path_that_is_not_writable(monkeypatch: pytest.MonkeyPatch) -
     )
 
 
+@pytest.mark.parametrize("below", [False, True], ids=["the mount", "below the mount"])
+def test_an_outputs_path_on_a_mount_whose_server_is_gone(below: bool, outputs: Path) -> None:
+    mount = outputs.parent if below else outputs
+    mount.mkdir(parents=True)
+    with without_a_server(mount):
+        assert message() == (
+            f"Received the outputs path '{outputs}', which cannot be written to: Transport endpoint is not connected. Expected a "
+            f"directory that this user may write to. Mount the volume again, because its server does not respond, or set "
+            f"POLYAXON_RUN_OUTPUTS_PATH to another path."
+        )
+
+
+def test_an_outputs_path_that_takes_only_small_files(outputs: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        told = message()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert told == (
+        f"Received the outputs path '{outputs}', which cannot be written to: File too large. Expected a directory that this user "
+        f"may write to. Make room there, or raise the limit, or set POLYAXON_RUN_OUTPUTS_PATH to another path."
+    )
+    assert list(outputs.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("call", "problem", "advice"),
+    [
+        ("replace", "in which a file cannot replace another", "Mount a file system that can do this"),
+        ("fsync", "whose files cannot be flushed to the disk", "Mount a file system that can do this"),
+        (
+            "pwrite",
+            "in which a file cannot be changed while it is being written",
+            "Mount the volume with a cache for writing, such as rclone's --vfs-cache-mode writes",
+        ),
+    ],
+)
+def test_an_outputs_path_that_lacks_what_a_save_needs(
+    call: str, problem: str, advice: str, outputs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on mounts of buckets; no such file system can be made here, so one call of the system fails."""
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+    monkeypatch.setattr(os, call, fail)
+    assert message(writes_in_place=True) == (
+        f"Received the outputs path '{outputs}', {problem}: Operation not supported. Expected a directory that this user may "
+        f"write to. {advice}, or set POLYAXON_RUN_OUTPUTS_PATH to another path."
+    )
+    assert list(outputs.iterdir()) == []
+    if call == "pwrite":
+        assert Run().outputs_path == str(outputs)  # torch writes from the beginning to the end
+
+
 def test_no_op_is_off_the_cluster_and_the_line_says_so(
     outputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -142,6 +201,15 @@ def test_a_local_dataset_that_is_not_there() -> None:
         "The dataset 'digits' is expected at 'data/digits', according to `datasets=`, and there is nothing. Correct the path, or "
         "put the data there."
     )
+
+
+def test_a_dataset_on_a_mount_whose_server_is_gone(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    with without_a_server(tmp_path / "data"):
+        assert message(datasets={"digits": "data/digits"}) == (
+            "The dataset 'digits' is expected at 'data/digits', according to `datasets=`, and cannot be read: Transport endpoint "
+            "is not connected. Mount the volume again, because its server does not respond, or correct the path."
+        )
 
 
 def test_names_alone_are_not_enough_off_the_cluster() -> None:

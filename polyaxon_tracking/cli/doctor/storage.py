@@ -25,8 +25,8 @@ from polyaxon_tracking.environment import (
 from polyaxon_tracking.errors import TrackingError
 from polyaxon_tracking.redaction import mask_secrets
 from polyaxon_tracking.storage.credentials import locate
-from polyaxon_tracking.storage.disk import free_bytes, sync_directory, sync_file
-from polyaxon_tracking.storage.locks import StagingDirectory
+from polyaxon_tracking.storage.disk import free_bytes
+from polyaxon_tracking.storage.probe import IN_PLACE, READ_RIGHT, WRITABLE, try_saving, what_to_do
 from polyaxon_tracking.training.run import LOCAL_OUTPUTS
 from polyaxon_tracking.urls import is_url, local_path
 
@@ -42,8 +42,6 @@ _LITTLE_SPACE = 10**9
 
 # File systems whose content is lost with the container, or at a power cut.
 _EPHEMERAL = {"overlay": "the container's own disk", "tmpfs": "memory", "ramfs": "memory"}
-
-_PROBE = b"written to see whether it can be, and removed"
 
 
 def paths() -> Iterator[Row]:
@@ -74,15 +72,16 @@ def paths() -> Iterator[Row]:
 
 
 def _check_temporary_directory(*, remote: bool) -> Iterator[Row]:
-    advice = "Set TMPDIR to a directory that this user may write to."
+    other_path = "set TMPDIR to a directory that this user may write to"
     try:
         directory = tempfile.gettempdir()
     except FileNotFoundError as error:  # no directory is writable, as in a container with a read-only disk
+        advice = f"S{other_path[1:]}."
         yield Row(_GROUP, "TMPDIR", ERROR if remote else WARNING, str(error.strerror), "", advice)
         return
     yield Row(_GROUP, "TMPDIR", INFO, displayed(directory), "uploads and downloads go through it")
     if remote:
-        yield from _check_writing("TMPDIR", directory, advice)
+        yield from _check_writing("TMPDIR", directory, other_path)
         yield _check_free_space("TMPDIR", directory, "Set TMPDIR to a directory on a larger disk.")
 
 
@@ -97,12 +96,11 @@ def _source(outputs: str | None) -> str:
 def _local_outputs(outputs: str | None) -> Iterator[Row]:
     path = os.path.abspath(local_path(LOCAL_OUTPUTS if outputs is None else outputs))
     yield Row(_GROUP, "outputs", OK, displayed(path), _source(outputs))
-    advice = f"Mount the volume for writing, or set {OUTPUTS_PATH} to another path."
+    other_path = f"set {OUTPUTS_PATH} to another path"
     try:
         there = _nearest_existing(path)
     except OSError as error:  # the mount's server is gone, or this user may not search the directory
-        if isinstance(error, NotADirectoryError):
-            advice = f"It is a file. Remove it, or set {OUTPUTS_PATH} to another path."
+        advice = f"{what_to_do(error)}, or {other_path}."
         yield Row(_GROUP, "outputs: exists", ERROR, f"{displayed(str(error.filename))}: {error.strerror}", "", advice)
         return
     if there == path:
@@ -115,7 +113,7 @@ def _local_outputs(outputs: str | None) -> Iterator[Row]:
         yield Row(_GROUP, "outputs: file system", WARNING, f"{kind} at {mount}", "", warning)
     else:
         yield Row(_GROUP, "outputs: file system", OK, f"{kind} at {mount}")
-    yield from _check_writing("outputs", there, advice)
+    yield from _check_writing("outputs", there, other_path)
     yield _check_free_space("outputs", there, "A new checkpoint needs room next to those that are kept: make room.")
 
 
@@ -129,26 +127,18 @@ def _nearest_existing(path: str) -> str:
     return path
 
 
-def _check_writing(name: str, directory: str, advice: str) -> Iterator[Row]:
-    """Write, sync and rename files in `directory`, as saving a checkpoint does, and remove them."""
-    trying = "writable"
+def _check_writing(name: str, directory: str, other_path: str) -> Iterator[Row]:
+    """Write files to `directory`, as saving a checkpoint does, and remove them; `other_path` is a further advice."""
+    step, rows = WRITABLE, []
     try:
-        with StagingDirectory(directory) as staged:
-            first, second = os.path.join(staged, "first"), os.path.join(staged, "second")
-            for path in (first, second):
-                with open(path, "xb") as file:
-                    file.write(_PROBE)
-            yield Row(_GROUP, f"{name}: writable", OK, "yes")
-            trying = "fsync"
-            sync_file(first)
-            sync_directory(staged)
-            yield Row(_GROUP, f"{name}: fsync", OK, "yes")
-            trying = "atomic rename"
-            os.replace(first, second)
-            sync_directory(staged)
-            yield Row(_GROUP, f"{name}: atomic rename", OK, "yes")
+        for step in try_saving(directory, in_place=True):
+            rows.append(Row(_GROUP, f"{name}: {step}", OK, "yes"))
     except OSError as error:
-        yield Row(_GROUP, f"{name}: {trying}", ERROR, f"no: {error.strerror}", "", advice)
+        # Only Keras, HDF5 and zip files need to change files in place; checkpoints of torch do not.
+        status = WARNING if step == IN_PLACE else ERROR
+        advice = f"{what_to_do(error, step)}, or {other_path}."
+        rows[-1] = rows[-1]._replace(status=status, value=f"no: {error.strerror or error}", advice=advice)
+    yield from rows
 
 
 def _check_free_space(name: str, directory: str, advice: str) -> Row:
@@ -202,7 +192,8 @@ def _check_reading(name: str, path: str, source: str, missing: str) -> Row:
     except FileNotFoundError:
         return Row(_GROUP, name, missing, f"{where}: there is nothing", source, advice)
     except (OSError, ValueError) as error:  # ValueError if a name holds a NUL
-        advice = "Give this user the right to read it, or correct the path."
+        advice = what_to_do(error, otherwise=READ_RIGHT) if isinstance(error, OSError) else READ_RIGHT
+        advice += ", or correct the path."
         return Row(_GROUP, name, ERROR, f"{where}: {getattr(error, 'strerror', error)}", source, advice)
     writable = "writable" if os.access(local, os.W_OK) else "read-only"
     free = readable_size(free_bytes(local))
