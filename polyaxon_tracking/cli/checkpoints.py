@@ -39,8 +39,9 @@ class Found(NamedTuple):
     checkpoint: Checkpoint
     size: int
     """The size in bytes."""
-    modified: dt.datetime
-    """When the checkpoint was written or copied, by the clock of its disk or store."""
+    modified: dt.datetime | None
+    """When the checkpoint was written or copied, by the clock of its disk or store; ``None`` if the driver of the store
+    cannot know it."""
     intact: bool | None
     """Whether the checkpoint is intact; ``None`` if it was not verified."""
     damage: str | None
@@ -88,8 +89,8 @@ def as_dict(found: Found) -> dict[str, Any]:
         "epoch": found.checkpoint.epoch,
         "start": found.checkpoint.start,
         "size": found.size,
-        "modified": found.modified.isoformat(timespec="seconds"),
-        "age_seconds": int(_age(found)),
+        "modified": None if found.modified is None else found.modified.isoformat(timespec="seconds"),
+        "age_seconds": None if (age := _age(found)) is None else int(age),
         "intact": found.intact,
         "damage": found.damage,
     }
@@ -160,10 +161,11 @@ def _listed(directory: str) -> Iterator[Found]:
             if is_url(directory):
                 from polyaxon_tracking.storage.object_store import information, modified
 
-                size, when = information(checkpoint.path)["size"], modified(checkpoint.path)
+                size = information(checkpoint.path)["size"]
+                when = modified(checkpoint.path)
             else:
-                status = os.lstat(checkpoint.path)
-                size, when = size_on_disk(checkpoint.path), dt.datetime.fromtimestamp(status.st_mtime, dt.timezone.utc)
+                size = size_on_disk(checkpoint.path)
+                when = dt.datetime.fromtimestamp(os.lstat(checkpoint.path).st_mtime, dt.timezone.utc)
         except FileNotFoundError:
             continue  # pruned since the listing, by a training that still runs
         yield Found(checkpoint, size, when, None, None)
@@ -201,11 +203,15 @@ def _state(found: Found) -> str:
     return {None: "not verified", True: "intact", False: "damaged"}[found.intact]
 
 
-def _age(found: Found) -> float:
+def _age(found: Found) -> float | None:
+    if found.modified is None:
+        return None
     return (dt.datetime.now(dt.timezone.utc) - found.modified).total_seconds()
 
 
-def _ago(seconds: float) -> str:
+def _ago(seconds: float | None) -> str:
+    if seconds is None:
+        return "unknown"
     for unit, length in (("d", 86_400), ("h", 3_600), ("min", 60)):
         if seconds >= length:
             return f"{seconds / length:.0f} {unit}"

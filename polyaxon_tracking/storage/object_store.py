@@ -7,6 +7,7 @@ a file of fsspec is open for writing leaves a truncated object on s3fs, gcsfs an
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import logging
 import os
@@ -39,6 +40,9 @@ _USUAL_CREDENTIALS = {
     "abfs": "AZURE_STORAGE_CONNECTION_STRING, or AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY",
 }
 
+
+# The errors of what a driver or a store cannot do at all: s3fs reports ENOSYS.
+_UNSUPPORTED = {errno.EOPNOTSUPP, errno.ENOSYS}
 
 # Loggers of drivers that log requests: at DEBUG with the requests' tokens, or every request at INFO.
 _LOGGER_LEVELS = {
@@ -86,14 +90,19 @@ def information(url: str) -> dict[str, Any]:
     return found
 
 
-def modified(url: str) -> dt.datetime:
-    """Return when the object `url` was written, by the clock of the store.
+def modified(url: str) -> dt.datetime | None:
+    """Return when the object `url` was written, by the clock of the store; ``None`` if the driver cannot know it.
 
     Raises:
         FileNotFoundError: there is no object `url`.
     """
     location, fs, path = _open(url)
-    when: dt.datetime = with_retries(None, location, lambda: fs.modified(path))
+    try:
+        when: dt.datetime = with_retries(None, location, lambda: fs.modified(path))
+    except OSError as error:
+        if error.errno in _UNSUPPORTED:
+            return None
+        raise
     return when
 
 
@@ -124,10 +133,16 @@ def _progress_callback(progress: Progress) -> Any:
     return ProgressCallback()
 
 
-def copy(url: str, other: str) -> None:
-    """Make the store copy the object `url` to `other`, in the same store."""
+def copy(url: str, other: str) -> bool:
+    """Make the store copy the object `url` to `other`, in the same store; return whether it can copy objects."""
     location, fs, path = _open(url)
-    with_retries("Not copied", location, lambda: fs.cp_file(path, _open(other)[2]))
+    try:
+        with_retries("Not copied", location, lambda: fs.cp_file(path, _open(other)[2]))
+    except OSError as error:
+        if error.errno in _UNSUPPORTED:
+            return False
+        raise
+    return True
 
 
 def remove(url: str) -> None:

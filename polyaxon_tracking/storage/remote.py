@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+from polyaxon_tracking.progress import Progress
 from polyaxon_tracking.storage import object_store
 from polyaxon_tracking.storage.credentials import locate_directory
 from polyaxon_tracking.storage.directory import Directory
@@ -36,8 +37,12 @@ class RemoteDirectory(Directory):
         object_store.upload(path, self._url(name))
 
     def copy(self, path: str, name: str) -> None:
-        """Make the store copy the object `path`, a URL, to `name`."""
-        object_store.copy(path, self._url(name))
+        """Make the store copy the object `path`, a URL, to `name`; if it cannot, download and upload the object."""
+        if object_store.copy(path, self._url(name)):
+            return
+        size = object_store.information(path)["size"]
+        with self.write(name) as staged, Progress(f"Copying {path}", size) as progress:
+            object_store.download(path, staged, progress)
 
     def remove(self, name: str) -> None:
         """Remove the object `name`, if it exists."""

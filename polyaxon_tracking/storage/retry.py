@@ -56,6 +56,8 @@ def error_number(error: BaseException) -> int:
     status = _status(error)
     if isinstance(error, FileNotFoundError) or status == 404:  # noqa: PLR2004  # see RFC 9110, 15
         return errno.ENOENT
+    if isinstance(error, NotImplementedError) or status == 501:  # noqa: PLR2004
+        return errno.EOPNOTSUPP
     if isinstance(error, PermissionError) or status in (401, 403) or str(error).startswith("Forbidden"):
         return errno.EACCES
     return (error.errno if isinstance(error, OSError) else None) or errno.EIO
@@ -65,9 +67,9 @@ def failure_kind(error: BaseException) -> str:
     """Return a short text with the kind of failure, because not every driver's message states it."""
     if any(type(cause).__name__ in _NO_CREDENTIALS for cause in _chain(error)):
         return "No credentials were found"
-    number = error_number(error)
-    if number in (errno.ENOENT, errno.EACCES):
-        return "Not found" if number == errno.ENOENT else "Not allowed"
+    known = {errno.ENOENT: "Not found", errno.EACCES: "Not allowed", errno.EOPNOTSUPP: "Not supported by the driver"}
+    if kind := known.get(error_number(error)):
+        return kind
     return "The store cannot be reached" if _status(error) is None and _is_temporary(error) else "The request failed"
 
 
@@ -100,7 +102,8 @@ def _is_temporary(error: BaseException) -> bool:
     """Return whether `error` may be temporary: the store is overloaded, restarts, or cannot be reached."""
     status = _status(error)
     if status is not None:
-        return status // 100 == 5 or status in (408, 429)  # noqa: PLR2004  # see RFC 9110, 15
+        # See RFC 9110, 15. A store that answers 501 will never do it.
+        return (status // 100 == 5 and status != 501) or status in (408, 429)  # noqa: PLR2004
     return any(isinstance(cause, _connection_errors()) or getattr(cause, "retryable", False) for cause in _chain(error))
 
 

@@ -22,6 +22,7 @@ from servers import ACCOUNT, FTP, Azure
 
 from polyaxon_tracking import CheckpointManager, TrackingError, cached_path
 from polyaxon_tracking.storage.credentials import locate
+from polyaxon_tracking.storage.opening import open_directory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -248,6 +249,31 @@ def test_doctor_tries_a_server_with_the_credentials_in_its_url_and_shows_none(ft
     rows = {row["name"]: row for row in json.loads(process.stdout)["checks"]}
     assert rows["outputs: writable"]["status"] == "ok", rows
     assert rows["outputs: access"]["value"] == "credentials in the URL"
+
+
+def test_a_driver_that_cannot_copy_downloads_and_uploads(ftp: FTP) -> None:
+    directory = open_directory(f"ftp://alice:{quote(PASSWORD, safe='')}@127.0.0.1:{ftp.port}/run")
+    with directory.write("a") as staged:
+        Path(staged).write_text("content")
+    directory.copy(f"{directory.path}/a", "b")
+    assert (ftp.directory / "run" / "b").read_text() == "content"
+    with pytest.raises(FileNotFoundError):
+        directory.copy(f"{directory.path}/none", "c")
+    assert sorted(directory.names()) == ["a", "b"]
+
+
+def test_checkpoints_are_listed_where_the_driver_knows_no_times(ftp: FTP) -> None:
+    url = f"ftp://alice:{quote(PASSWORD, safe='')}@127.0.0.1:{ftp.port}/run"
+    with CheckpointManager(url).save(7) as path:
+        Path(path).write_text("content")
+    command = [sys.executable, "-m", "polyaxon_tracking", "checkpoints", url]
+    printed = [
+        subprocess.run([*command, *more], capture_output=True, text=True, check=True).stdout
+        for more in ([], ["--json"])
+    ]
+    assert printed[0].splitlines()[-1].split() == ["1", "7", "0", "7", "bytes", "unknown", "not", "verified"]
+    [listed] = json.loads(printed[1])["checkpoints"]
+    assert (listed["step"], listed["modified"], listed["age_seconds"]) == (7, None, None)
 
 
 def test_a_wrong_password_is_told_of_before_training_and_not_shown(ftp: FTP) -> None:
