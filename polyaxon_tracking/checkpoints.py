@@ -202,7 +202,7 @@ class CheckpointManager:
 
         Raises:
             TrackingError: there are checkpoints, but none is intact; the message lists them. Or the local disk has no
-                room for a local copy.
+                room for a local copy, or the bucket does not exist.
         """
         return next(self.iter_intact(), None)
 

@@ -10,7 +10,7 @@ import os
 
 from polyaxon_tracking.errors import TrackingError, closest
 from polyaxon_tracking.redaction import shown, shown_path
-from polyaxon_tracking.urls import is_url, join_below
+from polyaxon_tracking.urls import corrected_url, is_url, join_below
 
 TYPE_CHECKING = False  # as `typing.TYPE_CHECKING`, without the milliseconds that importing `typing` takes
 if TYPE_CHECKING:
@@ -119,6 +119,8 @@ def get_outputs_refs_paths() -> dict[str, list[str]] | None:
             continue
         if not isinstance(listed, list) or not all(isinstance(path, str) and path.strip() for path in listed):
             raise _malformed(REFS_OUTPUTS_PATHS, expected, f"{kind!r} is not a list of paths")
+        for path in listed:
+            _check_slashes(REFS_OUTPUTS_PATHS, expected, path)
         paths[kind] = listed
     return paths
 
@@ -144,6 +146,7 @@ def get_data_paths() -> dict[str, str] | None:
     for name, path in paths.items():
         if type(path) is not str or not path or path.isspace():
             raise _malformed(DATA_PATHS, expected, f"the value of {shown(name)} is not a path")
+        _check_slashes(DATA_PATHS, expected, path)
     return paths  # type: ignore[return-value]  # every value was just found to be a str
 
 
@@ -264,6 +267,7 @@ def value_of(variable: str) -> str | None:
 def _path_of(variable: str) -> str | None:
     """Return the path in the variable, without surrounding white space; in a local path, ``~`` is expanded."""
     path = (value_of(variable) or "").strip()
+    _check_slashes(variable, "a path, or a URL such as s3://bucket/run", path)
     return (path if is_url(path) else os.path.expanduser(path)) or None
 
 
@@ -304,6 +308,13 @@ def _json_object(variable: str, expected: str) -> dict[str, object] | None:
     if not isinstance(value, dict):
         raise _malformed(variable, expected, "it is not an object")
     return value
+
+
+def _check_slashes(variable: str, expected: str, path: str) -> None:
+    """Raise if `path` is a URL with one slash: it would be a local directory, which is lost with the pod."""
+    if url := corrected_url(path.strip()):
+        problem = "a URL has two slashes after its scheme"
+        raise _malformed(variable, expected, problem, f" Did you mean {shown_path(url)}?")
 
 
 def _malformed(variable: str, expected: str, problem: str, hint: str = "") -> TrackingError:

@@ -9,13 +9,14 @@ _SHOWN_CHARACTERS = 200
 _MASKED_CHARACTERS = 4_000
 
 # The scheme and user info of a URL, up to its last "@", because a secret key may contain "/", "@" or a quote.
-_USER_INFO = r"(\w*)(:(?:\\?/){2})(\S*)@"
+# One slash is a mistake, which must not show the secret either.
+_USER_INFO = r"(\w*)(:(?:\\?/){1,2})(\S*)@"
 
 # The text before the "@" in wasbs://container@account is not a secret, unless it contains a password.
 _AZURE_SCHEMES = ("wasb", "wasbs", "abfs", "abfss")
 
 # The query of a URL, because it holds the signature of a signed URL.
-_QUERY = r"(:(?:\\?/){2}[^\s\"'?]*\?)[^\s\"']+"
+_QUERY = r"(:(?:\\?/){1,2}[^\s\"'?]*\?)[^\s\"']+"
 
 # A secret may follow any of these words, in any form, so nothing after the first of them is shown.
 _WORDS = (
@@ -61,8 +62,8 @@ def mask_urls(text: str) -> str:
             return match[0]
         return f"{scheme}{slashes}***@"
 
-    if re.match(r"[\w.+:-]+://", text):  # the whole text is one URL, so white space and quotes do not end it
-        text = re.sub(r"(?s)(\w*)(://)(.*)@", user_info, text)
+    if re.match(r"[\w.+:-]+:/", text):  # the whole text is one URL, so white space and quotes do not end it
+        text = re.sub(r"(?s)(\w*)(://?)(.*)@", user_info, text)
         return re.sub(r"(?s)\?.+", "?***", text)
     text = re.sub(_USER_INFO, user_info, text)
     return re.sub(_QUERY, r"\1***", text)

@@ -74,9 +74,28 @@ def _entries(url: str) -> dict[str, dict[str, Any]]:
     try:
         entries = with_retries("Not listed", location, call)
     except FileNotFoundError:
-        return {}
+        entries = []
+    if not entries:
+        _check_bucket("/".join(location.url.split("/", 3)[:3]), os.getpid())
     found = {entry["name"].rstrip("/") if entry["type"] == "directory" else entry["name"]: entry for entry in entries}
     return {name.rpartition("/")[2]: entry for name, entry in found.items() if name.rpartition("/")[0] == path}
+
+
+@functools.lru_cache(maxsize=8)
+def _check_bucket(url: str, process: int) -> None:  # noqa: ARG001  # a forked process asks again
+    """Raise a `TrackingError` if there is no bucket `url`, because listing it looks the same as an empty bucket."""
+    location, fs, path = _open(url)
+    if location.protocol not in _EXTRAS:
+        return  # other stores have no buckets: a write creates the directory
+    try:
+        with_retries(None, location, lambda: fs.ls(path))  # `info` needs more rights
+    except FileNotFoundError:
+        raise TrackingError(
+            f"Received a URL in the bucket {shown_path(url)}, which does not exist. Expected one that exists: create "
+            f"it, or correct the URL."
+        ) from None
+    except OSError:
+        return  # this user may list only a directory of the bucket, which therefore exists
 
 
 def information(url: str) -> dict[str, Any]:

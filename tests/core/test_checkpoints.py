@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from mounts import without_a_server
 
-from polyaxon_tracking import Checkpoint, CheckpointManager, TrackingError, atomic_write, checkpoints
+from polyaxon_tracking import Checkpoint, CheckpointManager, TrackingError, atomic_write, cached_path, checkpoints
+from polyaxon_tracking.training import open_directory
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -718,6 +719,33 @@ def test_a_new_manager_keeps_the_newest_checkpoint_without_nan(tmp_path: Path) -
         with CheckpointManager(tmp_path, max_to_keep=1).save(step, has_nan=step > 1) as path:
             Path(path).write_text(f"step {step}")
     assert [checkpoint.step for checkpoint in CheckpointManager(tmp_path).checkpoints()] == [4, 1]
+
+
+# URLs with one slash
+
+
+@pytest.mark.parametrize(
+    ("path", "url"),
+    [
+        ("s3:/bucket/run", "s3://bucket/run"),
+        (Path("gs://bucket/run"), "gs://bucket/run"),
+        ("s3:bucket/run", "s3://bucket/run"),
+        ("hdfs:/run", "hdfs://run"),
+        (Path("file:///run"), "file:///run"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize(
+    "use", [CheckpointManager, open_directory, cached_path, lambda path: atomic_write(path).__enter__()]
+)
+def test_a_url_with_one_slash_is_no_directory(use: Callable[[Any], Any], path: Any, url: str, tmp_path: Path) -> None:
+    with pytest.raises(TrackingError) as error:
+        use(path)
+    assert str(error.value) == (
+        f"Received the path '{path}'. Expected a URL with two slashes, '{url}': pathlib.Path removes one of them, so give the URL "
+        f"as a string. For a local directory of this name, begin with './'."
+    )
+    assert list(tmp_path.iterdir()) == []
 
 
 # Mounts whose server is gone

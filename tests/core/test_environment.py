@@ -169,7 +169,7 @@ def test_names_are_joined_below_the_outputs_path(
     assert get_outputs_path(*parts) == joined
 
 
-@pytest.mark.parametrize("part", ["..", "../a", "a/../../b", "/etc", "s3://other/a", "a\\..\\b"])
+@pytest.mark.parametrize("part", ["..", "../a", "a/../../b", "/etc", "s3://other/a", "s3:/other/a", "a\\..\\b"])
 def test_names_that_climb_out_are_refused(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(OUTPUTS, "/outputs")
     assert message(lambda: get_outputs_path("a", part)) == (
@@ -407,3 +407,33 @@ def test_an_unknown_log_level(value: str, hint: str, monkeypatch: pytest.MonkeyP
         f"POLYAXON_LOG_LEVEL was received as {value!a}. Expected one of DEBUG, INFO, WARN, WARNING, ERROR, FATAL, CRITICAL "
         f"(any case) or a number, such as 20.{hint} Correct `logging: level:` in the polyaxonfile, or unset the variable."
     )
+
+
+# URLs with one slash
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        (OUTPUTS, "s3:/key:hunter2@bucket/run"),
+        ("POLYAXON_CONTEXT_ROOT", "s3:/key:hunter2@bucket/run"),
+        (DATA, '{"digits": "s3:/key:hunter2@bucket/run"}'),
+        (REFS, '{"jobs": ["s3:/key:hunter2@bucket/run"]}'),
+    ],
+)
+def test_a_url_with_one_slash_is_no_directory(variable: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(INSTANCE, f"o.p.runs.{UUID}")
+    monkeypatch.setenv(variable, value)
+    told = message(GETTERS.get(variable, get_outputs_path))
+    assert told.startswith(f"{variable} was received as ")
+    assert "a URL has two slashes after its scheme" in told
+    assert " Did you mean 's3://***@bucket/run'? Correct the variable" in told
+    assert "hunter2" not in told
+
+
+@pytest.mark.parametrize(
+    "path", ["C:/outputs", "./s3:/outputs", "/mnt/s3:/outputs", "run:7/outputs", "file:///outputs"]
+)
+def test_what_only_resembles_a_url_is_a_path(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(OUTPUTS, path)
+    assert get_outputs_path() == path

@@ -48,6 +48,8 @@ def test_all_that_may_be_a_secret_is_cut(text: str, masked: str) -> None:
         ("url='https://u:p@host/a?token=b'", "url='https://***@host/a?***'"),
         ("wasbs://container@account.blob.core.windows.net/a", "wasbs://container@account.blob.core.windows.net/a"),
         ("/data/me@host?.ckpt", "/data/me@host?.ckpt"),
+        ("s3:/key:sec/ret@bucket/a", "s3:/***@bucket/a"),
+        ('{"a": "s3:/key:secret@bucket/a"}', '{"a": "s3:/***@bucket/a"}'),
     ],
 )
 def test_of_a_url_only_what_names_the_place_is_shown(text: str, masked: str) -> None:

@@ -27,7 +27,7 @@ from polyaxon_tracking.storage.opening import open_directory
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from servers import Proxy, Store
+    from servers import Proxy, Request, Store
 
 pytest_plugins = ["store_fixtures"]
 
@@ -394,6 +394,35 @@ def test_a_missing_bucket_is_told_of_before_training(store: Store) -> None:
     )
     assert "which does not exist" in text
     assert text.endswith("Create it, or correct the URL.")
+
+
+def test_a_missing_bucket_is_not_an_empty_one(store: Store) -> None:
+    url = store.url.replace(store.bucket, "bucket-that-is-not-there")
+    [bucket] = re.findall(r"\w+://[^/]+", locate(url).url)
+    told = re.escape(
+        f"Received a URL in the bucket '{bucket}', which does not exist. Expected one that exists: create it, or correct the URL."
+    )
+    manager = CheckpointManager(f"{url}/checkpoints")
+    with pytest.raises(TrackingError, match=told):
+        manager.latest()
+    with pytest.raises(TrackingError, match=told), manager.save(1):
+        pytest.fail("it is told of before anything is written")
+    store.server.make_bucket("bucket-that-is-not-there")
+    assert manager.latest() is None
+
+
+def test_a_training_may_be_allowed_to_list_its_own_directory_only(store: Store, proxy: Proxy) -> None:
+    refused: list[Request] = []
+
+    def refuse(request: Request) -> int | None:
+        if "project" in request.path:  # of store.url
+            return None
+        refused.append(request)
+        return 403
+
+    proxy.answer = refuse
+    assert CheckpointManager(store.url).latest() is None
+    assert refused
 
 
 def test_refused_credentials_are_told_of_before_training(store: Store, proxy: Proxy) -> None:
