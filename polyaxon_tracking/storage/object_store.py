@@ -284,11 +284,12 @@ def _file_system(bucket: str, given: tuple[tuple[str, str], ...], process: int) 
         options = {**_driver_options(location), "skip_instance_cache": True, "use_listings_cache": False}
         return fsspec.core.url_to_fs(location.url, **options)[0]
     except ImportError as error:
-        if extra is None:
-            raise
+        package = f'"polyaxon-tracking[{extra}]"' if extra else "fsspec"
+        if extra is None and error.name != "fsspec":
+            raise  # fsspec's message names the package
         raise ModuleNotFoundError(
             f"Received the URL {shown_path(location.url)}, which needs a driver that is not installed: {error}. "
-            f'Install it with: pip install "polyaxon-tracking[{extra}]"'
+            f"Install it with: pip install {package}"
         ) from error
     except ValueError as error:  # no such protocol, or no credentials at all
         raise TrackingError(

@@ -481,6 +481,18 @@ def test_a_missing_driver_names_the_extra(store: Store) -> None:
         assert last.endswith(f'Install it with: pip install "polyaxon-tracking[{extra}]"')
 
 
+def test_a_missing_fsspec_is_named_for_any_protocol() -> None:
+    code = "import sys; sys.modules['fsspec'] = None; from polyaxon_tracking.cli import main; main()"
+    command = [sys.executable, "-c", code, "checkpoints", "ftp://alice:hidden@host/run"]
+    process = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert process.returncode == 2
+    assert re.fullmatch(
+        r"Error: Received the URL 'ftp://host', which needs a driver that is not installed: .+\. "
+        r"Install it with: pip install fsspec\n",
+        process.stderr,
+    )
+
+
 @pytest.mark.parametrize(
     ("keys", "secret", "problem"),
     [
