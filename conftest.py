@@ -131,8 +131,13 @@ def outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             {"train_time_interval": 600},
             "Received train_time_interval=600. Expected a timedelta above zero, such as timedelta(minutes=10), or None.",
         ),
+        ({"background": "no"}, "Received background='no'. Expected True or False."),
+        ({"resume": "no"}, "Received resume='no'. Expected True, False or None."),
+        ({"loggers": "mine"}, "Received loggers='mine', a string. Expected a list of names: ['mine']."),
+        ({"loggers": None}, "Received loggers=None. Expected a list of names of loggers, such as ['mine']."),
+        ({"loggers": [3]}, "Received loggers=[3]. Expected a list of names of loggers, such as ['mine']."),
     ],
-    ids=["max_to_keep", "every_n_train_steps", "not a number", "train_time_interval", "not a timedelta"],
+    ids=lambda value: " ".join(f"{name} {option!r}" for name, option in value[0].items()),
 )
 def wrong_argument(request: pytest.FixtureRequest) -> tuple[dict[str, Any], str]:
     """An argument that every callback refuses, and with which message."""

@@ -13,8 +13,9 @@ from polyaxon_tracking.errors import TrackingError
 from polyaxon_tracking.integrity import find_damage, size_on_disk, sync_and_checksum
 from polyaxon_tracking.progress import Progress
 from polyaxon_tracking.redaction import shown_path
+from polyaxon_tracking.storage.disk import file_in_place_of
 from polyaxon_tracking.storage.opening import open_directory
-from polyaxon_tracking.urls import is_url
+from polyaxon_tracking.urls import is_url, path_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -30,6 +31,12 @@ _logger = logging.getLogger("polyaxon_tracking")
 # `.nan` comes before the file's ending if the weights hold NaN.
 _NAME = re.compile(r"step=(\d+)-epoch=(\d+)-start=(\d+)-crc=([0-9a-f]{8})(\.nan)?((?:\.\w+)+)")
 _SUFFIX = re.compile(r"(?:\.\w+)+")
+
+# Most wrong values are the ``None`` of `get_outputs_path`.
+_ADVICE = (
+    "get_outputs_path() returns None off the cluster: write "
+    'CheckpointManager(get_outputs_path("checkpoints") or "outputs/checkpoints").'
+)
 
 
 class Checkpoint(NamedTuple):
@@ -104,7 +111,8 @@ class CheckpointManager:
             training, from which this training did not resume, and the newest checkpoint without NaN.
 
     Raises:
-        TrackingError: `max_to_keep` is not a positive number, or `directory` is empty, ``None`` or a malformed URL.
+        TrackingError: `max_to_keep` is not a positive number, or `directory` is a file, a malformed URL, empty or not a
+            path.
 
     Examples:
         >>> manager = CheckpointManager("checkpoints", max_to_keep=2)
@@ -120,13 +128,13 @@ class CheckpointManager:
 
     def __init__(self, directory: str | os.PathLike[str], max_to_keep: int = 2) -> None:
         check_max_to_keep(max_to_keep)
-        if not directory:
-            raise TrackingError(
-                f"Received directory={directory!r}. Expected a path or a URL. get_outputs_path() returns None off the "
-                f'cluster: write CheckpointManager(get_outputs_path("checkpoints") or "outputs/checkpoints").'
-            )
-        self._directory = open_directory(directory)
+        self._directory = open_directory(path_text(directory, "directory", _ADVICE))
         self.directory = self._directory.path
+        if not is_url(self.directory) and (file := file_in_place_of(self.directory)):
+            raise TrackingError(
+                f"Received directory={shown_path(self.directory)}, and {shown_path(file)} is a file. Expected a "
+                f"directory or the path of a new one. Move the file away, or give another path."
+            )
         self.max_to_keep = max_to_keep
         self._fetched: list[str] = []
         self._damaged: set[str] = set()
@@ -165,7 +173,7 @@ class CheckpointManager:
         The arguments and errors are those of `save`.
         """
         step, epoch = _checked_count("step", step), _checked_count("epoch", epoch)
-        if not _SUFFIX.fullmatch(suffix):
+        if not (isinstance(suffix, str) and _SUFFIX.fullmatch(suffix)):
             raise TrackingError(f"Received suffix={suffix!r}. Expected a file's ending, such as '.ckpt'.")
         if has_nan:
             self._warn_of_nan(step)

@@ -10,7 +10,7 @@ import os
 
 from polyaxon_tracking.errors import TrackingError, closest
 from polyaxon_tracking.redaction import shown, shown_path
-from polyaxon_tracking.urls import corrected_url, is_url, join_below
+from polyaxon_tracking.urls import corrected_url, is_url, join_below, path_text
 
 TYPE_CHECKING = False  # as `typing.TYPE_CHECKING`, without the milliseconds that importing `typing` takes
 if TYPE_CHECKING:
@@ -52,7 +52,10 @@ VARIABLES = (
     OFFLINE_ROOT,
 )
 
-LOG_LEVELS = ("DEBUG", "INFO", "WARN", "WARNING", "ERROR", "FATAL", "CRITICAL")
+LOG_LEVELS = ("NOTSET", "DEBUG", "INFO", "WARN", "WARNING", "ERROR", "FATAL", "CRITICAL")
+
+# The numbers that have a name in `logging`.
+_NAMED_LEVELS = {0: "NOTSET", 10: "DEBUG", 20: "INFO", 30: "WARNING", 40: "ERROR", 50: "CRITICAL"}
 
 REFS_KEYS = ("jobs", "experiments")
 
@@ -60,34 +63,35 @@ _TRUE = ("true", "1", "t", "yes", "y", "on")
 _FALSE = ("false", "0", "f", "no", "n", "off")
 
 
-def get_outputs_path(*parts: str) -> str | None:
+def get_outputs_path(*parts: str | os.PathLike[str]) -> str | None:
     """Return the run's outputs path: ``POLYAXON_RUN_OUTPUTS_PATH``, e.g. ``/outputs/user/project/experiments/7``.
 
     Polyaxon 1.x and 2.x do not set this variable. There the path is ``<context root>/artifacts/<uuid>/outputs``, with
     the uuid in ``POLYAXON_RUN_INSTANCE`` (``owner.project.runs.<uuid>``).
 
     Args:
-        parts: names to join below the outputs path, such as ``"checkpoints", "best.pt"``.
+        parts: names to join below the outputs path, such as ``"checkpoints", "best.pt"``, or relative path objects.
 
     Returns:
         The path, always a ``str`` because it may be a URL (``s3://``, ``gs://``, ``wasbs://``, ``abfs://``) that
         ``pathlib.Path`` would mangle; ``None`` off the cluster and if ``POLYAXON_NO_OP`` is true.
 
     Raises:
-        TrackingError: ``POLYAXON_RUN_INSTANCE`` is malformed, or `parts` leave the outputs path; or, as in
-            every getter, ``POLYAXON_NO_OP`` is neither true nor false.
+        TrackingError: ``POLYAXON_RUN_INSTANCE`` is malformed, or `parts` are no names or leave the outputs path; or, as
+            in every getter, ``POLYAXON_NO_OP`` is neither true nor false.
 
     Examples:
         >>> os.environ["POLYAXON_RUN_OUTPUTS_PATH"] = "s3://bucket/user/project/experiments/7"
         >>> get_outputs_path("checkpoints", "best.pt")
         's3://bucket/user/project/experiments/7/checkpoints/best.pt'
     """
+    names = [path_text(part, "part") if part != "" else "" for part in parts]
     if is_true(NO_OP):
         return None
     root = _path_of(OUTPUTS_PATH) or _outputs_path_of_instance()
     if root is None or not parts:
         return root
-    return join_below(root, *parts)
+    return join_below(root, *names)
 
 
 def get_outputs_refs_paths() -> dict[str, list[str]] | None:
@@ -159,18 +163,26 @@ def get_data_path(name: str, default: _T | None = None) -> str | _T:
 
     Raises:
         TrackingError: there is no such dataset and no default; the message lists the existing names, and the closest.
+            Or `name` is not a string.
 
     Examples:
         >>> os.environ["POLYAXON_RUN_DATA_PATHS"] = '{"digits": "/data/digits"}'
         >>> get_data_path("digits", default="data/digits")
         '/data/digits'
     """
+    check_dataset_name(name)
     paths = get_data_paths()
     if paths is not None and name in paths:
         return paths[name]
     if default is not None:
         return default
     raise TrackingError(unknown_dataset(name, paths))
+
+
+def check_dataset_name(name: object) -> None:
+    """Raise a `TrackingError` unless `name` is a string."""
+    if not isinstance(name, str):
+        raise TrackingError(f"Received the dataset name {name!r}. Expected a string, such as 'digits'.")
 
 
 def unknown_dataset(name: str, paths: dict[str, str] | None) -> str:
@@ -193,12 +205,13 @@ def unknown_dataset(name: str, paths: dict[str, str] | None) -> str:
     )
 
 
-def get_log_level() -> str | None:
-    """Return the log level: ``POLYAXON_LOG_LEVEL``, e.g. ``INFO``.
+def get_log_level() -> str | int | None:
+    """Return the log level: ``POLYAXON_LOG_LEVEL``, e.g. ``INFO``. ``logging`` accepts the returned value as a level.
 
     Returns:
-        One of ``DEBUG INFO WARN WARNING ERROR FATAL CRITICAL`` in capitals, whatever the case of the variable, or a
-        number as its digits (``"15"``); ``None`` if the polyaxonfile sets no level.
+        One of ``NOTSET DEBUG INFO WARN WARNING ERROR FATAL CRITICAL`` in capitals, whatever the case of the variable. A
+        number is returned as its name (``10`` as ``"DEBUG"``), or as an ``int`` if it has none (``15``). ``None`` if
+        the polyaxonfile sets no level.
 
     Raises:
         TrackingError: the variable is neither the name of a level nor a number.
@@ -217,15 +230,17 @@ def get_log_level() -> str | None:
     return checked_log_level(level, LOG_LEVEL, advice)
 
 
-def checked_log_level(level: str, source: str, advice: str) -> str:
-    """Return `level`, which came from `source`, in capitals.
+def checked_log_level(level: str, source: str, advice: str) -> str | int:
+    """Return `level`, which came from `source`, as `get_log_level` does.
 
     Raises:
         TrackingError: `level` is neither the name of a level nor a number.
     """
     name = level.strip().upper()
-    if name in LOG_LEVELS or (name.isascii() and name.isdecimal() and len(name) <= len("1000")):
+    if name in LOG_LEVELS:
         return name
+    if name.isascii() and name.isdecimal() and len(name) <= len("1000"):
+        return _NAMED_LEVELS.get(int(name), int(name))
     raise TrackingError(
         f"{source} was received as {shown(level)}. Expected one of {', '.join(LOG_LEVELS)} (any case) or a number, "
         f"such as 20.{closest(name, list(LOG_LEVELS))} {advice}"

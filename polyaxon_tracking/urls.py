@@ -5,12 +5,24 @@ from __future__ import annotations
 import os
 
 from polyaxon_tracking.errors import TrackingError
-from polyaxon_tracking.redaction import shown_path
+from polyaxon_tracking.redaction import mask_urls, shown_path
 
 __all__: list[str] = []
 
 # The schemes after which a path is meant to be a URL even if no slash follows.
 _SCHEMES = ("s3", "s3a", "s3n", "gs", "gcs", "wasb", "wasbs", "abfs", "abfss", "az", "http", "https", "file")
+
+
+def path_text(path: object, argument: str, advice: str = "Give a string, or a pathlib.Path for a local path.") -> str:
+    """Return `path`, the value of `argument`, as a string.
+
+    Raises:
+        TrackingError: `path` is neither a string nor a path object, or is empty. The message ends with `advice`.
+    """
+    text = os.fspath(path) if isinstance(path, os.PathLike) else path
+    if isinstance(text, str) and text.strip():
+        return text
+    raise TrackingError(f"Received {argument}={mask_urls(repr(path))}. Expected a path or a URL. {advice}")
 
 
 def join_below(root: str, *parts: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-import os
+from collections.abc import Iterable
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,8 @@ from polyaxon_tracking import TrackingError, atomic_write
 from polyaxon_tracking.training import Run, SaveOptions
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    import os
+    from collections.abc import Mapping
 
     from polyaxon_tracking.training import IfChanged
 
@@ -119,19 +120,17 @@ class PolyaxonCallback(keras.callbacks.ModelCheckpoint):
             background=background,
             write_timeout=write_timeout,
         )
-        self._callbacks_to_restore = list(restore)
-        wrong = [item for item in self._callbacks_to_restore if not isinstance(item, keras.callbacks.Callback)]
-        if wrong:
-            raise TrackingError(f"Received restore={wrong!r}. Expected a list of callbacks that `fit` is given too.")
+        self._callbacks_to_restore = _checked_restore(restore)
         self._run = Run(
             datasets=datasets,
-            loggers=[*_KERAS_LOGGERS, *loggers],
+            loggers=loggers,
+            framework_loggers=_KERAS_LOGGERS,
             resume=resume,
             if_changed=if_changed,
             name=name,
             writes_in_place=True,
         )
-        path = self._run.checkpoint_path(os.fspath(filepath))
+        path = self._run.checkpoint_path(filepath)
         below = self._run.checkpoints_path
         if path.startswith(below):  # braces are placeholders only in the file's name
             path = below.replace("{", "{{").replace("}", "}}") + path[len(below) :]
@@ -235,3 +234,14 @@ class PolyaxonCallback(keras.callbacks.ModelCheckpoint):
                 _logger.info("Epoch %d: saved the model to %s", epoch + 1, path)
 
         self._training.writer.write(path, model, write)
+
+
+def _checked_restore(restore: object) -> list[keras.callbacks.Callback]:
+    """Return `restore` as a list; raise if it is not a list of callbacks."""
+    expected = "Expected a list of callbacks that `fit` is given too, such as restore=[early_stopping]"
+    if isinstance(restore, str) or not isinstance(restore, Iterable):
+        raise TrackingError(f"Received restore={restore!r}. {expected}.")
+    callbacks = list(restore)
+    if wrong := [item for item in callbacks if not isinstance(item, keras.callbacks.Callback)]:
+        raise TrackingError(f"Received restore={wrong!r}. {expected}.")
+    return callbacks

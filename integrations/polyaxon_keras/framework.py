@@ -10,8 +10,8 @@ except ModuleNotFoundError as error:
     if error.name in _BACKENDS:
         raise ModuleNotFoundError(
             f"Keras needs a backend, and {error.name} is not installed, which the environment variable KERAS_BACKEND "
-            f"or Keras's default chooses. Install it with: pip install {error.name}, or set KERAS_BACKEND to one that is "
-            f"installed: tensorflow, torch or jax",
+            f"or Keras's default chooses. Install it with: pip install {error.name}, or set KERAS_BACKEND to one that "
+            f"is installed: tensorflow, torch or jax",
             name=error.name,
         ) from None
     if error.name != "keras":

@@ -112,6 +112,7 @@ class PolyaxonCallback(Callback):
     ) -> None:
         super().__init__()
         skip_unused_hooks(self)
+        _check_weights_only(weights_only)
         self._options = SaveOptions(
             every_n_train_steps=every_n_train_steps,
             train_time_interval=train_time_interval,
@@ -120,7 +121,12 @@ class PolyaxonCallback(Callback):
             write_timeout=write_timeout,
         )
         self._run = Run(
-            datasets=datasets, loggers=[*_LIGHTNING_LOGGERS, *loggers], resume=resume, if_changed=if_changed, name=name
+            datasets=datasets,
+            loggers=loggers,
+            framework_loggers=_LIGHTNING_LOGGERS,
+            resume=resume,
+            if_changed=if_changed,
+            name=name,
         )
         self._weights_only = weights_only
         self._launched = 0, ""
@@ -318,6 +324,11 @@ def _reads_no_checkpoint(logger: Logger) -> bool:
     quiet = (Logger, pl.loggers.TensorBoardLogger, pl.loggers.CSVLogger)
     # Lightning's loggers that upload artifacts have an option for it, which is off by default.
     return hook in {kind.after_save_checkpoint for kind in quiet} or getattr(logger, "_log_model", None) is False
+
+
+def _check_weights_only(weights_only: object) -> None:
+    if not isinstance(weights_only, bool):
+        raise TrackingError(f"Received weights_only={weights_only!r}. Expected True or False.")
 
 
 def _writes_parts(trainer: pl.Trainer) -> bool:

@@ -102,7 +102,8 @@ class PolyaxonCallback(TrainerCallback):
         )
         self._run = Run(
             datasets=datasets,
-            loggers=["transformers", "accelerate", *loggers],
+            loggers=loggers,
+            framework_loggers=["transformers", "accelerate"],
             resume=resume,
             if_changed=if_changed,
             name=name,

@@ -73,7 +73,7 @@ def environment(outputs: str, data: list[str], references: list[str], log_level:
     if refs:
         variables[REFS_OUTPUTS_PATHS] = json.dumps(refs)
     if log_level is not None:
-        variables[LOG_LEVEL] = checked_log_level(log_level, "--log-level", "Correct it, or leave it out.")
+        variables[LOG_LEVEL] = str(checked_log_level(log_level, "--log-level", "Correct it, or leave it out."))
     if not outputs.strip():
         raise TrackingError("Received an empty --outputs. Expected a directory, or a URL such as s3://bucket/run.")
     # Last, because it creates the directory. The command itself checks a store, as it may run in another environment.

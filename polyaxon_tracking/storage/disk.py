@@ -76,6 +76,13 @@ def is_directory(path: str) -> bool:
     return is_there(path) and stat.S_ISDIR(os.stat(path).st_mode)
 
 
+def file_in_place_of(directory: str) -> str | None:
+    """Return `directory` or a parent of it if that is a file, so that the directory cannot be created."""
+    while not is_there(directory):
+        directory = os.path.dirname(directory)
+    return None if is_directory(directory) else directory
+
+
 def free_bytes(directory: str) -> int:
     """Return how many bytes this user may still write to the file system of `directory`."""
     while not is_directory(directory):

@@ -19,7 +19,7 @@ from polyaxon_tracking.progress import Progress
 from polyaxon_tracking.redaction import shown_path
 from polyaxon_tracking.storage import object_store
 from polyaxon_tracking.storage.locks import lock_file, sweep
-from polyaxon_tracking.urls import is_url, local_path
+from polyaxon_tracking.urls import is_url, local_path, path_text
 
 __all__ = ["cached_path"]
 
@@ -43,13 +43,13 @@ def cached_path(path: str | os.PathLike[str]) -> str:
 
     Raises:
         FileNotFoundError: there is no such object.
-        TrackingError: the disk has no room for the copy.
+        TrackingError: the disk has no room for the copy, or `path` is empty or not a path.
 
     Examples:
         >>> cached_path("data/best.keras")
         'data/best.keras'
     """
-    path = os.fspath(path)
+    path = path_text(path, "path")
     if not is_url(path):
         return local_path(path)
     from polyaxon_tracking.storage.credentials import locate

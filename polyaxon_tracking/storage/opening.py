@@ -6,8 +6,10 @@ import contextlib
 import os
 from typing import TYPE_CHECKING
 
+from polyaxon_tracking.errors import TrackingError
+from polyaxon_tracking.redaction import shown_path
 from polyaxon_tracking.storage.local import LocalDirectory
-from polyaxon_tracking.urls import is_url, local_path
+from polyaxon_tracking.urls import is_url, local_path, path_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -31,7 +33,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[str]:
             `path` is a URL, the file is written to ``$TMPDIR`` and uploaded as a whole.
 
     Raises:
-        TrackingError: the block wrote no file.
+        TrackingError: the block wrote no file, or `path` does not name a file.
         OSError: writing failed, at any call; if there was too little room, the message says how much is free.
 
     Examples:
@@ -40,10 +42,13 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[str]:
         >>> Path("model.txt").read_text()
         'weights'
     """
-    path = os.fspath(path)
-    if not is_url(path):
-        path = os.path.abspath(local_path(path))
-    parent, _, name = path.rpartition("/")
+    given = path_text(path, "path")
+    parent, _, name = (given if is_url(given) else os.path.abspath(local_path(given))).rpartition("/")
+    if given.endswith("/") or parent.endswith(":/"):
+        raise TrackingError(
+            f"Received path={shown_path(given)}. Expected the path of a file, such as outputs/metrics.json, or the URL "
+            f"of an object, such as s3://bucket/metrics.json."
+        )
     with open_directory(parent).write(name) as staged:
         yield staged
 
@@ -52,7 +57,7 @@ def open_directory(path: str | os.PathLike[str]) -> Directory:
     """Return the directory `path`, local or a URL, in which files are complete or absent.
 
     Raises:
-        TrackingError: the URL is malformed.
+        TrackingError: `path` is empty or not a path, or a malformed URL.
 
     Examples:
         >>> directory = open_directory("outputs")
@@ -61,7 +66,7 @@ def open_directory(path: str | os.PathLike[str]) -> Directory:
         >>> directory.names(), Path(directory.fetch("model.txt")).read_text()
         (['model.txt'], 'weights')
     """
-    path = os.fspath(path)
+    path = path_text(path, "path")
     if is_url(path):
         from polyaxon_tracking.storage.remote import RemoteDirectory  # here and not above: only URLs need it
 

@@ -33,7 +33,7 @@ def set_log_level(names: Iterable[str]) -> None:
     level = get_log_level()
     if level is not None:
         for name in names:
-            logging.getLogger(name).setLevel(int(level) if level.isdecimal() else level)
+            logging.getLogger(name).setLevel(level)
     elif _logger.level == logging.NOTSET:
         _logger.setLevel(logging.INFO)
     if not _logger.handlers:

@@ -14,6 +14,7 @@ from polyaxon_tracking.environment import (
     DATA_PATHS,
     NO_OP,
     OUTPUTS_PATH,
+    check_dataset_name,
     get_data_paths,
     get_outputs_path,
     is_true,
@@ -26,7 +27,7 @@ from polyaxon_tracking.storage.locks import sweep_below
 from polyaxon_tracking.storage.probe import READ_RIGHT, WRITABLE, try_saving, what_failed, what_to_do
 from polyaxon_tracking.training.hyperparameters import IfChanged, check_if_changed
 from polyaxon_tracking.training.logging import set_log_level
-from polyaxon_tracking.urls import is_url, join_below, local_path
+from polyaxon_tracking.urls import is_url, join_below, local_path, path_text
 
 __all__ = ["Run"]
 
@@ -52,7 +53,9 @@ class Run:
     Args:
         datasets: names of the datasets that training needs; or a mapping from name to the path on this machine. The
             mapping's paths are used if the environment names no data at all.
-        loggers: names of loggers whose level follows ``POLYAXON_LOG_LEVEL``, in addition to ``polyaxon_tracking``.
+        loggers: names of the user's loggers whose level follows ``POLYAXON_LOG_LEVEL``, in addition to
+            ``polyaxon_tracking``.
+        framework_loggers: names of the framework's loggers whose level follows it too.
         resume: whether to resume from the newest checkpoint. By default, only in a run of the platform.
         if_changed: what to do if the hyperparameters in the script differ from those of the newest checkpoint: resume
             and ``"warn"``, ``"raise"``, or ``"restart"`` from scratch.
@@ -62,7 +65,7 @@ class Run:
 
     Raises:
         TrackingError: a dataset is unknown or missing, the outputs path cannot be written to, a variable is malformed,
-            `name` is not the name of a directory, or `if_changed` is none of its three values.
+            `loggers` are no names, `name` is not the name of a directory, or `if_changed` is none of its three values.
 
     Examples:
         >>> run = Run(datasets={"digits": "."})
@@ -78,6 +81,7 @@ class Run:
         *,
         datasets: Iterable[str] | Mapping[str, str | os.PathLike[str]] = (),
         loggers: Iterable[str] = (),
+        framework_loggers: Iterable[str] = (),
         resume: bool | None = None,
         if_changed: IfChanged = "warn",
         name: str | None = None,
@@ -86,11 +90,9 @@ class Run:
         _check_name(name)
         check_if_changed(if_changed)
         self._name = name
-        if isinstance(loggers, str):
-            raise TrackingError(f"Received loggers={loggers!r}, a string. Expected a list of names: [{loggers!r}].")
         if not (resume is None or isinstance(resume, bool)):
             raise TrackingError(f"Received resume={resume!r}. Expected True, False or None.")
-        self._loggers = ["polyaxon_tracking", *loggers]
+        self._loggers = ["polyaxon_tracking", *framework_loggers, *_checked_loggers(loggers)]
         set_log_level(self._loggers)
         outputs = get_outputs_path()
         self.on_cluster: bool = outputs is not None
@@ -133,6 +135,7 @@ class Run:
         Raises:
             TrackingError: `name` is not in `datasets`.
         """
+        check_dataset_name(name)
         if name not in self._data_paths:
             raise TrackingError(
                 f"Received the dataset name {shown_path(name)}. Expected one of those given as `datasets=`: "
@@ -140,14 +143,15 @@ class Run:
             )
         return self._data_paths[name]
 
-    def checkpoint_path(self, name: str) -> str:
+    def checkpoint_path(self, name: str | os.PathLike[str]) -> str:
         """Return the path for a checkpoint: `name` below `checkpoints_path`, unless `name` is absolute or a URL.
 
         An absolute path or a URL outside the outputs path logs a warning.
 
         Raises:
-            TrackingError: the name leaves the directory, as with ``..``.
+            TrackingError: the name is not a path, or leaves the directory, as with ``..``.
         """
+        name = path_text(name, "filepath")
         if not (os.path.isabs(name) or is_url(name)):
             return join_below(self.checkpoints_path, name)
         path = self.clean_path(name)
@@ -266,6 +270,17 @@ def checked_outputs(path: str, source: str = OUTPUTS_PATH, *, in_place: bool = F
             f"this user may write to. {what_to_do(error, step)}, or set {source} to another path."
         ) from None
     return path
+
+
+def _checked_loggers(loggers: object) -> list[str]:
+    expected = "Expected a list of names"
+    if isinstance(loggers, str):
+        raise TrackingError(f"Received loggers={loggers!r}, a string. {expected}: [{loggers!r}].")
+    given = list(loggers) if isinstance(loggers, Iterable) else [loggers]
+    names = [name for name in given if isinstance(name, str)]
+    if len(names) < len(given):
+        raise TrackingError(f"Received loggers={loggers!r}. {expected} of loggers, such as ['mine'].")
+    return names
 
 
 def _check_name(name: object) -> None:

@@ -124,7 +124,7 @@ def test_paths_are_made_absolute_and_urls_are_left_as_they_are(
         ),
         (
             ["--log-level", "inf"],
-            "--log-level was received as 'inf'. Expected one of DEBUG, INFO, WARN, WARNING, ERROR, FATAL, CRITICAL (any case) or a number, such as 20. Did you mean 'INFO'? Correct it, or leave it out.",
+            "--log-level was received as 'inf'. Expected one of NOTSET, DEBUG, INFO, WARN, WARNING, ERROR, FATAL, CRITICAL (any case) or a number, such as 20. Did you mean 'INFO'? Correct it, or leave it out.",
         ),
         (
             ["--outputs", "file"],

@@ -310,7 +310,7 @@ def test_a_step_is_a_count(manager: CheckpointManager, step: Any) -> None:
     assert not os.path.exists(manager.directory)
 
 
-@pytest.mark.parametrize("suffix", ["ckpt", "", "./x", ".a/../b", ".ckpt "])
+@pytest.mark.parametrize("suffix", [3, None, "ckpt", "", "./x", ".a/../b", ".ckpt "])
 def test_a_suffix_is_a_files_ending(manager: CheckpointManager, suffix: str) -> None:
     with pytest.raises(TrackingError, match="Expected a file's ending"), manager.save(1, suffix=suffix):
         pass
@@ -517,7 +517,7 @@ def test_where_the_reason_is_another_no_room_is_told(manager: CheckpointManager,
         fail()
 
 
-@pytest.mark.parametrize("directory", [None, ""])
+@pytest.mark.parametrize("directory", [None, "", 3, b"outputs"])
 def test_no_directory(directory: Any) -> None:
     with pytest.raises(TrackingError) as error:
         CheckpointManager(directory)
@@ -525,6 +525,47 @@ def test_no_directory(directory: Any) -> None:
         f"Received directory={directory!r}. Expected a path or a URL. get_outputs_path() returns None off the cluster: write "
         f'CheckpointManager(get_outputs_path("checkpoints") or "outputs/checkpoints").'
     )
+
+
+@pytest.mark.parametrize("below", ["", "/checkpoints"])
+def test_a_file_in_place_of_the_directory(below: str, tmp_path: Path) -> None:
+    file = tmp_path / "outputs"
+    file.write_text("mine")
+    with pytest.raises(TrackingError) as error:
+        CheckpointManager(f"{file}{below}")
+    assert str(error.value) == (
+        f"Received directory='{file}{below}', and '{file}' is a file. Expected a directory or the path of a new one. Move the "
+        f"file away, or give another path."
+    )
+    assert file.read_text() == "mine"
+
+
+@pytest.mark.parametrize("path", [None, "", 3, b"a.txt"])
+@pytest.mark.parametrize("use", [open_directory, cached_path, lambda path: atomic_write(path).__enter__()])
+def test_no_path(use: Callable[[Any], Any], path: Any, tmp_path: Path) -> None:
+    with pytest.raises(TrackingError) as error:
+        use(path)
+    assert str(error.value) == (
+        f"Received path={path!r}. Expected a path or a URL. Give a string, or a pathlib.Path for a local path."
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("path", ["outputs/", "s3://bucket", "s3://bucket/", "s3://bucket/run/", "memory://run"])
+def test_an_atomic_write_of_a_directory(path: str, tmp_path: Path) -> None:
+    with pytest.raises(
+        TrackingError, match=re.escape(f"Received path='{path}'. Expected the path of a file, such as ")
+    ):
+        atomic_write(path).__enter__()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_path_objects_are_paths(tmp_path: Path) -> None:
+    with atomic_write(Path("outputs/a.txt")) as path:
+        Path(path).write_text("content")
+    assert open_directory(Path("outputs")).names() == ["a.txt"]
+    assert Path(cached_path(Path("outputs/a.txt"))).read_text() == "content"
+    assert CheckpointManager(Path("outputs")).latest() is None
 
 
 # Kills

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -381,12 +383,15 @@ def test_a_dataset_where_the_variable_is_set_to_none_at_all(monkeypatch: pytest.
 
 @pytest.mark.parametrize(
     ("value", "level"),
-    [(name, name) for name in ("DEBUG", "INFO", "WARN", "WARNING", "ERROR", "FATAL", "CRITICAL")]
-    + [("info", "INFO"), (" Warning ", "WARNING"), ("20", "20"), ("0", "0"), ("15", "15")],
+    [(name, name) for name in ("NOTSET", "DEBUG", "INFO", "WARN", "WARNING", "ERROR", "FATAL", "CRITICAL")]
+    + [("info", "INFO"), (" Warning ", "WARNING"), ("20", "INFO"), ("0", "NOTSET"), ("015", 15), ("1000", 1000)],
 )
-def test_log_levels(value: str, level: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_log_levels(value: str, level: str | int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(LEVEL, value)
     assert get_log_level() == level
+    logger = logging.getLogger("of no one")
+    logger.setLevel(get_log_level() or "missing")  # as `basicConfig` does
+    assert logger.level == (level if isinstance(level, int) else getattr(logging, level))
 
 
 @pytest.mark.parametrize(
@@ -404,9 +409,34 @@ def test_log_levels(value: str, level: str, monkeypatch: pytest.MonkeyPatch) -> 
 def test_an_unknown_log_level(value: str, hint: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(LEVEL, value)
     assert message(get_log_level) == (
-        f"POLYAXON_LOG_LEVEL was received as {value!a}. Expected one of DEBUG, INFO, WARN, WARNING, ERROR, FATAL, CRITICAL "
+        f"POLYAXON_LOG_LEVEL was received as {value!a}. Expected one of NOTSET, DEBUG, INFO, WARN, WARNING, ERROR, FATAL, CRITICAL "
         f"(any case) or a number, such as 20.{hint} Correct `logging: level:` in the polyaxonfile, or unset the variable."
     )
+
+
+# Arguments
+
+
+@pytest.mark.parametrize("part", [3, None, b"a"])
+@pytest.mark.parametrize("root", [None, "/outputs"], ids=["off the cluster", "in it"])
+def test_a_part_that_is_no_name(part: Any, root: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    if root is not None:
+        monkeypatch.setenv(OUTPUTS, root)
+    assert message(lambda: get_outputs_path("a", part)) == (
+        f"Received part={part!r}. Expected a path or a URL. Give a string, or a pathlib.Path for a local path."
+    )
+
+
+def test_a_part_may_be_a_path_object(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(OUTPUTS, "s3://bucket/run")
+    assert get_outputs_path(Path("a/b"), "", Path("c.pt")) == "s3://bucket/run/a/b/c.pt"
+    assert message(lambda: get_outputs_path(Path("..") / "a")).startswith("Received the name '../a' to join below")
+
+
+def test_a_dataset_name_that_is_no_string(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert message(lambda: get_data_path(3)) == "Received the dataset name 3. Expected a string, such as 'digits'."  # type: ignore[arg-type]
+    monkeypatch.setenv(DATA, '{"a": "/a"}')
+    assert message(lambda: get_data_path(["a"], "/a")).startswith("Received the dataset name ['a']. Expected a string")  # type: ignore[call-overload]
 
 
 # URLs with one slash

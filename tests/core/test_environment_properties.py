@@ -115,7 +115,7 @@ def test_log_level(value: str) -> None:
         except TrackingError as error:
             assert "POLYAXON_LOG_LEVEL" in str(error)  # noqa: PT017
         else:
-            assert level is None or (type(level) is str and (level.isdecimal() or level.isupper()))
+            assert level is None or type(level) is int or (type(level) is str and level.isupper())
 
 
 SECRET = "S3cr3tXyZzy"  # letters and digits, so that no pattern ends inside it

@@ -409,8 +409,16 @@ def test_a_callback_to_restore_that_was_not_saved(outputs: Path) -> None:
 
 
 def test_what_is_no_callback_cannot_be_restored(outputs: Path) -> None:
-    with pytest.raises(TrackingError, match=r"Received restore=\['early_stopping'\]\. Expected a list of callbacks"):
-        PolyaxonCallback(restore=["early_stopping"])
+    stopping = keras.callbacks.EarlyStopping()
+    for wrong in (["early_stopping"], None, stopping, "early_stopping", [stopping, None]):
+        with pytest.raises(TrackingError) as error:
+            PolyaxonCallback(restore=wrong)
+        shown = "[None]" if isinstance(wrong, list) and stopping in wrong else repr(wrong)
+        assert str(error.value) == (
+            f"Received restore={shown}. Expected a list of callbacks that `fit` is given too, such as restore=[early_stopping]."
+        )
+    with pytest.raises(TrackingError, match=r"^Received filepath=3\. Expected a path or a URL\."):
+        PolyaxonCallback(3)
 
 
 def test_off_the_cluster_training_begins_anew_unless_asked(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

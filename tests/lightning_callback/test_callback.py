@@ -600,6 +600,12 @@ def test_arguments_out_of_range(wrong_argument: tuple[dict[str, Any], str]) -> N
     assert str(error.value) == message
 
 
+@pytest.mark.parametrize("wrong", ["no", None, 1])
+def test_weights_only_is_a_yes_or_no(wrong: Any) -> None:
+    with pytest.raises(TrackingError, match=rf"^Received weights_only={wrong!r}\. Expected True or False\.$"):
+        PolyaxonCallback(weights_only=wrong)
+
+
 def test_a_training_in_three_parts_has_the_weights_of_one_in_a_piece(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, new_process: Callable[[], None]
 ) -> None:

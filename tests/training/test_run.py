@@ -262,7 +262,14 @@ def test_a_dataset_that_was_not_asked_for(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "level"), [("debug", logging.DEBUG), ("WARN", logging.WARNING), ("FATAL", logging.CRITICAL), ("15", 15)]
+    ("value", "level"),
+    [
+        ("debug", logging.DEBUG),
+        ("WARN", logging.WARNING),
+        ("FATAL", logging.CRITICAL),
+        ("15", 15),
+        ("notset", logging.NOTSET),
+    ],
 )
 def test_the_level_of_the_named_loggers_follows_the_run(
     value: str, level: int, monkeypatch: pytest.MonkeyPatch
@@ -397,6 +404,11 @@ def test_an_absolute_path_is_left_alone(
 
 def test_a_string_in_place_of_a_list_of_loggers() -> None:
     assert message(loggers="mine") == "Received loggers='mine', a string. Expected a list of names: ['mine']."
+
+
+def test_what_is_no_dataset_name(tmp_path: Path) -> None:
+    with pytest.raises(TrackingError, match=r"^Received the dataset name 3\. Expected a string, such as 'digits'\.$"):
+        Run().data_path(3)  # type: ignore[arg-type]
 
 
 def test_datasets_of_wrong_types() -> None:

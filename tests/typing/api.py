@@ -39,7 +39,7 @@ assert_type(get_data_path("digits"), str)
 assert_type(get_data_path("digits", default="data/digits"), str)
 assert_type(get_data_path("digits", default=Path("data")), str | Path)
 assert_type(get_outputs_refs_paths(), dict[str, list[str]] | None)
-assert_type(get_log_level(), str | None)
+assert_type(get_log_level(), str | int | None)
 
 # A loop of one's own.
 checkpoints = CheckpointManager(Path("checkpoints"), max_to_keep=3)
