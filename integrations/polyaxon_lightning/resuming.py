@@ -130,7 +130,9 @@ def _check_shapes_when_loaded(strategy: Strategy, state: dict[str, Any], source:
         assert module is not None
         mine = checkpoint is state  # and not the checkpoint of the user's `ckpt_path`
         if mine and (differing := differing_shapes(module, state["state_dict"])):
-            raise different_model(source, differing) from error
+            # Torch's error lists all shapes again; it is only needed if names differ too.
+            same_names = module.state_dict().keys() == state["state_dict"].keys()
+            raise different_model(source, differing) from (None if same_names else error)
         if error is not None:
             raise error
 

@@ -110,9 +110,9 @@ def _differences(
     unexpected = [name for name in saved if name not in tensors]
     problems = [
         *(
-            f"{name} is {tuple(tensors[name].shape)}, saved as {shape}"
-            for name, shape in saved.items()
-            if name in tensors and tuple(tensors[name].shape) != shape
+            f"{name} is {tuple(tensor.shape)}, saved as {saved[name]}"
+            for name, tensor in tensors.items()  # in the order of the model, because only the first are shown
+            if name in saved and tuple(tensor.shape) != saved[name]
         ),
         *(f"{name} was not saved" for name in missing),
         *(f"{name} was saved and is no more" for name in unexpected),

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 
 __all__ = ["TrainingLog", "different_framework", "different_model"]
 
+# A model with another width differs in all its tensors.
+_SHOWN_PROBLEMS = 5
+
 _logger = logging.getLogger("polyaxon_tracking")
 
 
@@ -101,11 +104,19 @@ class TrainingLog:
 
 
 def different_model(source: str, problems: list[str]) -> TrackingError:
-    """Return the error for a model that cannot continue the training that was saved in `source`."""
+    """Return the error for a model that cannot continue the training that was saved in `source`.
+
+    Args:
+        source: the path or URL of the checkpoint.
+        problems: what differs. The message names the first few of them.
+    """
+    shown = problems[:_SHOWN_PROBLEMS]
+    if more := len(problems) - len(shown):
+        shown.append(f"and {more} more")
     return TrackingError(
-        f"Received a model that is not the one saved in {source}: {'; '.join(problems)}. Expected the same layers, "
-        f"shapes and optimizer. Undo the change, pass PolyaxonCallback(resume=False) to start from scratch, or use "
-        f"another outputs path; the checkpoint stays as it is."
+        f"Received a model that is not the one saved in {source}. Expected the same layers, shapes and optimizer. Undo "
+        f"the change, pass PolyaxonCallback(resume=False) to start from scratch, or use another outputs path; the "
+        f"checkpoint stays as it is. What differs: {'; '.join(shown)}."
     )
 
 

@@ -480,12 +480,25 @@ def test_a_model_whose_shape_changed(outputs: Path) -> None:
     with pytest.raises(TrackingError) as error:
         fit(PolyaxonCallback(), model=Classifier(width=16), max_epochs=2)
     assert str(error.value) == (
-        f"Received a model that is not the one saved in {saved}: net.0.weight is (16, 4), saved as (8, 4); net.0.bias is "
-        f"(16,), saved as (8,); net.2.weight is (2, 16), saved as (2, 8). Expected the same layers, shapes and "
-        f"optimizer. Undo the change, pass PolyaxonCallback(resume=False) to start from scratch, or use another outputs "
-        f"path; the checkpoint stays as it is."
+        f"Received a model that is not the one saved in {saved}. Expected the same layers, shapes and optimizer. Undo the "
+        f"change, pass PolyaxonCallback(resume=False) to start from scratch, or use another outputs path; the checkpoint stays "
+        f"as it is. What differs: net.0.weight is (16, 4), saved as (8, 4); net.0.bias is (16,), saved as (8,); net.2.weight is "
+        f"(2, 16), saved as (2, 8)."
     )
+    assert error.value.__cause__ is None  # it would list all shapes again
     assert saved.is_file()
+
+
+def test_a_model_whose_names_changed_too(outputs: Path) -> None:
+    class Deeper(Classifier):
+        def __init__(self) -> None:
+            super().__init__(width=16)
+            self.more = torch.nn.Linear(1, 1)
+
+    fit(PolyaxonCallback(), max_epochs=1)
+    with pytest.raises(TrackingError, match="What differs: ") as error:
+        fit(PolyaxonCallback(), model=Deeper(), max_epochs=2)
+    assert "more.weight" in str(error.value.__cause__)
 
 
 def flip_a_bit(path: Path) -> None:

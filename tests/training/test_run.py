@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import errno
 import json
@@ -83,6 +84,7 @@ def unprivileged() -> Iterator[None]:
     if os.geteuid():
         yield
         return
+    codecs.lookup("ascii")  # it is imported at its first use, from where this user may not read
     os.seteuid(65534)
     try:
         yield
