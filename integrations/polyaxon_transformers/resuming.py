@@ -15,7 +15,7 @@ from polyaxon_torch import settle_lazy_layers
 from polyaxon_tracking import TrackingError, cached_path
 from polyaxon_tracking.training import StagedFile, different_model, open_directory
 from polyaxon_transformers.folders import folder_name, read_metadata, unpack
-from polyaxon_transformers.weights import saved_weights
+from polyaxon_transformers.weights import load_with, saved_weights
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -128,7 +128,7 @@ def load_weights(trainer: Trainer, folder: str, native: Callable[[], None], sour
     if saved.differences and source is not None:
         raise different_model(source, saved.differences)
     if saved.translated is None:
-        native()
+        load_with(model, folder, native)
     else:
         model.load_state_dict(saved.translated)
     differences = settle_lazy_layers(model)

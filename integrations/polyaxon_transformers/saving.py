@@ -17,6 +17,7 @@ from polyaxon_tracking import TrackingError
 from polyaxon_tracking.training import open_directory
 from polyaxon_transformers.folders import folder_name, folders_to_delete, link_folder, pack, write_metadata
 from polyaxon_transformers.resuming import callback_states, path_in_output_dir
+from polyaxon_transformers.weights import save_with
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -228,8 +229,12 @@ def save_natively(trainer: Trainer, directory: str, *, whole: bool) -> Iterator[
     # With a best step all ranks would wait for the first, which may have failed, to look for its folder.
     state.best_global_step = None
     trainer._get_output_dir = lambda trial: directory  # type: ignore[method-assign]  # noqa: SLF001, ARG005
+    own = vars(trainer).get("_save")  # of another library
+    trainer._save = functools.partial(save_with, trainer, trainer._save)  # type: ignore[method-assign]  # noqa: SLF001
     try:
         yield lambda: type(trainer)._save_checkpoint(trainer, trainer.model_wrapped, None)  # noqa: SLF001
     finally:
-        del trainer._get_output_dir  # noqa: SLF001
+        del trainer._get_output_dir, trainer._save  # noqa: SLF001
+        if own is not None:
+            trainer._save = own  # type: ignore[method-assign]  # noqa: SLF001
         args.save_only_model, args.push_to_hub, args.save_total_limit, state.best_global_step = kept

@@ -1,4 +1,7 @@
-"""Compare a model with the weights in a folder, and find weights that have other names there.
+"""Save every model's weights, compare a model with a folder's weights, and find those that have other names there.
+
+The Trainer saves weights with safetensors, which refuses tensors that share memory or are not contiguous, sparse
+tensors, and values that are not tensors.
 
 Transformers saves some architectures (ViT, mixtures of experts, many that see and read) under the names of the Hub, and
 translates when `from_pretrained` reads them. The Trainer reads them itself, without the translation, and continues with
@@ -12,19 +15,25 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import torch
 from safetensors import safe_open
+from safetensors.torch import load_file
 from torch.nn.parameter import is_lazy
 from transformers import PreTrainedModel
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from transformers.utils.peft_utils import ADAPTER_SAFE_WEIGHTS_NAME
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
-    import torch
     from torch import nn
+    from transformers import Trainer
 
-__all__ = ["Saved", "saved_weights"]
+__all__ = ["Saved", "load_with", "save_with", "saved_weights"]
+
+# The weights that safetensors cannot hold.
+_OTHER_WEIGHTS = "polyaxon_weights.pt"
+_REFUSED_TYPES = {torch.complex32, torch.complex128}
 
 
 class Saved(NamedTuple):
@@ -36,19 +45,55 @@ class Saved(NamedTuple):
     """All weights, where their names or shapes in the folder are not the model's."""
 
 
+def save_with(trainer: Trainer, native: Callable[..., None], output_dir: str, *arguments: Any, **options: Any) -> None:
+    """Replace ``Trainer._save``: save the weights with `native`, and those that safetensors refuses all the same.
+
+    What shares memory or is not contiguous is copied, because loading copies it back into the tensors of the model.
+    """
+    uses_safetensors = getattr(trainer.args, "save_safetensors", True)  # an option until Transformers 5
+    if arguments or options or not (trainer.args.should_save and uses_safetensors) or _is_of_peft(trainer.model):
+        native(output_dir, *arguments, **options)  # with a state dict that has been made already
+        return
+    model: nn.Module = trainer.model  # type: ignore[assignment]  # made by now
+    found = model.state_dict()
+    others = {name: value for name, value in found.items() if _is_refused(value)}
+    copies = {name: found[name].clone(memory_format=torch.contiguous_format) for name in _to_copy(model, found)}
+    if not (others or copies):
+        native(output_dir)
+        return
+    native(output_dir, state_dict={name: value for name, value in (found | copies).items() if name not in others})
+    if others:
+        torch.save(others, os.path.join(output_dir, _OTHER_WEIGHTS))
+
+
+def load_with(model: nn.Module, folder: str, native: Callable[[], None]) -> None:
+    """Load what `save_with` saved to `folder` into `model`, most of it with the function `native`."""
+    for tensor in model.state_dict(keep_vars=True).values():
+        if _is_strided(tensor) and _overlaps_itself(tensor):  # nothing can be copied into it
+            tensor.data = tensor.data.clone(memory_format=torch.contiguous_format)
+    if others := _other_weights(folder):  # the Trainer fails where a weight is missing in its file
+        found = {
+            name: tensor for file in _files(folder) for name, tensor in load_file(os.path.join(folder, file)).items()
+        }
+        model.load_state_dict(found | others, strict=False)
+    else:
+        native()
+
+
 def saved_weights(model: nn.Module, folder: str) -> Saved:
     """Compare `model` with the weights in `folder`.
 
     Nothing is known of models whose parts are saved by several processes: their loaders look.
     """
-    peft = sys.modules.get("peft")  # imported by now, if the model is one of its
-    if peft is not None and isinstance(model, peft.PeftModel):
-        return Saved(_differences_of_adapter(model, folder, peft))
+    if _is_of_peft(model):
+        return Saved(_differences_of_adapter(model, folder, sys.modules["peft"]))
     saved = _shapes(folder, _files(folder))
     if not saved:
         return Saved([])
+    other_weights = _other_weights(folder)
+    others = {name: _shape(value) for name, value in other_weights.items()}
     frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
-    problems, named_otherwise = _differences(model.state_dict(), saved, frozen)
+    problems, named_otherwise = _differences(model.state_dict(), saved | others, frozen)
     if not (named_otherwise and isinstance(model, PreTrainedModel)):
         return Saved(problems)
     loaded: PreTrainedModel
@@ -62,9 +107,71 @@ def saved_weights(model: nn.Module, folder: str) -> Saved:
     translated = loaded.state_dict()
     saved = {name: tuple(tensor.shape) for name, tensor in translated.items() if name not in found["missing_keys"]}
     saved |= dict.fromkeys(found["unexpected_keys"], ())
-    saved |= {name: tuple(shape) for name, shape, _ in found["mismatched_keys"]}
+    saved |= {name: tuple(shape) for name, shape, _ in found["mismatched_keys"]} | others
     problems, _ = _differences(model.state_dict(), saved, frozen)
-    return Saved(problems) if problems else Saved([], translated)
+    return Saved(problems) if problems else Saved([], translated | other_weights)
+
+
+def _is_of_peft(model: nn.Module | None) -> bool:
+    peft = sys.modules.get("peft")  # imported by now, if the model is one of its
+    return peft is not None and isinstance(model, peft.PeftModel)
+
+
+def _is_strided(value: Any) -> bool:
+    """Return whether `value` is a tensor of torch's own, with memory; subclasses save themselves."""
+    return (
+        type(value) in (torch.Tensor, torch.nn.Parameter)
+        and value.layout == torch.strided
+        and value.device.type != "meta"
+        and not is_lazy(value)
+    )
+
+
+def _is_refused(value: Any) -> bool:
+    """Return whether safetensors cannot hold `value`, also not a copy of it."""
+    if not isinstance(value, torch.Tensor):  # a layer's `get_extra_state`
+        return True
+    return value.layout != torch.strided or value.is_quantized or value.dtype in _REFUSED_TYPES
+
+
+def _to_copy(model: nn.Module, tensors: dict[str, Any]) -> Iterator[str]:
+    """Yield the names of the tensors that safetensors refuses as they are.
+
+    Transformers' own models are saved with one of the weights that the model declares as tied, and no other.
+    """
+    is_of_transformers = isinstance(model, PreTrainedModel)
+    declared: Any = getattr(model, "all_tied_weights_keys", None)  # since Transformers 5
+    if is_of_transformers and declared is None:
+        return
+    seen = set()
+    for name, tensor in tensors.items():
+        if not _is_strided(tensor) or _is_refused(tensor) or (is_of_transformers and name in declared):
+            continue
+        storage = tensor.untyped_storage()
+        memory = storage.device, storage.data_ptr()
+        if memory in seen or not (tensor.is_contiguous() or is_of_transformers):
+            yield name
+        else:
+            seen.add(memory)
+
+
+def _overlaps_itself(tensor: torch.Tensor) -> bool:
+    """Return whether several elements of `tensor` are one in memory, as after ``expand``."""
+    return any(stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True))
+
+
+def _other_weights(folder: str) -> dict[str, Any]:
+    path = os.path.join(folder, _OTHER_WEIGHTS)
+    found: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True) if os.path.exists(path) else {}
+    return found
+
+
+def _shape(value: Any) -> tuple[int, ...]:
+    return tuple(value.shape) if isinstance(value, torch.Tensor) else ()
+
+
+def _memory(value: Any) -> int:
+    return value.data_ptr() if _is_strided(value) else id(value)
 
 
 def _differences_of_adapter(model: nn.Module, folder: str, peft: Any) -> list[str]:
@@ -104,15 +211,15 @@ def _differences(
     tensors = {name: tensor for name, tensor in tensors.items() if name not in lazy}
     saved = {name: shape for name, shape in saved.items() if name not in lazy}
     # Of tensors that share their memory, one is saved.
-    stored = {tensors[name].data_ptr() for name in saved if name in tensors}
+    stored = {_memory(tensors[name]) for name in saved if name in tensors}
     needed = {name: tensor for name, tensor in tensors.items() if name not in frozen}
-    missing = [name for name, tensor in needed.items() if name not in saved and tensor.data_ptr() not in stored]
+    missing = [name for name, tensor in needed.items() if name not in saved and _memory(tensor) not in stored]
     unexpected = [name for name in saved if name not in tensors]
     problems = [
         *(
-            f"{name} is {tuple(tensor.shape)}, saved as {saved[name]}"
+            f"{name} is {_shape(tensor)}, saved as {saved[name]}"
             for name, tensor in tensors.items()  # in the order of the model, because only the first are shown
-            if name in saved and tuple(tensor.shape) != saved[name]
+            if name in saved and _shape(tensor) != saved[name]
         ),
         *(f"{name} was not saved" for name in missing),
         *(f"{name} was saved and is no more" for name in unexpected),
