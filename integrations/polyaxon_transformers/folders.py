@@ -25,19 +25,23 @@ def folder_name(step: int) -> str:
     return f"{PREFIX_CHECKPOINT_DIR}-{step}"
 
 
-def folders_to_delete(names: Iterable[str], limit: int | None, step: int, best: set[str | None]) -> list[str]:
-    """Return which of the folders `names` exceed `limit` after `step` steps; never the newest, nor those of `best`.
+def folders_to_delete(
+    names: Iterable[str], limit: int | None, step: int, *, best: str | None, best_in_state: str | None
+) -> list[str]:
+    """Return which of the folders `names` exceed `limit` after `step` steps; never the newest, nor that of `best`.
 
     The Trainer chooses by modification time, which a copy or another machine's clock changes; this goes by the step.
-    Folders of later steps were left by a training before: they are the oldest.
+    Folders of later steps were left by a training before: they are the oldest. The folder `best_in_state`, which the
+    newest training state names, stays in addition to those that the Trainer keeps.
     """
     steps = {name: int(match[1]) for name in names if (match := _NAME.fullmatch(name))}
     found = sorted(steps, key=lambda name: (steps[name] <= step, steps[name]))
     if limit is None or limit <= 0 or len(found) <= limit:
         return []
-    kept = {found[-1], *(name for name in found if name.removesuffix(".tar") in best)}
+    kept = {found[-1], *(name for name in found if name.removesuffix(".tar") == best)}
     others = [name for name in found if name not in kept]
-    return others[: max(0, len(found) - max(limit, len(kept)))]
+    surplus = others[: max(0, len(found) - max(limit, len(kept)))]
+    return [name for name in surplus if name.removesuffix(".tar") != best_in_state]
 
 
 def pack(folder: str, path: str) -> None:

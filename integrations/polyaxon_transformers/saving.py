@@ -174,7 +174,8 @@ class FolderSaver:
 
         def prune() -> None:
             if directory is not None:
-                for old in folders_to_delete(directory.names(), limit, step, {best, self.best_in_state}):
+                found = directory.names()
+                for old in folders_to_delete(found, limit, step, best=best, best_in_state=self.best_in_state):
                     directory.remove(old)
 
         return prune

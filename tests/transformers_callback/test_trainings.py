@@ -127,6 +127,31 @@ def test_folders_of_a_training_before_are_the_oldest(tmp_path: Path, new_process
     assert folders(tmp_path / "outputs") == {"checkpoint-8", "checkpoint-12"}
 
 
+def test_save_total_limit_keeps_what_the_trainer_keeps_and_the_best_of_the_newest_state_in_addition(
+    outputs: Path,
+) -> None:
+    class Best(TrainerCallback):
+        """The first evaluation is the best, and then the third."""
+
+        def __init__(self) -> None:
+            self.kept: dict[int, set[str]] = {}
+
+        def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], **_: Any) -> None:
+            metrics["eval_loss"] = {3: 1.0, 6: 2.0, 9: 0.5}.get(state.global_step, 3.0)
+
+        def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            self.kept[state.global_step] = {path.name for path in Path(args.output_dir).glob("checkpoint-*")}
+
+    options = {"eval_strategy": "steps", "save_strategy": "steps", "eval_steps": 3, "save_steps": 3}
+    ours, natively = Best(), Best()
+    trainer(PolyaxonCallback(), ours, num_train_epochs=4, **options).train()
+    trainer(natively, num_train_epochs=4, output_dir="native", **options).train()
+    assert natively.kept[9] == {"checkpoint-6", "checkpoint-9"}
+    assert ours.kept[9] == {"checkpoint-3"} | natively.kept[9]  # the state of step 8 would load it
+    assert ours.kept[12] == {"checkpoint-3"} | natively.kept[12]
+    assert folders(outputs) == {path.name for path in Path("native").glob("checkpoint-*")}
+
+
 def test_who_is_told_of_a_save_finds_it_and_what_is_put_there_stays(outputs: Path) -> None:
     found = []
 
