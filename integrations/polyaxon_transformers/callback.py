@@ -199,7 +199,6 @@ class PolyaxonCallback(TrainerCallback):
             args.output_dir = users
             if args.should_save:
                 os.makedirs(users, exist_ok=True)
-                _remove_if_empty(given)
         return users, None
 
     def _train(

@@ -93,7 +93,7 @@ def test_a_training_that_ended_before_its_time_goes_on_to_the_same_end(
     assert sorted(path.name for path in below.iterdir()) == ["bert", "resume"]
     assert len(list((below / "bert").iterdir())) == len(list((below / "resume").iterdir())) == 2
     assert not list(tmp_path.rglob(".staging-*"))
-    assert not (Path.cwd() / "bert").exists()
+    assert not list((Path.cwd() / "bert").iterdir())
 
 
 def test_the_best_that_the_newest_state_names_outlives_a_kill_before_the_next_state(

@@ -400,6 +400,15 @@ def test_resume_from_checkpoint_may_be_true_before_there_is_any(outputs: Path) -
     assert done.steps == [1, 2, 3, 4]
 
 
+@pytest.mark.parametrize("output_dir", ["results", "results/run", "elsewhere/run"])
+def test_the_directories_that_the_script_and_the_trainer_made_stay(outputs: Path, output_dir: str) -> None:
+    Path("results").mkdir()
+    trainer(PolyaxonCallback(), output_dir=output_dir, num_train_epochs=1).train()
+    for directory in ("results", output_dir):
+        Path(directory, "metrics.json").write_text("of the script")
+    assert folders(outputs, output_dir) == {"checkpoint-4"}
+
+
 def test_an_output_dir_that_is_a_url_is_refused(outputs: Path) -> None:
     with pytest.raises(TrackingError, match=r"Received output_dir='s3://bucket/bert'. Expected a directory") as caught:
         trainer(PolyaxonCallback(), output_dir="s3://key:secret@bucket/bert")
