@@ -6,10 +6,9 @@ import copy
 from typing import Any
 
 import torch
-from torch.nn.parameter import is_lazy
 
 from polyaxon_lightning.framework import pl
-from polyaxon_torch import random_state
+from polyaxon_torch import WeightSamples, random_state
 
 __all__ = [
     "BeforeValidation",
@@ -23,7 +22,6 @@ __all__ = [
     "take_epochs_for_ended",
 ]
 
-_SAMPLED_BYTES = 1 << 12
 # Larger tensors among the states of callbacks, such as averaged weights, are not copied.
 _SMALL_BYTES = 1 << 16
 
@@ -35,8 +33,7 @@ class BeforeValidation:
     """
 
     def __init__(self, trainer: pl.Trainer) -> None:
-        self._module = trainer.lightning_module
-        self._weights = _samples(self._module)
+        self._weights = WeightSamples(trainer.lightning_module)
         self._random = random_state()
         states = {callback.state_key: callback.state_dict() for callback in trainer.callbacks}  # type: ignore[attr-defined]
         self._callbacks = _frozen({key: state for key, state in states.items() if state})
@@ -46,8 +43,7 @@ class BeforeValidation:
 
     def has_same_weights(self) -> bool:
         """Return whether the model holds the weights from before the validation."""
-        now = _samples(self._module)
-        return now.keys() == self._weights.keys() and all(torch.equal(now[key], self._weights[key]) for key in now)
+        return self._weights.are_current()
 
     def put_into(self, checkpoint: dict[str, Any], metadata: dict[str, Any]) -> None:
         """Change `checkpoint` to the state from before the validation, as if saved at the end of the batch."""
@@ -159,17 +155,6 @@ def _counts(checkpoint: dict[str, Any]) -> list[dict[str, int]]:
     """Return how many batches a checkpoint counts: of the epoch, and of all epochs."""
     progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
     return [progress["current"], progress["total"]]
-
-
-def _samples(module: torch.nn.Module) -> dict[Any, torch.Tensor]:
-    """Return evenly spaced bytes of each parameter, by the parameter's address."""
-    samples = {}
-    for parameter in module.parameters():
-        if type(parameter.data) is torch.Tensor and not is_lazy(parameter):
-            storage = parameter.untyped_storage()
-            content = torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)
-            samples[storage.data_ptr()] = content[:: 1 + len(content) // _SAMPLED_BYTES].clone()
-    return samples
 
 
 def _frozen(value: Any) -> Any:

@@ -4,5 +4,14 @@ from polyaxon_torch.lazy import differing_shapes, settle_lazy_layers
 from polyaxon_torch.nan import has_nan
 from polyaxon_torch.process_group import TorchProcessGroup
 from polyaxon_torch.rng import random_state, set_random_state
+from polyaxon_torch.weight_samples import WeightSamples
 
-__all__ = ["TorchProcessGroup", "differing_shapes", "has_nan", "random_state", "set_random_state", "settle_lazy_layers"]
+__all__ = [
+    "TorchProcessGroup",
+    "WeightSamples",
+    "differing_shapes",
+    "has_nan",
+    "random_state",
+    "set_random_state",
+    "settle_lazy_layers",
+]

@@ -9,14 +9,24 @@ import shutil
 import tarfile
 from typing import TYPE_CHECKING, Any
 
+import torch
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["folder_name", "folders_to_delete", "link_folder", "pack", "read_metadata", "unpack", "write_metadata"]
+__all__ = [
+    "folder_name",
+    "folders_to_delete",
+    "link_folder",
+    "pack",
+    "read_metadata",
+    "read_random_state",
+    "unpack",
+    "write_metadata",
+]
 
-_METADATA_FILE = "polyaxon.json"
+_METADATA_FILE, _RANDOM_FILE = "polyaxon.json", "polyaxon_random.pt"
 _NAME = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)(?:\.tar)?")
 
 
@@ -69,14 +79,22 @@ def link_folder(source: str, target: str) -> None:
     shutil.copytree(source, target, copy_function=link)
 
 
-def write_metadata(folder: str, metadata: dict[str, Any]) -> None:
-    """Write `metadata`, what the Trainer leaves out, to a file in `folder` that the Trainer ignores."""
+def write_metadata(folder: str, metadata: dict[str, Any], random: list[dict[str, Any]]) -> None:
+    """Write what the Trainer leaves out to files in `folder` that the Trainer ignores: `metadata`, `random` states."""
     with open(os.path.join(folder, _METADATA_FILE), "w") as file:
         json.dump(metadata, file)
+    torch.save(random, os.path.join(folder, _RANDOM_FILE))
 
 
 def read_metadata(folder: str) -> dict[str, Any]:
-    """Return what `write_metadata` wrote."""
+    """Return the metadata that `write_metadata` wrote."""
     with open(os.path.join(folder, _METADATA_FILE)) as file:
         found: dict[str, Any] = json.load(file)
     return found
+
+
+def read_random_state(folder: str, rank: int) -> dict[str, Any] | None:
+    """Return the random state of `rank` that `write_metadata` wrote, or ``None`` if there is none."""
+    path = os.path.join(folder, _RANDOM_FILE)
+    found = torch.load(path, weights_only=True) if os.path.exists(path) else []  # not in those of earlier versions
+    return found[rank] if rank < len(found) else None

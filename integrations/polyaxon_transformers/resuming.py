@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import tempfile
+import time
 from typing import TYPE_CHECKING, Any
 
+import torch
 from transformers import TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ExportableState
@@ -14,7 +17,7 @@ from transformers.trainer_callback import ExportableState
 from polyaxon_torch import settle_lazy_layers
 from polyaxon_tracking import TrackingError, cached_path
 from polyaxon_tracking.training import StagedFile, different_model, open_directory
-from polyaxon_transformers.folders import folder_name, read_metadata, unpack
+from polyaxon_transformers.folders import folder_name, read_metadata, read_random_state, unpack
 from polyaxon_transformers.weights import load_with, saved_weights
 
 if TYPE_CHECKING:
@@ -26,7 +29,14 @@ if TYPE_CHECKING:
     from polyaxon_tracking import Checkpoint
     from polyaxon_tracking.training import TrainingSession
 
-__all__ = ["ResumedState", "callback_states", "load_weights", "optimizer_name", "path_in_output_dir"]
+__all__ = [
+    "ResumedState",
+    "callback_states",
+    "load_best_model",
+    "load_checkpoint",
+    "optimizer_name",
+    "path_in_output_dir",
+]
 
 
 class ResumedState:
@@ -50,6 +60,8 @@ class ResumedState:
             self.folder = self._unpack(trainer, session)
         self.metadata = read_metadata(self.folder)
         """What the Trainer leaves out of its state: see `polyaxon_transformers.training`."""
+        self.random_at_epoch_begin = read_random_state(self.folder, session.process_group.rank)
+        """This process's random state at the beginning of the epoch in which the state was saved."""
         best = TrainerState.load_from_json(os.path.join(self.folder, TRAINER_STATE_NAME)).best_model_checkpoint
         self.best = best and os.path.basename(best)
         """The name of the folder with the best model, if there was one."""
@@ -102,13 +114,41 @@ class ResumedState:
         if self.best is not None and os.path.isdir(best := path_in_output_dir(trainer, self.best)):
             trainer.state.best_model_checkpoint = best  # the Trainer forgets it if the outputs were moved
 
+    def finish_step(self, trainer: Trainer, ignore_keys: list[str] | None) -> None:
+        """Do what was left to do after the step of the checkpoint, with the random state of that step."""
+        control = trainer.control
+        trainer._load_rng_state(self.folder)  # noqa: SLF001  # of the end of a step, like all of this
+        control.should_evaluate, control.should_save = self.metadata["evaluate"], self.metadata["save"]
+        _evaluate_and_save(trainer, ignore_keys)
+        if self.metadata.get("ends_epoch"):
+            trainer.control = trainer.callback_handler.on_epoch_end(trainer.args, trainer.state, trainer.control)
+            _evaluate_and_save(trainer, ignore_keys)
+
     def close(self) -> None:
         """Remove the unpacked folder, if there is one. Calling this method again does nothing."""
         if self._unpacked is not None:
             self._unpacked.discard()
 
 
-def load_weights(trainer: Trainer, folder: str, native: Callable[[], None], source: str | None) -> None:
+def load_checkpoint(
+    trainer: Trainer,
+    resumed: ResumedState | None,
+    native: Callable[..., None],
+    folder: str,
+    *arguments: Any,
+    **options: Any,
+) -> None:
+    """Replace ``Trainer._load_from_checkpoint``: load the weights of `folder`, also those that it would not find."""
+    source = resumed.checkpoint.source if resumed is not None and folder == resumed.folder else None
+    _load_weights(trainer, folder, functools.partial(native, folder, *arguments, **options), source)
+
+
+def load_best_model(trainer: Trainer, native: Callable[[], None]) -> None:
+    """Replace ``Trainer._load_best_model``: load the best weights, also those that it would not find."""
+    _load_weights(trainer, str(trainer.state.best_model_checkpoint), native, source=None)
+
+
+def _load_weights(trainer: Trainer, folder: str, native: Callable[[], None], source: str | None) -> None:
     """Load the weights in `folder` with the Trainer's own function `native`, or those that it would not find there.
 
     Args:
@@ -134,6 +174,15 @@ def load_weights(trainer: Trainer, folder: str, native: Callable[[], None], sour
     differences = settle_lazy_layers(model)
     if differences and source is not None:
         raise different_model(source, differences)
+
+
+def _evaluate_and_save(trainer: Trainer, ignore_keys: list[str] | None) -> None:
+    """Evaluate and save as the Trainer's `control` asks for. Nothing is logged, because the losses are lost."""
+    trainer.control.should_log = False
+    epoch = trainer.state.epoch or 0
+    trainer._maybe_log_save_evaluate(  # noqa: SLF001
+        torch.tensor(0.0), None, trainer.model_wrapped, None, epoch, ignore_keys, time.time()
+    )
 
 
 def _restore_callbacks(trainer: Trainer) -> None:

@@ -16,6 +16,7 @@ from polyaxon_torch import has_nan
 from polyaxon_tracking import TrackingError
 from polyaxon_tracking.training import open_directory
 from polyaxon_transformers.folders import folder_name, folders_to_delete, link_folder, pack, write_metadata
+from polyaxon_transformers.methods import replaced_methods
 from polyaxon_transformers.resuming import callback_states, path_in_output_dir
 from polyaxon_transformers.weights import save_with
 
@@ -37,6 +38,8 @@ class StateToSave(NamedTuple):
     """The number of epochs done."""
     metadata: dict[str, Any]
     """What the Trainer leaves out."""
+    random: list[dict[str, Any]]
+    """The random state of each rank at the beginning of the epoch."""
 
 
 class FolderSaver:
@@ -75,7 +78,7 @@ class FolderSaver:
                 self._write(folder, self._trainer.state.best_model_checkpoint)
                 with self._session.process_group.share_errors():
                     if self._session.is_writer:
-                        write_metadata(folder, state.metadata)
+                        write_metadata(folder, state.metadata, state.random)
             best, prune = self._best_name(), self._pruning()
 
             def finish() -> None:
@@ -127,7 +130,7 @@ class FolderSaver:
                     with staged_state.writing() as target:
                         state_folder = os.path.join(os.path.dirname(target), name)
                         link_folder(path, state_folder)
-                        write_metadata(state_folder, state.metadata)
+                        write_metadata(state_folder, state.metadata, state.random)
         best_name, prune = self._best_name(), self._pruning()
 
         def finish() -> None:
@@ -229,13 +232,10 @@ def save_natively(trainer: Trainer, directory: str, *, whole: bool) -> Iterator[
     args.save_only_model, args.push_to_hub, args.save_total_limit = not whole, False, None
     # With a best step all ranks would wait for the first, which may have failed, to look for its folder.
     state.best_global_step = None
-    trainer._get_output_dir = lambda trial: directory  # type: ignore[method-assign]  # noqa: SLF001, ARG005
-    own = vars(trainer).get("_save")  # of another library
-    trainer._save = functools.partial(save_with, trainer, trainer._save)  # type: ignore[method-assign]  # noqa: SLF001
     try:
-        yield lambda: type(trainer)._save_checkpoint(trainer, trainer.model_wrapped, None)  # noqa: SLF001
+        with replaced_methods(
+            trainer, {"_get_output_dir": lambda *_, **__: directory, "_save": functools.partial(save_with, trainer)}
+        ):
+            yield lambda: type(trainer)._save_checkpoint(trainer, trainer.model_wrapped, None)  # noqa: SLF001
     finally:
-        del trainer._get_output_dir, trainer._save  # noqa: SLF001
-        if own is not None:
-            trainer._save = own  # type: ignore[method-assign]  # noqa: SLF001
         args.save_only_model, args.push_to_hub, args.save_total_limit, state.best_global_step = kept

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import time
+import math
 from typing import TYPE_CHECKING, Any
 
-import torch
 from transformers import EarlyStoppingCallback
 
-from polyaxon_torch import random_state, set_random_state
 from polyaxon_tracking.training import Action, accept_hyperparameters
+from polyaxon_transformers.evaluation import EvaluationWatch
 from polyaxon_transformers.hyperparameters import hyperparameters
-from polyaxon_transformers.resuming import ResumedState, load_weights, optimizer_name
+from polyaxon_transformers.methods import replaced_methods
+from polyaxon_transformers.random_states import RandomStates
+from polyaxon_transformers.resuming import ResumedState, load_best_model, load_checkpoint, optimizer_name
 from polyaxon_transformers.saving import STATE_SUFFIX, FolderSaver, StateToSave
 
 if TYPE_CHECKING:
@@ -53,13 +54,14 @@ class Training:
         self._saver = FolderSaver(trainer, session, upload_url)
         self._hyperparameters = hyperparameters(trainer)
         self._epoch = 0
-        self._is_epoch_done = False
+        self._has_epoch_ended = False
+        """Whether the callbacks were notified of the end of the epoch."""
         self._is_due = False
         """Whether to save the training state after the Trainer has logged, evaluated and saved."""
-        self._is_evaluating = False
-        self._random_before_evaluation: dict[str, Any] = {}
-        self._random_to_resume_with: dict[str, Any] | None = None
-        """The state of the random number generators after an evaluation that was cut off and is run again."""
+        self._is_stopping = False
+        """Whether to stop for a signal once the evaluation has ended."""
+        self._evaluation = EvaluationWatch(trainer)
+        self._random = RandomStates(trainer)
         self._is_nothing_left = False
 
     @contextlib.contextmanager
@@ -68,28 +70,28 @@ class Training:
 
         It has no hooks before its loops, around what it loads and saves, and after all that belongs to a step.
         """
-        trainer = self.trainer
-        own: dict[str, Any] = {}
-        for name, replacement in (
-            ("set_initial_training_values", self._initial_values),
-            ("_load_from_checkpoint", self._load_from_checkpoint),
-            ("_load_best_model", self._load_best_model),
-            ("_load_rng_state", self._load_random_state),
-            ("_run_epoch", self._run_epoch),
-            ("_save_checkpoint", self._save_for_user),
-            ("_maybe_log_save_evaluate", self._log_save_evaluate),
-        ):
-            if (native := getattr(trainer, name, None)) is not None:  # `_run_epoch` was added in Transformers 5.3
-                own[name] = vars(trainer).get(name)
-                setattr(trainer, name, functools.wraps(native)(functools.partial(replacement, native)))
+        args = self.trainer.args
+        evaluates_on_start = args.eval_on_start
+        args.eval_on_start = evaluates_on_start and self._resumed is None  # callbacks have seen that evaluation before
         self._session.preemption.install()
+        self._evaluation.attach()
         try:
-            yield
+            with replaced_methods(
+                self.trainer,
+                {
+                    "set_initial_training_values": self._initial_values,
+                    "_load_from_checkpoint": functools.partial(load_checkpoint, self.trainer, self._resumed),
+                    "_load_best_model": functools.partial(load_best_model, self.trainer),
+                    "_load_rng_state": functools.partial(self._random.load, self._resumed),
+                    "_run_epoch": self._run_epoch,  # since Transformers 5.3
+                    "_save_checkpoint": self._save_for_user,
+                    "_maybe_log_save_evaluate": self._log_save_evaluate,
+                },
+            ):
+                yield
         finally:
-            for name, before in own.items():
-                delattr(trainer, name)
-                if before is not None:  # of another library
-                    setattr(trainer, name, before)
+            self._evaluation.detach()
+            args.eval_on_start = evaluates_on_start
 
     def close(self) -> None:
         """Release everything that the training used."""
@@ -97,7 +99,7 @@ class Training:
         if self._resumed is not None:
             self._resumed.close()
         # The signal handlers refer to this object, which must not keep the model in memory.
-        del self.trainer, self._saver
+        del self.trainer, self._saver, self._evaluation, self._random
 
     # Resume
 
@@ -133,20 +135,6 @@ class Training:
             epochs = min(epochs, resumed.checkpoint.step // steps_per_epoch)
         return epochs, steps_per_epoch, *others, max_steps
 
-    def _load_from_checkpoint(self, native: Callable[..., None], folder: str, *arguments: Any, **options: Any) -> None:
-        resumed = self._resumed
-        source = resumed.checkpoint.source if resumed is not None and folder == resumed.folder else None
-        load_weights(self.trainer, folder, functools.partial(native, folder, *arguments, **options), source)
-
-    def _load_best_model(self, native: Callable[[], None]) -> None:
-        load_weights(self.trainer, str(self.trainer.state.best_model_checkpoint), native, source=None)
-
-    def _load_random_state(self, native: Callable[..., None], folder: str | None) -> None:
-        if self._random_to_resume_with is not None and self._resumed is not None and folder == self._resumed.folder:
-            set_random_state(self._random_to_resume_with)
-        else:
-            native(folder)
-
     def _run_epoch(self, native: Callable[..., None], *arguments: Any, **options: Any) -> None:
         if not self._is_nothing_left:
             native(*arguments, **options)
@@ -160,34 +148,28 @@ class Training:
             TrackingError: the optimizer is not the one that was saved.
         """
         state = self.trainer.state
-        self._is_due, self._random_to_resume_with, self._is_nothing_left = False, None, False
+        self._is_due = self._is_nothing_left = self._has_epoch_ended = False
+        self._random.begin()
+        self._evaluation.end()
         if self._resumed is not None:
             self._resumed.restore(self.trainer)
         self._epoch = int(state.epoch or 0)
         self._session.begin(state.global_step)
         metadata = {} if self._resumed is None else self._resumed.metadata
-        if metadata.get("evaluate") or metadata.get("save"):
-            self._finish_resumed_step(metadata)
-
-    def _finish_resumed_step(self, metadata: dict[str, Any]) -> None:
-        """Evaluate and save as was due in the step of the checkpoint, with the random state of that step."""
-        assert self._resumed is not None
-        trainer, control = self.trainer, self.trainer.control
-        trainer._load_rng_state(self._resumed.folder)  # noqa: SLF001  # of the end of a step, like all of this
-        control.should_log = False
-        control.should_evaluate, control.should_save = metadata["evaluate"], metadata["save"]
-        loss = torch.tensor(0.0)  # not used, because nothing is logged
-        trainer._maybe_log_save_evaluate(  # noqa: SLF001
-            loss, None, trainer.model_wrapped, None, self._epoch, self._ignore_keys, time.time()
-        )
-        self._random_to_resume_with = random_state()
-        self._is_nothing_left = trainer.control.should_training_stop
+        self._evaluation.swaps_weights = metadata.get("swaps", False)
+        if self._resumed is not None and any(metadata.get(what) for what in ("evaluate", "save", "ends_epoch")):
+            if metadata.get("ends_epoch"):
+                self._epoch = math.ceil(state.epoch or 0) - 1
+            self._resumed.finish_step(self.trainer, self._ignore_keys)
+            self._random.end_resumed_evaluation()
+            self._is_nothing_left = self.trainer.control.should_training_stop
 
     # Train
 
     def begin_epoch(self) -> None:
         """Reset the epoch's counters."""
-        self._epoch, self._is_epoch_done = int(self.trainer.state.epoch or 0), False
+        self._epoch, self._has_epoch_ended = int(self.trainer.state.epoch or 0), False
+        self._random.begin_epoch(self._resumed)
 
     def begin_optimizer_step(self) -> None:
         """Record that an optimizer step is in progress, because the state is inconsistent until the step is done."""
@@ -196,47 +178,81 @@ class Training:
     def end_step(self) -> None:
         """Record whether a save is due, and stop if a signal was received."""
         action = self._session.end_batch(self.trainer.state.global_step)
-        if action is Action.STOP:
-            self._stop()
         self._is_due = action is Action.SAVE
+        if action is Action.STOP:
+            if all(self._session.process_group.gather(self._evaluation.has_trained_weights())):
+                self._stop()
+            self._is_stopping = True
 
     def end_evaluation_step(self) -> None:
-        """Stop if a signal was received."""
-        if self._session.should_stop_now():
+        """Stop if a signal was received; with other weights in the model, only once the evaluation has ended.
+
+        If the state was saved before the evaluation, training stops at once with these weights too.
+        """
+        self._evaluation.check()
+        is_saved = self.trainer.state.global_step == self._session.saved_step
+        if self._session.should_stop_now() and (is_saved or self._evaluation.has_trained_weights()):
             self._stop()
 
     def end_epoch(self) -> None:
         """Record that a save is due once the Trainer has evaluated."""
-        self._is_due = True
-        self._is_epoch_done = float(self.trainer.state.epoch or 0).is_integer()  # it may have been left
+        self._is_due = self._has_epoch_ended = True
+
+    @property
+    def _is_epoch_done(self) -> bool:
+        """Return whether the epoch has ended, and was not left before its last batch."""
+        return self._has_epoch_ended and float(self.trainer.state.epoch or 0).is_integer()
 
     def _log_save_evaluate(self, native: Callable[..., None], *arguments: Any, **options: Any) -> None:
         """Log, save and evaluate as the Trainer does last in a step and an epoch, and then save the training state."""
-        control, state = self.trainer.control, self.trainer.state
-        self._is_evaluating = control.should_evaluate
-        if self._is_evaluating:
-            self._random_before_evaluation = random_state()
+        state = self.trainer.state
+        if self.trainer.control.should_evaluate:
+            self._begin_evaluation()
         native(*arguments, **options)
-        self._is_evaluating = False
+        self._evaluation.end()
         if self._is_due and self._session.is_active:
             self._save_state(ends_epoch=self._is_epoch_done)
+        self._random.end_step()
+        if self._is_stopping or self._session.should_stop_now():
+            self._stop()
         if self.trainer.control.should_training_stop or state.global_step >= state.max_steps:
             self._session.wait()  # the Trainer may now load the best model
 
+    def _begin_evaluation(self) -> None:
+        """Keep the state before the evaluation, and save it if a signal could not wait for the evaluation's end."""
+        self._evaluation.begin()
+        is_alone = self._session.is_active and not self._session.process_group.is_distributed
+        is_saved = self.trainer.state.global_step == self._session.saved_step
+        if self._evaluation.swaps_weights and self._evaluation.has_trained_weights() and is_alone and not is_saved:
+            is_due = self._is_due
+            self._save_state()
+            self._is_due = is_due
+
     def _stop(self) -> NoReturn:
-        self._session.stop(self.trainer.state.global_step, self._save_state)
+        save = functools.partial(self._save_state, ends_epoch=self._is_epoch_done and self._evaluation.before is None)
+        self._session.stop(self.trainer.state.global_step, save)
 
     def save_after_exception(self, error: BaseException) -> None:
         """Save the steps since the last save, because `error` ends training; exit if a signal was received before."""
-        self._session.save_after_exception(error, self.trainer.state.global_step, self._save_state)
+        self._session.save_after_exception(
+            error,
+            self.trainer.state.global_step,
+            self._save_after_exception,
+            has_trained_weights=self._evaluation.has_trained_weights,
+        )
+
+    def _save_after_exception(self) -> None:
+        if self._evaluation.before is None:
+            self._random.set_to_last_step()
+        self._save_state()
 
     # Save
 
     def _save_state(self, *, ends_epoch: bool = False) -> None:
         """Save the training state; `ends_epoch` means that the epoch and its evaluation are done."""
         self._is_due = False
-        if self._is_evaluating:  # the evaluation is left, and will be run again
-            set_random_state(self._random_before_evaluation)
+        if self._evaluation.before is not None:  # the evaluation will be run again
+            self._evaluation.before.put_back()
         self._saver.save_state(self._state_to_save(ends_epoch=ends_epoch, is_folder_saved=False))
 
     def _save_for_user(self, native: Callable[..., None], *arguments: Any, **options: Any) -> None:
@@ -254,19 +270,20 @@ class Training:
 
     def _state_to_save(self, *, ends_epoch: bool, is_folder_saved: bool) -> StateToSave:
         """Return what the Trainer leaves out of its state, and what remains to do in this step and epoch."""
-        args, control, state = self.trainer.args, self.trainer.control, self.trainer.state
+        control, state = self.trainer.control, self.trainer.state
         resumed = {} if self._resumed is None else self._resumed.metadata
-        is_last_step = float(state.epoch or 0).is_integer()
-        should_evaluate = control.should_evaluate or (is_last_step and args.eval_strategy == "epoch")
-        should_save = control.should_save or (is_last_step and args.save_strategy == "epoch")
+        is_last_step = float(state.epoch or 0).is_integer() or state.global_step >= state.max_steps
         metadata = {
             "optimizer": optimizer_name(self.trainer),
             "hyperparameters": self._hyperparameters.as_saved(resumed.get("hyperparameters")),
             "stopped": self._session.preemption.requested is None and _is_stopped_early(self.trainer),
-            "evaluate": not ends_epoch and should_evaluate,
-            "save": not (ends_epoch or is_folder_saved) and should_save,
+            "evaluate": not ends_epoch and control.should_evaluate,
+            "save": not (ends_epoch or is_folder_saved) and control.should_save,
+            "ends_epoch": is_last_step and not self._has_epoch_ended,
+            "swaps": self._evaluation.swaps_weights,
         }
-        return StateToSave(self._epoch + ends_epoch, metadata)
+        random = self._session.process_group.gather(self._random.at_epoch_begin)
+        return StateToSave(self._epoch + ends_epoch, metadata, random)
 
 
 def _is_stopped_early(trainer: Trainer) -> bool:
