@@ -62,9 +62,11 @@ class ResumedState:
         """What the Trainer leaves out of its state: see `polyaxon_transformers.training`."""
         self.random_at_epoch_begin = read_random_state(self.folder, session.process_group.rank)
         """This process's random state at the beginning of the epoch in which the state was saved."""
-        best = TrainerState.load_from_json(os.path.join(self.folder, TRAINER_STATE_NAME)).best_model_checkpoint
-        self.best = best and os.path.basename(best)
+        state = TrainerState.load_from_json(os.path.join(self.folder, TRAINER_STATE_NAME))
+        self.best = state.best_model_checkpoint and os.path.basename(state.best_model_checkpoint)
         """The name of the folder with the best model, if there was one."""
+        self.has_evaluated = any(key.startswith("eval_") for entry in state.log_history for key in entry)
+        """Whether there was an evaluation before."""
 
     def _unpack(self, trainer: Trainer, session: TrainingSession) -> str:
         """Unpack the checkpoint once on each machine, and return the folder, which is kept until the end of training.

@@ -79,6 +79,8 @@ class Training:
             with replaced_methods(
                 self.trainer,
                 {
+                    "get_train_dataloader": functools.partial(self._random.make_train_loader, self._resumed),
+                    "get_eval_dataloader": functools.partial(self._random.make_eval_loader, self._resumed),
                     "set_initial_training_values": self._initial_values,
                     "_load_from_checkpoint": functools.partial(load_checkpoint, self.trainer, self._resumed),
                     "_load_best_model": functools.partial(load_best_model, self.trainer),
