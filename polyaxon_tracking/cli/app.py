@@ -26,7 +26,6 @@ __all__ = ["app"]
 _WRONG, _UNUSABLE = 1, 2
 
 app = typer.Typer(
-    add_completion=False,
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,  # they show the values of variables, secrets included
@@ -56,7 +55,11 @@ def _command(
 
 
 @app.command()
-def doctor(*, as_json: _Json = False) -> None:
+def doctor(
+    *,
+    problems: Annotated[bool, typer.Option("--problems", help="Print only warnings and errors.")] = False,
+    as_json: _Json = False,
+) -> None:
     """Say what a training would find here, and what is wrong.
 
     Versions, variables, paths and stores. What is written to try a path is removed again. No secret is shown, so the
@@ -67,6 +70,8 @@ def doctor(*, as_json: _Json = False) -> None:
     _log_to_stderr()
     rows = examine()
     result = summary(rows)
+    if problems:
+        rows = [row for row in rows if row.advice]
     with _standard_output():
         if as_json:
             _print_json(result | {"checks": [row._asdict() for row in rows]})

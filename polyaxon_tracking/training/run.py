@@ -325,8 +325,8 @@ def _checked_datasets(datasets: Iterable[str] | Mapping[str, str | os.PathLike[s
         elif problem := _problem_of_data(available[name]):
             source = "`datasets=`" if on_cluster is None else DATA_PATHS
             problems.append(
-                f"The dataset {shown_path(name)} is expected at {shown_path(available[name])}, according to {source}, "
-                f"and {problem}."
+                f"The dataset {shown_path(name)} is expected at {shown_path(available[name])}, according to {source}"
+                f"{problem}."
             )
     if problems:
         raise TrackingError("\n".join(problems))
@@ -339,5 +339,5 @@ def _problem_of_data(path: str) -> str | None:
         if is_url(path) or is_there(local_path(path)):
             return None
     except OSError as error:
-        return f"cannot be read: {error.strerror}. {what_to_do(error, otherwise=READ_RIGHT)}, or correct the path"
-    return "there is nothing. Correct the path, or put the data there"
+        return f", and cannot be read: {error.strerror}. {what_to_do(error, otherwise=READ_RIGHT)}, or correct the path"
+    return ", and there is nothing. Correct the path, or put the data there"

@@ -4,40 +4,19 @@ from __future__ import annotations
 
 import json
 import os
-import pty
+import shutil
 import subprocess
 import sys
 import sysconfig
 from typing import TYPE_CHECKING
 
 import pytest
+from reports import on_a_terminal
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     Command = Callable[..., subprocess.CompletedProcess[str]]
-
-
-def on_a_terminal(*arguments: str, **environment: str) -> str:
-    """What `polyaxon-tracking` prints on a terminal."""
-    master, slave = pty.openpty()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "polyaxon_tracking", *arguments],
-        env=os.environ | {"TERM": "xterm-256color"} | environment,
-        stdin=slave,
-        stdout=slave,
-        stderr=slave,
-    )
-    os.close(slave)
-    printed = b""
-    try:
-        while read := os.read(master, 65536):
-            printed += read
-    except OSError:  # the end, as Linux tells it
-        pass
-    os.close(master)
-    process.wait(timeout=60)
-    return printed.decode()
 
 
 def test_the_command_is_installed() -> None:
@@ -106,3 +85,20 @@ def test_standard_output_that_takes_nothing_is_one_line(arguments: str) -> None:
 
 def test_the_version(command: Command) -> None:
     assert command("--version").stdout == "0.1.0\n"
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+@pytest.mark.parametrize(("typed", "completed"), [("ch", "checkpoints"), ("doctor --pr", "--problems")])
+def test_bash_completes_commands_and_options(typed: str, completed: str) -> None:
+    words = typed.split()
+    script = f"""
+eval "$(_POLYAXON_TRACKING_COMPLETE=source_bash polyaxon-tracking)"
+COMP_WORDS=(polyaxon-tracking {typed}) COMP_CWORD={len(words)}
+_polyaxon_tracking_completion polyaxon-tracking
+echo "${{COMPREPLY[@]}}"
+"""
+    path = os.pathsep.join([sysconfig.get_path("scripts"), os.environ["PATH"]])
+    process = subprocess.run(
+        ["bash", "-c", script], env=os.environ | {"PATH": path}, capture_output=True, text=True, check=True
+    )
+    assert process.stdout == f"{completed}\n"

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import pytest
 from mounts import without_a_server
 from packaging.version import Version
-from reports import ACCESS_KEYS, DATA, INSTANCE, LEVEL, OUTPUTS, REFS, SECRET
+from reports import ACCESS_KEYS, DATA, INSTANCE, LEVEL, OUTPUTS, REFS, SECRET, on_a_terminal
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -309,6 +309,58 @@ def test_integrations_are_found_with_what_they_need(doctor: Callable[..., Report
         missing = find_spec(framework) is None  # on other Pythons, without torch
         told = ("info", f"PolyaxonCallback: {framework} is not installed") if missing else ("ok", "PolyaxonCallback")
         assert report.told(f"polyaxon_{framework}") == told
+
+
+def test_keras_without_a_backend(tmp_path: Path) -> None:
+    """In an interpreter that finds no other packages than these."""
+    entry_point = "[polyaxon_tracking.integrations]\nkeras = polyaxon_keras:PolyaxonCallback\n"
+    requires = "Provides-Extra: keras\nRequires-Dist: keras; extra == 'keras'\n"
+    distribution(tmp_path, "polyaxon-tracking", "0.1.0", requires=requires, entry_points=entry_point)
+    distribution(tmp_path, "keras", "3.15.1")
+    code = f"import sys; from polyaxon_tracking.cli.doctor import versions; sys.path[:] = [{str(tmp_path)!r}]; print(*versions.integrations())"
+
+    def printed() -> str:
+        return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+
+    assert "PolyaxonCallback: a backend of Keras (tensorflow, torch or jax) is not installed" in printed()
+    distribution(tmp_path, "jax", "0.10.2")
+    assert "is not installed" not in printed()
+
+
+# Views
+
+
+def test_only_what_is_wrong(command: Command, doctor: Callable[..., Report]) -> None:
+    wrong = {"POLYAXON_LOGLEVEL": "info", DATA: "{"}
+    everything = doctor(env=wrong)
+    report = json.loads(command("doctor", "--problems", "--json", env=wrong).stdout)
+    assert [row["name"] for row in report["checks"]] == [
+        name for name, row in everything.rows.items() if row["status"] in ("warning", "error")
+    ]
+    assert (report["ok"], report["errors"]) == (False, 1)
+    process = command("doctor", "--problems", env=wrong)
+    assert process.returncode == 1
+    lines = process.stdout.splitlines()
+    assert "  error    POLYAXON_RUN_DATA_PATHS  malformed" in lines
+    assert not [line for line in lines if line.startswith(("  ok", "  info", "Paths", "Integrations"))]
+    assert lines[-1].startswith("1 error, ")
+
+
+@pytest.mark.parametrize("columns", [60, 80])
+def test_on_a_terminal_lines_are_wrapped_between_words(columns: int) -> None:
+    name = f"POLYAXON_{'X' * 10}"
+    printed = on_a_terminal(
+        "doctor", COLUMNS=str(columns), NO_COLOR="1", **{DATA: "{'a': 1}", f"{name}_1": "", f"{name}_2": ""}
+    )
+    lines = printed.replace("\r", "").splitlines()
+    too_long = [line for line in lines if len(line) > columns]
+    assert all(len(line.split()) == 1 for line in too_long), too_long  # one path, or one name
+    below = [line.strip() for line in lines if line.startswith(" " * 11)]
+    advice = " ".join(below)
+    assert (
+        'Expected a JSON object of paths by name, such as {"digits": "/data/digits", "faces": "gs://faces"}.' in advice
+    )
+    assert f"{name}_1, {name}_2" in " ".join(line.strip() for line in lines)
 
 
 # Secrets

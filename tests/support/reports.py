@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
+import subprocess
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from polyaxon_tracking import CheckpointManager
-
-if TYPE_CHECKING:
-    import subprocess
 
 OUTPUTS = "POLYAXON_RUN_OUTPUTS_PATH"
 REFS = "POLYAXON_REFS_OUTPUTS_PATHS"
@@ -18,6 +19,28 @@ LEVEL = "POLYAXON_LOG_LEVEL"
 INSTANCE = "POLYAXON_RUN_INSTANCE"
 ACCESS_KEYS = "POLYSTORES_RUN_STORES_ACCESS_KEYS"
 SECRET = "wJalrXUtnFEMI"
+
+
+def on_a_terminal(*arguments: str, **environment: str) -> str:
+    """What `polyaxon-tracking` prints on a terminal."""
+    master, slave = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "polyaxon_tracking", *arguments],
+        env=os.environ | {"TERM": "xterm-256color"} | environment,
+        stdin=slave,
+        stdout=slave,
+        stderr=slave,
+    )
+    os.close(slave)
+    printed = b""
+    try:
+        while read := os.read(master, 65536):
+            printed += read
+    except OSError:  # the end, as Linux tells it
+        pass
+    os.close(master)
+    process.wait(timeout=60)
+    return printed.decode()
 
 
 class Report(NamedTuple):

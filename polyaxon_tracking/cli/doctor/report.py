@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 __all__ = ["examine", "print_rows", "summary"]
 
+# The width of a status, and of the white space around it.
+_INDENT = 11
+
 _STYLES = {OK: "green", INFO: "dim", WARNING: "yellow", ERROR: "bold red"}
 
 
@@ -32,21 +35,37 @@ def summary(rows: list[Row]) -> dict[str, Any]:
 
 
 def print_rows(console: Console, rows: list[Row]) -> None:
-    """Print the rows as text. Lines are not wrapped, so that they can be copied."""
+    """Print the rows as text. On a terminal, long lines are wrapped; elsewhere not, so that they can be searched."""
     for group, found in groupby(rows, lambda row: row.group):
         console.print(Text(group, style="bold"))
         rows_of_group = list(found)
         width = max(len(row.name) for row in rows_of_group)
         for row in rows_of_group:
-            line = Text("  ").append(f"{row.status:<7}", style=_STYLES[row.status])
-            line.append(f"  {row.name:<{width}}  {text_of(row.value)}")
-            if row.source:
-                line.append(f"  ({row.source})", style="dim")
-            console.print(line, soft_wrap=True)
-            if row.advice:
-                console.print(Text(f"           {row.advice}"), soft_wrap=True)
+            _print_row(console, row, width)
     counts = summary(rows)
     console.print(Text(f"{_counted(counts['errors'], 'error')}, {_counted(counts['warnings'], 'warning')}"))
+
+
+def _print_row(console: Console, row: Row, width: int) -> None:
+    """Print `row`, whose name has a column of `width` characters."""
+    start = Text("  ").append(f"{row.status:<7}", style=_STYLES[row.status]).append(f"  {row.name:<{width}}  ")
+    value = Text(text_of(row.value))
+    if row.source:
+        value.append(f"  ({row.source})", style="dim")
+    if console.is_terminal and start.cell_len + value.cell_len > console.width:
+        start.rstrip()
+        console.print(start, soft_wrap=True)
+        _print_below(console, value)
+    else:
+        console.print(start.append_text(value), soft_wrap=True)
+    if row.advice:
+        _print_below(console, Text(row.advice))
+
+
+def _print_below(console: Console, text: Text) -> None:
+    for line in text.wrap(console, console.width - _INDENT) if console.is_terminal else [text]:
+        line.rstrip()
+        console.print(Text(" " * _INDENT).append_text(line), soft_wrap=True)
 
 
 def _counted(number: int, what: str) -> str:

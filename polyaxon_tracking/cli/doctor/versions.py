@@ -42,6 +42,9 @@ _LOADS_SAFELY_FROM: dict[str, list[tuple[int, ...]]] = {"torch": [(2, 10)], "ker
 # GHSA-w37p-236h-pfx3.
 _MALICIOUS = {"lightning": ("2.6.2", "2.6.3"), "pytorch-lightning": ("2.6.2", "2.6.3")}
 
+# Keras needs one of them, and installs none.
+_KERAS_BACKENDS = ("tensorflow", "tensorflow-cpu", "torch", "jax")
+
 # The same framework under its other name.
 _OTHER_NAME = {"lightning": "pytorch-lightning"}
 
@@ -63,6 +66,8 @@ def integrations() -> Iterator[Row]:
     for found in importlib.metadata.entry_points(group="polyaxon_tracking.integrations"):
         needed = [] if found.dist is None else _required_packages(found.dist, found.name)
         missing = [name for name in needed if not _version(name) and not _version(_OTHER_NAME.get(name, name))]
+        if "keras" in needed and not any(map(_version, _KERAS_BACKENDS)):
+            missing.append("a backend of Keras (tensorflow, torch or jax)")
         if missing:
             yield Row("Integrations", found.module, INFO, f"{found.attr}: {', '.join(missing)} is not installed")
         else:
