@@ -80,14 +80,13 @@ def try_saving(directory: str, *, in_place: bool) -> Iterator[str]:
 
 
 def _change_in_place(path: str, block: bytes) -> None:
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    try:
-        os.write(descriptor, block)
-        os.pwrite(descriptor, b"the header", 0)
-        _check(os.pread(descriptor, 10, 0) == b"the header")
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    with open(path, "x+b", buffering=0) as file:
+        file.write(block)
+        os.lseek(file.fileno(), 0, os.SEEK_SET)
+        file.write(b"the header")
+        os.lseek(file.fileno(), 0, os.SEEK_SET)
+        _check(file.read(10) == b"the header")
+        os.fsync(file.fileno())
 
 
 def _check(is_as_written: bool) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from mounts import without_a_server
 from reports import fill, listed
 
 from polyaxon_tracking import CheckpointManager
@@ -262,3 +263,10 @@ def test_a_directory_is_a_checkpoint_too(command: Command, outputs: Path) -> Non
     damage(f"{found['path']}/parts/0")
     [found] = listed(command("checkpoints", "--verify", "--json"))
     assert found["intact"] is False
+
+
+def test_a_mount_whose_server_is_gone(command: Command, tmp_path: Path) -> None:
+    with without_a_server(tmp_path):
+        process = command("checkpoints", str(tmp_path), cwd="/")
+    assert (process.returncode, process.stdout) == (2, "")
+    assert process.stderr.startswith(f"Error: {tmp_path} cannot be read: Transport endpoint is not connected. ")

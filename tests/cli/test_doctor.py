@@ -222,7 +222,7 @@ def test_a_mount_that_takes_only_small_files(
 
 def test_a_mount_that_cannot_change_files_in_place(doctor: Callable[..., Report], tmp_path: Path) -> None:
     """As buckets are mounted without a cache; no such file system can be made here, so one call of the system fails."""
-    code = "import os\ndef pwrite(*_): raise OSError(95, os.strerror(95))\nos.pwrite = pwrite"
+    code = "import os\ndef lseek(*_): raise OSError(95, os.strerror(95))\nos.lseek = lseek"
     (tmp_path / "sitecustomize.py").write_text(code)
     report = doctor(env=before(tmp_path))
     assert report.told("outputs: reads back") == ("ok", "yes")

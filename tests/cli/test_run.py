@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 import pytest
+from mounts import without_a_server
 
 from polyaxon_tracking import CheckpointManager
 
@@ -417,3 +418,11 @@ def test_it_can_be_stopped_and_continued() -> None:
     terminal.type(b"\x03")
     assert json.loads(terminal.until("{")) == {"SIGINT": 1}
     assert terminal.end() == 7
+
+
+def test_data_on_a_mount_whose_server_is_gone(command: Command, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    with without_a_server(tmp_path / "data"):
+        process = command("run", "--data", f"digits={tmp_path}/data", "--", "true")
+    assert process.returncode == 2
+    assert f"and Transport endpoint is not connected at '{tmp_path}/data'. Expected NAME=PATH" in process.stderr

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import gc
 import json
 import logging
+import os
 import re
 import signal
 import sys
@@ -528,6 +530,19 @@ def test_arguments_out_of_range(wrong_argument: tuple[dict[str, Any], str]) -> N
     with pytest.raises(TrackingError) as error:
         PolyaxonCallback(**options)
     assert str(error.value) == message
+
+
+def test_a_mount_on_which_keras_cannot_write_is_refused_before_training(
+    outputs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """HDF5 and zip files are changed in place; no file system without that can be made here, so a call of the system fails."""
+
+    def lseek(*_: object) -> None:
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+    monkeypatch.setattr(os, "lseek", lseek)
+    with pytest.raises(TrackingError, match="in which a file cannot be changed while it is being written"):
+        PolyaxonCallback()
 
 
 # Levels and datasets

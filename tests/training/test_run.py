@@ -139,7 +139,7 @@ def test_an_outputs_path_that_takes_only_small_files(outputs: Path) -> None:
         ("replace", "in which a file cannot replace another", "Mount a file system that can do this"),
         ("fsync", "whose files cannot be flushed to the disk", "Mount a file system that can do this"),
         (
-            "pwrite",
+            "lseek",
             "in which a file cannot be changed while it is being written",
             "Mount the volume with a cache for writing, such as rclone's --vfs-cache-mode writes",
         ),
@@ -159,7 +159,7 @@ def test_an_outputs_path_that_lacks_what_a_save_needs(
         f"write to. {advice}, or set POLYAXON_RUN_OUTPUTS_PATH to another path."
     )
     assert list(outputs.iterdir()) == []
-    if call == "pwrite":
+    if call == "lseek":
         assert Run().outputs_path == str(outputs)  # torch writes from the beginning to the end
 
 
