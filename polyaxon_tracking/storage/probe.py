@@ -62,9 +62,9 @@ def try_saving(directory: str, *, in_place: bool) -> Iterator[str]:
     with StagingDirectory(directory) as staged:
         block = os.urandom(_BLOCK_BYTES)
         new, old = os.path.join(staged, "new"), os.path.join(staged, "old")
-        for path in (old, new):
+        for path, blocks in ((old, 0), (new, _BLOCKS)):
             with open(path, "xb") as file:
-                file.writelines([block] * _BLOCKS)
+                file.writelines([block] * blocks)
         yield FSYNC
         sync_file(new)
         sync_directory(staged)

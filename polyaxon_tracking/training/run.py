@@ -182,7 +182,13 @@ class Run:
     def warn_if_outside(
         self, path: str, what: str = "Checkpoints", advice: str = "Leave the path out, or choose one below it"
     ) -> None:
-        """Warn if `path`, a local path or a URL, is not below the outputs path: `what` goes there, and `advice`."""
+        """Warn if `path`, a local path or a URL, is not below the outputs path: `what` goes there, and `advice`.
+
+        Raises:
+            TrackingError: `path` is a URL with one slash, which a framework may have made absolute.
+        """
+        if not is_url(path):
+            local_path(os.path.relpath(path))
         if not _is_below(self.outputs_path, self.clean_path(path)):
             _logger.warning(
                 "%s go to %s, outside the outputs path %s, and may be lost with the pod. %s",

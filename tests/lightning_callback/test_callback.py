@@ -613,6 +613,15 @@ def test_arguments_out_of_range(wrong_argument: tuple[dict[str, Any], str]) -> N
     assert str(error.value) == message
 
 
+def test_a_url_of_a_model_checkpoint_with_one_slash_is_no_directory(outputs: Path, tmp_path: Path) -> None:
+    checkpoint = ModelCheckpoint(dirpath=Path("s3://bucket/run"))
+    with pytest.raises(
+        TrackingError, match=r"^Received the path 's3:/bucket/run'\. Expected a URL with two slashes, 's3://"
+    ):
+        fit(PolyaxonCallback(), checkpoint, max_epochs=1)
+    assert not (tmp_path / "s3:").exists()
+
+
 @pytest.mark.parametrize("wrong", ["no", None, 1])
 def test_weights_only_is_a_yes_or_no(wrong: Any) -> None:
     with pytest.raises(TrackingError, match=rf"^Received weights_only={wrong!r}\. Expected True or False\.$"):

@@ -66,7 +66,7 @@ def integrations() -> Iterator[Row]:
     for found in importlib.metadata.entry_points(group="polyaxon_tracking.integrations"):
         needed = [] if found.dist is None else _required_packages(found.dist, found.name)
         missing = [name for name in needed if not _version(name) and not _version(_OTHER_NAME.get(name, name))]
-        if "keras" in needed and not any(map(_version, _KERAS_BACKENDS)):
+        if "keras" in needed and not missing and not any(map(_version, _KERAS_BACKENDS)):
             missing.append("a backend of Keras (tensorflow, torch or jax)")
         if missing:
             yield Row("Integrations", found.module, INFO, f"{found.attr}: {', '.join(missing)} is not installed")
