@@ -12,10 +12,9 @@ import zlib
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from polyaxon_lightning.framework import pl
-from polyaxon_torch import has_nan
+from polyaxon_torch import check_plain, has_nan, lazy_layers_allowed, plain_hyperparameters, plain_numbers
 from polyaxon_tracking import TrackingError, atomic_write, cached_path
 from polyaxon_tracking.training import open_directory
 
@@ -36,6 +35,12 @@ __all__ = ["METADATA_KEY", "DurableCheckpointIO", "TrainingStateIO", "save_in_fo
 
 METADATA_KEY = "polyaxon_tracking"
 """The key, in a training state, of the values that Lightning leaves out of a checkpoint."""
+
+# What a training state holds of them is not restored.
+_HYPERPARAMETERS = (
+    pl.LightningModule.CHECKPOINT_HYPER_PARAMS_KEY,
+    pl.LightningDataModule.CHECKPOINT_HYPER_PARAMS_KEY,
+)
 
 
 class DurableCheckpointIO(TorchCheckpointIO):
@@ -180,9 +185,25 @@ class TrainingStateIO(TorchCheckpointIO):
         self._checkpoints = checkpoints
         self._snapshot = snapshot
         self._weights_only = weights_only
+        self._is_checked = not weights_only
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
-        """Write `checkpoint`, in the background if there is a snapshot."""
+        """Write `checkpoint`, in the background if there is a snapshot.
+
+        Raises:
+            TrackingError: it is the first, and holds more than `load_checkpoint` would load.
+        """
+        if self._weights_only:
+            checkpoint = plain_numbers(checkpoint) | {
+                key: plain_hyperparameters(checkpoint[key]) for key in _HYPERPARAMETERS if key in checkpoint
+            }
+        if not self._is_checked:
+            check_plain(
+                checkpoint,
+                "allow its class with torch.serialization.add_safe_globals, or, if you trust the outputs path, pass "
+                "PolyaxonCallback(weights_only=False)",
+            )
+            self._is_checked = True
         if self._snapshot is None:
             self._write(checkpoint)
         else:
@@ -191,7 +212,7 @@ class TrainingStateIO(TorchCheckpointIO):
 
     def load_checkpoint(self, path: str | Path, *_: Any, **__: Any) -> dict[str, Any]:
         """Read the checkpoint at `path` into host memory."""
-        with _lazy_layers_allowed():
+        with lazy_layers_allowed():
             checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=self._weights_only)
         return checkpoint
 
@@ -211,12 +232,6 @@ def training_state_io(trainer: pl.Trainer, io: TrainingStateIO) -> Iterator[None
         yield
     finally:
         trainer.strategy.checkpoint_io = plugin
-
-
-def _lazy_layers_allowed() -> contextlib.AbstractContextManager[Any]:
-    """Return a context in which `weights_only` also loads the uninitialized parameters of lazy layers."""
-    allowed = getattr(torch.serialization, "safe_globals", contextlib.nullcontext)  # since torch 2.5
-    return allowed([UninitializedParameter, UninitializedBuffer])
 
 
 class _Saved(NamedTuple):

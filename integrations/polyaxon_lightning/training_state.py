@@ -26,7 +26,7 @@ from polyaxon_lightning.validation import (
     step_plateaus,
     take_epochs_for_ended,
 )
-from polyaxon_torch import random_state, set_random_state
+from polyaxon_torch import make_rates_plain, random_state, set_random_state
 from polyaxon_tracking import TrackingError
 from polyaxon_tracking.training import Action, TrainingSession
 
@@ -152,6 +152,7 @@ class TrainingStateCheckpoint(Checkpoint):
             # at the same place.
             self.session.preemption.reinstall()
         self.session.checkpoints.release()
+        make_rates_plain(trainer.optimizers, [config.scheduler for config in trainer.lr_scheduler_configs])
         self.session.begin(trainer.global_step)
         loop = trainer.fit_loop.epoch_loop.val_loop
         loop.run = functools.partial(self._validate, trainer, loop.run)  # type: ignore[method-assign]

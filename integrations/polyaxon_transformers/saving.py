@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from transformers import Trainer, TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 
-from polyaxon_torch import has_nan
+from polyaxon_torch import check_plain, has_nan, make_rates_plain
 from polyaxon_tracking import TrackingError
 from polyaxon_tracking.training import open_directory
 from polyaxon_transformers.folders import folder_name, folders_to_delete, link_folder, pack, write_metadata
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from polyaxon_tracking.training import Directory, StagedFile, TrainingSession
 
-__all__ = ["STATE_SUFFIX", "FolderSaver", "StateToSave", "save_natively"]
+__all__ = ["STATE_SUFFIX", "FolderSaver", "StateToSave", "make_state_plain", "save_natively"]
 
 STATE_SUFFIX = ".checkpoint"
 """The ending of a training state that is a folder; in a store it is a single file, whose name ends with ``.tar``."""
@@ -63,6 +63,7 @@ class FolderSaver:
         """Whether the checkpoints are in an object store."""
         self._directory: Directory | None = None
         """The directory of the folders that `save_strategy` asks for, once there is one."""
+        self._is_checked = False
         self.best_in_state: str | None = None
         """The name of the folder with the best model, in the newest training state."""
 
@@ -190,6 +191,9 @@ class FolderSaver:
     def _write(self, folder: str, best: str | None, *, whole: bool = True) -> None:
         """Save to `folder` with the Trainer's own code, prune nothing, and record `best` as its best checkpoint."""
         trainer, state = self._trainer, self._trainer.state
+        if not self._is_checked:  # now the optimizer has a state
+            make_state_plain(trainer)
+            self._is_checked = True
         # A strategy that saves in parts has its own collectives meanwhile: an error in them ends the other ranks.
         parts = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
         with contextlib.nullcontext() if parts else self._session.process_group.share_errors():
@@ -219,6 +223,19 @@ class FolderSaver:
                 self._session.writer.submit(what, finish)
                 if not self._session.options.background:
                     self._session.writer.wait()
+
+
+def make_state_plain(trainer: Trainer) -> None:
+    """Make the numbers of the optimizer and the scheduler plain, and check that their state can be loaded.
+
+    Raises:
+        TrackingError: their state holds more than tensors and plain values.
+    """
+    made: Any = trainer  # with an optimizer and a scheduler by now
+    if not trainer.is_deepspeed_enabled:  # which saves both itself
+        make_rates_plain([made.optimizer], [made.lr_scheduler])
+        state = {"optimizer": made.optimizer.state_dict(), "scheduler": made.lr_scheduler.state_dict()}
+        check_plain(state, "or allow its class with torch.serialization.add_safe_globals")
 
 
 @contextlib.contextmanager

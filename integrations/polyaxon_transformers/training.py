@@ -15,7 +15,7 @@ from polyaxon_transformers.hyperparameters import hyperparameters
 from polyaxon_transformers.methods import replaced_methods
 from polyaxon_transformers.random_states import RandomStates
 from polyaxon_transformers.resuming import ResumedState, load_best_model, load_checkpoint, optimizer_name
-from polyaxon_transformers.saving import STATE_SUFFIX, FolderSaver, StateToSave
+from polyaxon_transformers.saving import STATE_SUFFIX, FolderSaver, StateToSave, make_state_plain
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -155,6 +155,7 @@ class Training:
         self._evaluation.end()
         if self._resumed is not None:
             self._resumed.restore(self.trainer)
+        make_state_plain(self.trainer)
         self._epoch = int(state.epoch or 0)
         self._session.begin(state.global_step)
         metadata = {} if self._resumed is None else self._resumed.metadata
@@ -226,9 +227,7 @@ class Training:
         is_alone = self._session.is_active and not self._session.process_group.is_distributed
         is_saved = self.trainer.state.global_step == self._session.saved_step
         if self._evaluation.swaps_weights and self._evaluation.has_trained_weights() and is_alone and not is_saved:
-            is_due = self._is_due
-            self._save_state()
-            self._is_due = is_due
+            self._saver.save_state(self._state_to_save(ends_epoch=False, is_folder_saved=False))
 
     def _stop(self) -> NoReturn:
         save = functools.partial(self._save_state, ends_epoch=self._is_epoch_done and self._evaluation.before is None)

@@ -23,6 +23,8 @@ from transformers import PreTrainedModel
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from transformers.utils.peft_utils import ADAPTER_SAFE_WEIGHTS_NAME
 
+from polyaxon_torch import check_plain
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
@@ -63,6 +65,7 @@ def save_with(trainer: Trainer, native: Callable[..., None], output_dir: str, *a
         return
     native(output_dir, state_dict={name: value for name, value in (found | copies).items() if name not in others})
     if others:
+        check_plain(others, "or allow its class with torch.serialization.add_safe_globals")
         torch.save(others, os.path.join(output_dir, _OTHER_WEIGHTS))
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
+import dataclasses
+import enum
 import logging
 import random
 import re
@@ -10,6 +13,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
@@ -598,12 +602,67 @@ class Unsafe:
 def test_a_state_that_is_more_than_tensors_and_plain_values(outputs: Path) -> None:
     class Extra(Classifier):
         def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-            checkpoint["extra"] = Unsafe()
+            checkpoint["extra"] = {"mine": [1, Unsafe()]}
 
-    fit(PolyaxonCallback(), model=Extra(), max_epochs=1)
+    with pytest.raises(
+        TrackingError, match=r"\['extra'\]\['mine'\]\[1\] with a value of the type .*\.Unsafe\. .*False\)"
+    ):
+        fit(PolyaxonCallback(), model=Extra(), max_epochs=2)  # at its first save
+    assert not list((outputs / "checkpoints").rglob("step=*"))
+    fit(PolyaxonCallback(weights_only=False), model=Extra(), max_epochs=1)
     with pytest.raises(TrackingError, match=r"(?s)loading it could run code.*PolyaxonCallback\(weights_only=False\)"):
         fit(PolyaxonCallback(), model=Extra(), max_epochs=2)
     assert fit(PolyaxonCallback(weights_only=False), model=Extra(), max_epochs=2) == [1]
+
+
+class Mode(enum.Enum):
+    FAST = "fast"
+
+
+@dataclasses.dataclass
+class Settings:
+    path: Path
+    width: np.int64
+
+
+def test_harmless_hyperparameters_and_numbers_of_numpy_are_saved_as_plain_values(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, new_process: Callable[[], None]
+) -> None:
+    class Rich(Classifier):
+        def __init__(self) -> None:
+            super().__init__()
+            self.save_hyperparameters(
+                {
+                    "mode": Mode.FAST,
+                    "settings": Settings(Path("data"), np.int64(3)),
+                    "arguments": argparse.Namespace(depths=(np.int32(1), 2)),
+                    "rate": np.float32(0.1),
+                }
+            )
+
+        def configure_optimizers(self) -> Any:
+            optimizer = torch.optim.AdamW(self.parameters(), lr=np.float32(0.1))
+            return [optimizer], [torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=np.float64(0.9))]
+
+    ends = []
+    for name, epochs in (("whole", [4]), ("parts", [2, 4])):
+        monkeypatch.setenv("POLYAXON_RUN_OUTPUTS_PATH", str(tmp_path / name))
+        for max_epochs in epochs:
+            new_process()
+            torch.manual_seed(0)
+            model = Rich()
+            trainer(PolyaxonCallback(), max_epochs=max_epochs).fit(model, data(), data())
+            assert model.hparams["mode"] is Mode.FAST
+        ends.append((digest(model), model.trainer.optimizers[0].param_groups[0]["lr"]))
+    assert ends[0] == ends[1]
+    newest = CheckpointManager(tmp_path / "parts" / "checkpoints" / "resume").latest()
+    assert newest is not None
+    assert torch.load(newest.path, weights_only=True)["hyper_parameters"] == {
+        "mode": "fast",
+        "settings": {"path": "data", "width": 3},
+        "arguments": {"depths": (1, 2)},
+        "rate": float(np.float32(0.1)),
+    }
 
 
 def test_arguments_out_of_range(wrong_argument: tuple[dict[str, Any], str]) -> None:

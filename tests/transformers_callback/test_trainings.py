@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import logging
 import os
 import signal
@@ -9,7 +11,9 @@ import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
+import torch
 import transformers
 from packaging.version import Version
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, set_seed
@@ -20,8 +24,6 @@ from polyaxon_transformers import PolyaxonCallback
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    import torch
 
 QUIET: dict[str, Any] = {"eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False}
 
@@ -407,6 +409,75 @@ def test_the_directories_that_the_script_and_the_trainer_made_stay(outputs: Path
     for directory in ("results", output_dir):
         Path(directory, "metrics.json").write_text("of the script")
     assert folders(outputs, output_dir) == {"checkpoint-4"}
+
+
+def test_a_learning_rate_of_numpy_resumes_with_the_same_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, new_process: Callable[[], None]
+) -> None:
+    ends = []
+    for name, ends_at in (("whole", [None]), ("parts", [6, None])):
+        monkeypatch.setenv("POLYAXON_RUN_OUTPUTS_PATH", str(tmp_path / name))
+        for step in ends_at:
+            new_process()
+            set_seed(0)
+            model = tiny()
+            optimizer = torch.optim.AdamW(model.parameters(), lr=np.float32(0.01))
+            scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, np.float64(0.9))
+            training = trainer(
+                PolyaxonCallback(),
+                At(step, fail),
+                model=model,
+                made_by=functools.partial(Trainer, optimizers=(optimizer, scheduler)),
+                num_train_epochs=3,
+                **QUIET,
+            )
+            with pytest.raises(ArithmeticError) if step else contextlib.nullcontext():
+                training.train()
+        ends.append((digest(training.model), training.state.global_step))
+    assert ends[0] == ends[1]
+
+
+class Unsafe:
+    """No plain value."""
+
+
+def test_what_could_not_be_loaded_is_refused_before_training(outputs: Path) -> None:
+    model = tiny()
+    optimizer = torch.optim.AdamW([{"params": model.parameters(), "mine": Unsafe()}], lr=0.01)
+    done = At()
+    with pytest.raises(
+        TrackingError,
+        match=r"the training state\['optimizer'\]\['param_groups'\]\[0\]\['mine'\] with a value .*\.Unsafe\.",
+    ):
+        trainer(
+            PolyaxonCallback(),
+            done,
+            model=model,
+            made_by=functools.partial(Trainer, optimizers=(optimizer, None)),
+            **QUIET,
+        ).train()
+    assert done.steps == []
+
+
+def test_what_could_not_be_loaded_is_refused_at_the_first_save(outputs: Path) -> None:
+    class Odd(torch.optim.SGD):
+        def step(self, *arguments: Any, **options: Any) -> Any:
+            result = super().step(*arguments, **options)
+            self.state[self.param_groups[0]["params"][0]]["mine"] = Unsafe()
+            return result
+
+    model = tiny()
+    done = At()
+    with pytest.raises(TrackingError, match=r"\['optimizer'\]\['state'\]\[0\]\['mine'\] with a value of the type"):
+        trainer(
+            PolyaxonCallback(),
+            done,
+            model=model,
+            made_by=functools.partial(Trainer, optimizers=(Odd(model.parameters(), 0.01), None)),
+            **QUIET,
+        ).train()
+    assert done.steps == [1, 2, 3, 4]
+    assert not list((outputs / "checkpoints").rglob("step=*"))
 
 
 def test_an_output_dir_that_is_a_url_is_refused(outputs: Path) -> None:
