@@ -22,6 +22,8 @@ __all__ = ["ExceptionHook", "track_steps", "untrack_steps"]
 class ExceptionHook:
     """An excepthook of the interpreter that reports an exception which ends the ``fit`` of one model.
 
+    In a notebook, the exception ends the cell, and IPython calls no excepthook: it notifies of the end of each cell.
+
     Args:
         model: the model whose ``fit`` is running.
         save: called with the exception, after the traceback was printed.
@@ -32,18 +34,26 @@ class ExceptionHook:
         self._save = save
         self._previous = sys.excepthook
         self._preemption: PreemptionHandler | None = None
+        self._shell: Any = None
+        """The IPython shell that notifies this hook."""
 
     def install(self, preemption: PreemptionHandler) -> None:
         """Install this hook and the signal handlers of `preemption`."""
         _uninstall_hooks_of_failed_fits()
         self._previous, self._preemption = sys.excepthook, preemption
         sys.excepthook = self._handle
+        if (ipython := sys.modules.get("IPython")) is not None and (shell := ipython.get_ipython()) is not None:
+            shell.events.register("post_run_cell", self._handle_end_of_cell)
+            self._shell = shell
         preemption.install()
 
     def uninstall(self) -> None:
         """Restore the previous hook, unless other code has replaced the hook since."""
         if sys.excepthook == self._handle:
             sys.excepthook = self._previous
+        shell, self._shell = self._shell, None
+        if shell is not None:
+            shell.events.unregister("post_run_cell", self._handle_end_of_cell)
 
     def is_training(self, frame: FrameType | None) -> bool:
         """Return whether `frame` is within the ``fit`` of the model."""
@@ -62,6 +72,18 @@ class ExceptionHook:
 
     def _handle(self, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         self._previous(kind, error, trace)
+        self._save_if_fit_failed(error, trace)
+
+    def _handle_end_of_cell(self, result: Any) -> None:
+        """Save if the cell failed within the ``fit``; no ``fit`` continues after its cell."""
+        error = result.error_in_exec
+        if error is not None:
+            self._save_if_fit_failed(error, error.__traceback__)
+        self.uninstall()
+        if self._preemption is not None:
+            self._preemption.uninstall()
+
+    def _save_if_fit_failed(self, error: BaseException, trace: TracebackType | None) -> None:
         if any(self._is_fit(frame) for frame, _ in traceback.walk_tb(trace)):
             self._save(error)
 

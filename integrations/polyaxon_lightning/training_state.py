@@ -245,6 +245,8 @@ class TrainingStateCheckpoint(Checkpoint):
                 has_trained_weights=lambda: self._before is None or self._before.has_same_weights(),
             )
         finally:
+            trainer._signal_connector.teardown()  # noqa: SLF001  # later, it would install the handlers of `preemption`
+            self.session.preemption.uninstall()
             self._before = None
             if self.snapshot is not None:
                 self.snapshot.free()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import re
+import signal
 import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,6 +52,13 @@ def fails(training: Trainer, model: LightningModule, *errors: type[BaseException
 
 def places(outputs: Path) -> list[str]:
     return sorted(path.name for path in (outputs / "checkpoints").glob("resume*"))
+
+
+@pytest.mark.parametrize("error", [ArithmeticError, KeyboardInterrupt])
+def test_a_training_that_failed_leaves_no_signal_handler(error: type[BaseException]) -> None:
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    fails(trainer(PolyaxonCallback(), Once(6, error)), Classifier(), error, SystemExit)
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
 
 
 @pytest.mark.parametrize("error", [ArithmeticError, KeyboardInterrupt])
