@@ -69,8 +69,10 @@ class Snapshot:
         if not (unchanged and self._filled):
             self._copy()
 
+        variables, arrays = self._variables, self._arrays
+
         def write_copy() -> None:
-            with substituted_values(zip(self._variables, self._arrays, strict=True)):
+            with substituted_values(zip(variables, arrays, strict=True)):
                 write()
 
         self._writer.submit(what, write_copy)
@@ -107,6 +109,10 @@ class Snapshot:
 
         self._writer.submit("zeros to the memory for a copy of the state", fill_with_zeros)
         return True
+
+    def free(self) -> None:
+        """Let go of the memory of the copy, once pending writes are done with it."""
+        self._variables, self._arrays, self._filled = [], [], False
 
     def _copy(self) -> None:
         if not self._filled:

@@ -54,8 +54,9 @@ class Training:
         self.writer = ModelWriter(self.session, self._process_group)
         self._should_resume = run.should_resume
         self._callback_states = CallbackStates(callbacks_to_restore)
-        self._callback_list = callback_list()
-        self._fit_callbacks = notify_of_epoch_ends(self._callback_list, self._begin_epoch_end, self._end_epoch_end)
+        callbacks = callback_list()  # it is not kept, so that it goes with this `fit`, however that ends
+        self.writer.free_memory_with(callbacks)
+        self._fit_callbacks = notify_of_epoch_ends(callbacks, self._begin_epoch_end, self._end_epoch_end)
         self._history = FitHistory(self._fit_callbacks)
         self._epoch = 0
         self._batch = -1
@@ -122,7 +123,7 @@ class Training:
         self._stopped_at = training.get("stopped")
         if missed := training.get("missed"):
             self._logs = missed["logs"]
-            MissedEpochEnd(self.model, self._callback_list, missed)
+            MissedEpochEnd(self.model, callback_list(), missed)
             self._step_saved_before_epoch_end = newest.step
         self._step = newest.step
         self._iterations_at_start = self._iterations() - newest.step

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,6 +30,11 @@ class ModelWriter:
         self._process_group = process_group
         self._snapshot = Snapshot(session.writer) if session.options.background and session.is_writer else None
         self._should_reserve_memory = self._snapshot is not None
+
+    def free_memory_with(self, owner: object) -> None:
+        """Free the memory of the copy when `owner` is gone, because Keras notifies no callback of an exception."""
+        if self._snapshot is not None:
+            weakref.finalize(owner, self._snapshot.free).atexit = False
 
     def write(self, what: str, model: keras.Model, write: Callable[[], None]) -> None:
         """Call `write` on rank 0, with the current variables of `model`; from a snapshot if there is one.

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import gc
+import weakref
+from typing import TYPE_CHECKING, Any
 
 import keras
 import pytest
 from keras_script import data, digest, model
 
 from polyaxon_keras import PolyaxonCallback
+from polyaxon_tracking.background import wait_for_all
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -95,6 +98,22 @@ def test_the_next_stage_of_a_model_continues_in_memory_and_resumes_from_its_own_
     assert once.epochs == [1, 2, 3]
     assert int(network.optimizer.iterations) == 4 * (2 + 4)
     assert places(outputs) == ["resume", "resume-2"]
+
+
+def test_the_copy_of_the_state_goes_with_a_fit_whose_exception_was_caught(outputs: Path) -> None:
+    copies: list[weakref.ref[Any]] = []
+
+    class Sees(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch: int, logs: object = None) -> None:
+            if epoch == 1:
+                copies.extend(map(weakref.ref, polyaxon._training.writer._snapshot._arrays))
+
+    network, polyaxon = model("functional"), PolyaxonCallback()
+    fails(network, Sees(), polyaxon, Once(2))
+    wait_for_all()
+    gc.collect()
+    assert copies
+    assert not any(copy() is not None for copy in copies)
 
 
 def test_a_training_within_another_has_a_place_of_its_own(outputs: Path) -> None:
