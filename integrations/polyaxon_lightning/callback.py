@@ -10,9 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from polyaxon_lightning.checkpoint_io import METADATA_KEY, DurableCheckpointIO, save_in_foreground
 from polyaxon_lightning.framework import pl
+from polyaxon_lightning.hooks import skip_unused_hooks
+from polyaxon_lightning.loggers import reads_no_checkpoint, warn_of_files_outside
 from polyaxon_lightning.process_group import launching_trainer, share_errors_of_saves
 from polyaxon_lightning.resuming import ckpt_path_argument, is_chosen_by_lightning, load, restore
-from polyaxon_lightning.training_state import TrainingStateCheckpoint, skip_unused_hooks
+from polyaxon_lightning.searches import skip_searches
+from polyaxon_lightning.sharded import writes_parts
+from polyaxon_lightning.training_state import TrainingStateCheckpoint
 from polyaxon_torch import TorchProcessGroup
 from polyaxon_torch.snapshot import Snapshot
 from polyaxon_tracking import CheckpointManager, TrackingError
@@ -22,15 +26,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from lightning.pytorch.callbacks import Callback, ModelCheckpoint
-    from lightning.pytorch.loggers import Logger
     from lightning.pytorch.plugins.io import TorchCheckpointIO
 
     from polyaxon_tracking import Checkpoint
     from polyaxon_tracking.training import IfChanged
 else:
     Callback, ModelCheckpoint = pl.callbacks.Callback, pl.callbacks.ModelCheckpoint
-    Logger = pl.loggers.Logger
     TorchCheckpointIO = pl.plugins.io.TorchCheckpointIO
+
 
 __all__ = ["PolyaxonCallback"]
 
@@ -165,7 +168,7 @@ class PolyaxonCallback(Callback):
         if stage != "fit":
             return
         if self._run.on_cluster and trainer.is_global_zero:
-            self._warn_of_loggers(trainer.loggers)
+            warn_of_files_outside(trainer.loggers, self._run)
         if self._training_state is None:
             _logger.info("The Trainer has enable_checkpointing=False: nothing is saved, and nothing is resumed from")
             return
@@ -181,18 +184,12 @@ class PolyaxonCallback(Callback):
         """Log where training starts; if the model is sharded, load the checkpoint that `setup` found."""
         if self._training_state is None:
             return
-        state, session, resumed = self._training_state, self._training_state.session, self._resumed
+        state, session = self._training_state, self._training_state.session
         state.hyperparameters.record_optimizers(trainer)
-        own_path = trainer.ckpt_path
-        if trainer.strategy.restore_checkpoint_after_setup:  # which happens after this hook
-            own_path = own_path or ckpt_path_argument(trainer)
-        if resumed is not None and (own_path in (None, "last") or is_chosen_by_lightning(trainer)):
-            if own_path is not None or self._loads_late(trainer):
-                if not load(trainer, state.io, resumed, functools.partial(self._accept, trainer, resumed)):
-                    resumed = self._resumed = None
-                elif not trainer.strategy.restore_checkpoint_after_setup:
-                    restore(trainer)
-            own_path = None
+        own_path = self._load_if_late(trainer, state)
+        resumed = self._resumed
+        if resumed is not None or own_path is not None:
+            skip_searches(trainer, state.found_by_searches)
         if own_path is None:
             session.log.start(resumed)
         elif resumed is not None:  # the user's path is loaded afterwards
@@ -219,6 +216,20 @@ class PolyaxonCallback(Callback):
             for callback in trainer.checkpoint_callbacks:
                 save_in_foreground(callback)
 
+    def _load_if_late(self, trainer: pl.Trainer, state: TrainingStateCheckpoint) -> Any:
+        """Load the checkpoint that `setup` found, if that is not done; return the user's `ckpt_path` if it counts."""
+        own_path, resumed = trainer.ckpt_path, self._resumed
+        if trainer.strategy.restore_checkpoint_after_setup:  # which happens after `on_fit_start`
+            own_path = own_path or ckpt_path_argument(trainer)
+        if resumed is None or not (own_path in (None, "last") or is_chosen_by_lightning(trainer)):
+            return own_path
+        if own_path is not None or self._loads_late(trainer):
+            if not load(trainer, state.io, resumed, functools.partial(self._accept, trainer, resumed)):
+                self._resumed = None
+            elif not trainer.strategy.restore_checkpoint_after_setup:
+                restore(trainer)
+        return None
+
     def _loads_late(self, trainer: pl.Trainer) -> bool:
         """Return whether the state is loaded only once the optimizers are made: they decide whether to resume."""
         return trainer.strategy.restore_checkpoint_after_setup or self._run.if_changed == "restart"
@@ -239,7 +250,7 @@ class PolyaxonCallback(Callback):
             )
         if sum(isinstance(callback, PolyaxonCallback) for callback in trainer.callbacks) > 1:  # type: ignore[attr-defined]
             raise TrackingError("Received several PolyaxonCallbacks in one Trainer. Expected one: remove the others.")
-        if self._run.is_remote and stage == "fit" and _writes_parts(trainer):
+        if self._run.is_remote and stage == "fit" and writes_parts(trainer):
             raise TrackingError(
                 f"Received the outputs path {self._run.outputs_path}, in an object store, and a strategy that saves a "
                 f"checkpoint in parts, {type(trainer.strategy).__name__}. Expected a volume that all machines share, "
@@ -258,17 +269,6 @@ class PolyaxonCallback(Callback):
                     self._run.warn_if_outside(os.fspath(callback.dirpath))
                     callback.dirpath = self._run.clean_path(os.fspath(callback.dirpath))  # checkpoints hold this path
 
-    def _warn_of_loggers(self, loggers: list[Logger]) -> None:
-        """Warn if loggers write outside the outputs path; they create their files before any callback's hook."""
-        for logger in loggers:
-            if isinstance(logger, (pl.loggers.CSVLogger, pl.loggers.TensorBoardLogger)):
-                name = type(logger).__name__
-                self._run.warn_if_outside(
-                    os.fspath(logger.save_dir),
-                    f"The files of {name}",
-                    f"Pass Trainer(default_root_dir=callback.outputs_path), or {name}(callback.outputs_path)",
-                )
-
     def __getstate__(self) -> dict[str, Any]:
         """Record the checkpoint directory, because pickling may mean that training processes are being launched."""
         _note_launch()
@@ -282,13 +282,17 @@ class PolyaxonCallback(Callback):
         return self._run.checkpoint_manager(model, max_to_keep=self._options.max_to_keep)
 
     def _attach_training_state(self, trainer: pl.Trainer, model: pl.LightningModule) -> TrainingStateCheckpoint:
-        """Add the callback that saves the training state, as the last of the Trainer's callbacks."""
+        """Add the callback that saves the training state, as the last of the Trainer's callbacks.
+
+        This callback becomes the first of them: a search for a learning rate would hide the user's `ckpt_path` from it.
+        """
         process_group = TorchProcessGroup(self._options.write_timeout)
         share_errors_of_saves(trainer.strategy, process_group)
         session = TrainingSession(self._run, self._checkpoints_of(model), self._options, process_group)
         snapshot = Snapshot(session.writer) if self._options.background else None
         training_state = TrainingStateCheckpoint(session, snapshot, weights_only=self._weights_only)
-        trainer.callbacks = [*_without_training_state(trainer.callbacks), training_state]  # type: ignore[attr-defined]
+        others = [one for one in _without_training_state(trainer.callbacks) if one is not self]  # type: ignore[attr-defined]
+        trainer.callbacks = [self, *others, training_state]  # type: ignore[attr-defined]
         return training_state
 
     def _replace_checkpoint_io(self, trainer: pl.Trainer, snapshot: Snapshot | None) -> None:
@@ -306,7 +310,7 @@ def _save_in_background(trainer: pl.Trainer, io: DurableCheckpointIO) -> None:
 
     A subclass may, and loggers that upload each checkpoint do: Lightning calls their ``after_save_checkpoint``.
     """
-    if not all(map(_reads_no_checkpoint, trainer.loggers)):
+    if not all(map(reads_no_checkpoint, trainer.loggers)):
         _logger.info(
             "A logger of the Trainer reads each checkpoint that a ModelCheckpoint saves: those are saved in the "
             "foreground"
@@ -319,26 +323,9 @@ def _save_in_background(trainer: pl.Trainer, io: DurableCheckpointIO) -> None:
             io.save_in_background(callback)
 
 
-def _reads_no_checkpoint(logger: Logger) -> bool:
-    hook = type(logger).after_save_checkpoint
-    quiet = (Logger, pl.loggers.TensorBoardLogger, pl.loggers.CSVLogger)
-    # Lightning's loggers that upload artifacts have an option for it, which is off by default.
-    return hook in {kind.after_save_checkpoint for kind in quiet} or getattr(logger, "_log_model", None) is False
-
-
 def _check_weights_only(weights_only: object) -> None:
     if not isinstance(weights_only, bool):
         raise TrackingError(f"Received weights_only={weights_only!r}. Expected True or False.")
-
-
-def _writes_parts(trainer: pl.Trainer) -> bool:
-    """Return whether each rank writes its own part of a checkpoint; each strategy has another private name for that."""
-    strategy = trainer.strategy
-    return (
-        getattr(strategy, "_save_distributed_checkpoint", False)
-        or getattr(strategy, "_state_dict_type", None) == "sharded"
-        or isinstance(strategy, pl.strategies.DeepSpeedStrategy)
-    )
 
 
 def _without_training_state(callbacks: Sequence[Any]) -> list[Any]:

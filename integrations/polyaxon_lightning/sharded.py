@@ -11,7 +11,7 @@ from polyaxon_torch import has_nan
 if TYPE_CHECKING:
     from polyaxon_tracking.training import TrainingSession
 
-__all__ = ["save_sharded", "writes_itself"]
+__all__ = ["save_sharded", "writes_itself", "writes_parts"]
 
 
 def writes_itself(trainer: pl.Trainer) -> bool:
@@ -28,3 +28,13 @@ def save_sharded(trainer: pl.Trainer, session: TrainingSession, epoch: int) -> N
     with group.share_errors():
         if staged is not None:
             staged.commit()
+
+
+def writes_parts(trainer: pl.Trainer) -> bool:
+    """Return whether each rank writes its own part of a checkpoint; each strategy has another private name for that."""
+    strategy = trainer.strategy
+    return (
+        getattr(strategy, "_save_distributed_checkpoint", False)
+        or getattr(strategy, "_state_dict_type", None) == "sharded"
+        or isinstance(strategy, pl.strategies.DeepSpeedStrategy)
+    )

@@ -10,19 +10,31 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import torch
 
 from polyaxon_lightning.checkpoint_io import METADATA_KEY, TrainingStateIO, training_state_io
+from polyaxon_lightning.data import (
+    Batches,
+    forget_loaders,
+    generator_states,
+    is_stateful,
+    set_generator_states,
+    training_loaders,
+)
 from polyaxon_lightning.framework import pl
+from polyaxon_lightning.hooks import skip_unused_hooks
 from polyaxon_lightning.hyperparameters import HyperparametersOfTrainer
 from polyaxon_lightning.process_group import restore_saves
+from polyaxon_lightning.searches import allow_searches, found_by_searches
 from polyaxon_lightning.sharded import save_sharded, writes_itself
 from polyaxon_lightning.stopping import is_leaving_epoch, is_stopped_early
 from polyaxon_lightning.validation import (
     BeforeValidation,
     complete_batch,
     continue_after_batch,
+    count_unfinished_batch_again,
     epoch_metrics,
     let_go_of_loops,
     log_again,
     plateau_metrics,
+    start_epoch_like_the_others,
     step_plateaus,
     take_epochs_for_ended,
 )
@@ -39,18 +51,9 @@ if TYPE_CHECKING:
 else:
     Callback, Checkpoint = pl.callbacks.Callback, pl.callbacks.Checkpoint
 
-__all__ = ["TrainingStateCheckpoint", "skip_unused_hooks"]
+__all__ = ["TrainingStateCheckpoint"]
 
 _logger = logging.getLogger("polyaxon_tracking")
-
-_BATCH_HOOKS = (
-    "on_train_batch_start",
-    "on_before_zero_grad",
-    "on_before_backward",
-    "on_after_backward",
-    "on_before_optimizer_step",
-    "on_train_batch_end",
-)
 
 
 class TrainingStateCheckpoint(Checkpoint):
@@ -74,13 +77,20 @@ class TrainingStateCheckpoint(Checkpoint):
         """The state before the validation, until the epoch has ended or continues."""
         self._saves_before = False
         self._validation_swaps_weights = False
+        self._batches = Batches()
+
+    @property
+    def found_by_searches(self) -> dict[str, Any]:
+        """What searches had found in the training that is resumed."""
+        found: dict[str, Any] = {} if self._restored is None else self._restored.get("searches", {})
+        return found
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Add the metadata: the parts of the training state that Lightning leaves out of a checkpoint."""
         checkpoint[METADATA_KEY] = metadata = {
-            "random": self.session.process_group.gather(random_state()),
+            "random": self.session.process_group.gather(random_state() | {"loaders": generator_states(trainer)}),
             "ends_epoch": self._ends_epoch,
             "stopped": is_stopped_early(trainer),
             "optimizers": _optimizers(trainer),
@@ -89,7 +99,9 @@ class TrainingStateCheckpoint(Checkpoint):
             "epoch_metrics": {} if self._ends_epoch else epoch_metrics(trainer),
             "swaps": self._validation_swaps_weights,
             "hyperparameters": self.hyperparameters.as_saved(trainer),
+            "searches": found_by_searches(trainer),
         }
+        self._batches.put_into(trainer, checkpoint, metadata)
         if self._saves_before and self._before is not None:
             self._before.put_into(checkpoint, metadata)
 
@@ -105,15 +117,16 @@ class TrainingStateCheckpoint(Checkpoint):
                 take_epochs_for_ended(trainer)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Restore the random number generators, so that dropout and shuffling equal those of an uninterrupted training.
-
-        If there are as many processes as before, each process gets its own random state again.
+        """Check what was restored, and make training start where the state was saved.
 
         Raises:
             TrackingError: the optimizers are not those that were saved. Lightning would use the options of the saved
                 optimizers, or fail in the middle of training.
         """
         self.session.preemption.install()  # before Lightning's own handlers, which call the previous ones
+        allow_searches(trainer)
+        if self._restored is not None or trainer.strategy.restore_checkpoint_after_setup:
+            forget_loaders(trainer)
         if self._restored is None:
             return
         if self._restored["optimizers"] != _optimizers(trainer):
@@ -123,18 +136,23 @@ class TrainingStateCheckpoint(Checkpoint):
                 f"PolyaxonCallback(resume=False) to start from scratch, or use another outputs path; the checkpoint "
                 f"stays as it is."
             )
-        if self._restored["ends_epoch"]:
-            self._restore_random(trainer)
         if self._restored["ends_batch"]:
             continue_after_batch(trainer, self._restored)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Do the scheduler steps that came after the save, and reset the counters."""
+        """Restore the random number generators, and do the scheduler steps that came after the save.
+
+        The generators are restored here because Lightning has already drawn numbers to start the data loaders. If there
+        are as many processes as before, each process gets its own random state again.
+        """
+        self._batches.start(trainer, self._restored)
         if self._restored is not None:
             loaded_late = trainer.strategy.restore_checkpoint_after_setup
-            # Lightning has drawn a number to begin the epoch's batches, which the saved state has behind it.
-            if not self._restored["ends_epoch"] or loaded_late or _begins_batches_again(trainer):
-                self._restore_random(trainer)
+            self._restore_random(trainer)
+            if self._restored["ends_epoch"]:
+                start_epoch_like_the_others(trainer)
+            if self._restored.get("within_batch"):
+                count_unfinished_batch_again(trainer)
             step_plateaus(trainer, self._restored["plateau"])
             trainer.callback_metrics.update(self._restored.get("metrics", {}))
             if self._restored["ends_batch"]:
@@ -162,7 +180,7 @@ class TrainingStateCheckpoint(Checkpoint):
     ) -> None:
         """Log which data a training that resumes within an epoch repeats."""
         self.on_train_batch_start = None  # type: ignore[assignment,method-assign]  # it is logged once
-        if self._is_resumed and batch_idx and not _is_stateful(trainer.train_dataloader):
+        if self._is_resumed and batch_idx and not all(map(is_stateful, training_loaders(trainer))):
             _logger.info(
                 "Resuming within epoch %d after %d of its %s batches. The data loader has no state_dict, so it starts "
                 "again: some of this epoch's data is repeated, and some is left out",
@@ -173,6 +191,7 @@ class TrainingStateCheckpoint(Checkpoint):
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Stop if a signal waited for the end of the validation of the previous epoch."""
+        self._batches.find_loaders(trainer)
         if trainer.global_step == self.session.saved_step and self.session.should_stop_now():
             self._stop(trainer)
 
@@ -187,6 +206,7 @@ class TrainingStateCheckpoint(Checkpoint):
     ) -> None:
         """Save or stop if the session asks for it."""
         step = trainer.global_step
+        self._batches.end(step)
         action = self.session.end_batch(step)
         if action is Action.STOP:
             self._stop(trainer)
@@ -248,6 +268,7 @@ class TrainingStateCheckpoint(Checkpoint):
             trainer._signal_connector.teardown()  # noqa: SLF001  # later, it would install the handlers of `preemption`
             self.session.preemption.uninstall()
             self._before = None
+            self._batches.free()
             if self.snapshot is not None:
                 self.snapshot.free()
             let_go_of_loops(trainer)
@@ -268,7 +289,9 @@ class TrainingStateCheckpoint(Checkpoint):
 
     def _restore_random(self, trainer: pl.Trainer) -> None:
         if self._restored is not None and len(self._restored["random"]) == trainer.world_size:
-            set_random_state(self._restored["random"][self.session.process_group.rank])
+            state = self._restored["random"][self.session.process_group.rank]
+            set_random_state(state)
+            set_generator_states(trainer, state.get("loaders", []))
 
     def _stop(self, trainer: pl.Trainer) -> NoReturn:
         """Save and exit here, because spawned processes get no exception hook."""
@@ -318,29 +341,6 @@ def _state_tensors(trainer: pl.Trainer) -> list[torch.Tensor]:
         for state in optimizer.state.values():
             tensors += [value for value in state.values() if isinstance(value, torch.Tensor)]
     return tensors
-
-
-def skip_unused_hooks(callback: Callback) -> None:
-    """Make Lightning skip the per-batch hooks that `callback` does not override.
-
-    It calls whatever of a callback's hooks is callable, in microseconds each.
-    """
-    for hook in _BATCH_HOOKS:
-        if getattr(type(callback), hook) is getattr(Callback, hook):
-            setattr(callback, hook, None)
-
-
-def _begins_batches_again(trainer: pl.Trainer) -> bool:
-    """Return whether Lightning is about to start the batches of the resumed epoch again, as before version 2.5.6."""
-    loop = trainer.fit_loop
-    return not hasattr(loop, "is_resuming") and trainer.current_epoch > 0 and not loop.epoch_loop.restarting
-
-
-def _is_stateful(loaders: Any) -> bool:
-    return all(
-        hasattr(loader, "state_dict") and hasattr(loader, "load_state_dict")
-        for loader in pl.utilities.CombinedLoader(loaders).flattened
-    )
 
 
 def _optimizers(trainer: pl.Trainer) -> list[str]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from polyaxon_lightning.data import generator_states
 from polyaxon_lightning.framework import pl
 from polyaxon_torch import WeightSamples, random_state
 
@@ -14,10 +15,12 @@ __all__ = [
     "BeforeValidation",
     "complete_batch",
     "continue_after_batch",
+    "count_unfinished_batch_again",
     "epoch_metrics",
     "let_go_of_loops",
     "log_again",
     "plateau_metrics",
+    "start_epoch_like_the_others",
     "step_plateaus",
     "take_epochs_for_ended",
 ]
@@ -34,7 +37,7 @@ class BeforeValidation:
 
     def __init__(self, trainer: pl.Trainer) -> None:
         self._weights = WeightSamples(trainer.lightning_module)
-        self._random = random_state()
+        self._random = random_state() | {"loaders": generator_states(trainer)}
         states = {callback.state_key: callback.state_dict() for callback in trainer.callbacks}  # type: ignore[attr-defined]
         self._callbacks = _frozen({key: state for key, state in states.items() if state})
         self._schedulers = [_frozen(config.scheduler.state_dict()) for config in trainer.lr_scheduler_configs]
@@ -90,6 +93,21 @@ def continue_after_batch(trainer: pl.Trainer, metadata: dict[str, Any]) -> None:
             trainer._last_val_time = float("-inf")  # type: ignore[attr-defined]  # noqa: SLF001  # of a `val_check_interval` in time
 
     loop.advance = advance  # type: ignore[assignment,method-assign]
+
+
+def count_unfinished_batch_again(trainer: pl.Trainer) -> None:
+    """Take back the count of a batch that an exception cut off in the total of all epochs, where Lightning does not."""
+    total: Any = trainer.fit_loop.epoch_loop.batch_progress.total
+    total.ready = total.started = total.processed = total.completed
+
+
+def start_epoch_like_the_others(trainer: pl.Trainer) -> None:
+    """Make Lightning start the data loaders at the start of the resumed epoch, as in an uninterrupted training.
+
+    Since version 2.5.6, it uses the iterators from before ``on_train_start`` instead, which have drawn other random
+    numbers: persistent workers, for example, draw a number only when they are started.
+    """
+    trainer.fit_loop._resuming_from_checkpoint = False  # noqa: SLF001
 
 
 def take_epochs_for_ended(trainer: pl.Trainer) -> None:

@@ -10,7 +10,7 @@ from polyaxon_torch.plain_values import (
     plain_numbers,
 )
 from polyaxon_torch.process_group import TorchProcessGroup
-from polyaxon_torch.rng import random_state, set_random_state
+from polyaxon_torch.rng import random_numbers, random_state, set_random_state
 from polyaxon_torch.weight_samples import WeightSamples
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "make_rates_plain",
     "plain_hyperparameters",
     "plain_numbers",
+    "random_numbers",
     "random_state",
     "set_random_state",
     "settle_lazy_layers",
