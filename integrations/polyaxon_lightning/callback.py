@@ -13,9 +13,9 @@ from polyaxon_lightning.framework import pl
 from polyaxon_lightning.hooks import skip_unused_hooks
 from polyaxon_lightning.loggers import reads_no_checkpoint, warn_of_files_outside
 from polyaxon_lightning.process_group import launching_trainer, share_errors_of_saves
-from polyaxon_lightning.resuming import ckpt_path_argument, is_chosen_by_lightning, load, restore
+from polyaxon_lightning.resuming import ckpt_path_argument, forget_missing_files, is_chosen_by_lightning, load, restore
 from polyaxon_lightning.searches import skip_searches
-from polyaxon_lightning.sharded import writes_parts
+from polyaxon_lightning.sharded import writes_itself, writes_parts
 from polyaxon_lightning.training_state import TrainingStateCheckpoint
 from polyaxon_torch import TorchProcessGroup
 from polyaxon_torch.snapshot import Snapshot
@@ -164,7 +164,7 @@ class PolyaxonCallback(Callback):
         self._redirect(user_checkpoints)
         saves = stage == "fit" and bool(user_checkpoints)
         self._training_state = self._attach_training_state(trainer, pl_module) if saves else None
-        self._replace_checkpoint_io(trainer, self._training_state.snapshot if self._training_state else None)
+        self._replace_checkpoint_io(trainer)
         if stage != "fit":
             return
         if self._run.on_cluster and trainer.is_global_zero:
@@ -192,6 +192,8 @@ class PolyaxonCallback(Callback):
             skip_searches(trainer, state.found_by_searches)
         if own_path is None:
             session.log.start(resumed)
+            if resumed is not None:
+                forget_missing_files(trainer, resumed.source)
         elif resumed is not None:  # the user's path is loaded afterwards
             session.log.unused(resumed, "ckpt_path", self._run.clean_path(os.fspath(own_path)))
         max_epochs = -1 if trainer.max_epochs is None else trainer.max_epochs
@@ -295,13 +297,16 @@ class PolyaxonCallback(Callback):
         trainer.callbacks = [self, *others, training_state]  # type: ignore[attr-defined]
         return training_state
 
-    def _replace_checkpoint_io(self, trainer: pl.Trainer, snapshot: Snapshot | None) -> None:
+    def _replace_checkpoint_io(self, trainer: pl.Trainer) -> None:
         """Replace the plugin that writes the checkpoints of ModelCheckpoints, unless the user passed a plugin."""
         if type(trainer.strategy.checkpoint_io) not in (TorchCheckpointIO, DurableCheckpointIO):
             return
-        trainer.strategy.checkpoint_io = io = DurableCheckpointIO(snapshot)
+        state = self._training_state
+        trainer.strategy.checkpoint_io = io = DurableCheckpointIO(None if state is None else state.snapshot)
         io.protected_path = ckpt_path_argument(trainer)
-        if snapshot is not None:
+        if state is not None and not writes_itself(trainer):
+            state.io.on_newest = io.keep_named
+        if state is not None and state.snapshot is not None:
             _save_in_background(trainer, io)
 
 

@@ -19,7 +19,7 @@ from polyaxon_tracking import TrackingError, atomic_write, cached_path
 from polyaxon_tracking.training import open_directory
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
@@ -61,6 +61,12 @@ class DurableCheckpointIO(TorchCheckpointIO):
         self._pending: set[str] = set()
         self._listed: dict[str, set[str]] = {}
         self._last_saved: _Saved | None = None
+        self._named: set[str] = set()
+        """The files that the newest training state names, such as the best model's."""
+        self._removed: set[str] = set()
+        """The files that were removed, and not saved again since."""
+        self._unneeded: set[str] = set()
+        """Those of them that are still there."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
         """Write `checkpoint` to the file `path`; if that fails, the file stays as it was."""
@@ -70,14 +76,26 @@ class DurableCheckpointIO(TorchCheckpointIO):
             )
         is_background_path = os.fspath(path) == self._background_path
         path, self._background_path = _absolute(path), None
+        self._removed.discard(path)
         if self._snapshot is not None and is_background_path:
             self._pending.add(path)
             self._snapshot.save(path, checkpoint, functools.partial(self._save_pending, path))
             return
         self.wait()
         self._last_saved = None
+        self._unneeded.discard(path)
         with atomic_write(path) as staged:
             torch.save(checkpoint, staged)
+
+    def keep_named(self, state: dict[str, Any]) -> None:
+        """Keep the files that the training state `state` names, which is the newest one, until the next is written.
+
+        A ModelCheckpoint removes a file as soon as it has a better one. If a kill comes then, the next start resumes
+        from a state whose best model is that file. So the file is removed only when a state that does not name it is
+        written.
+        """
+        self._named = {_absolute(path) for path in _named_files(state)}
+        self._remove_unneeded()
 
     def save_in_background(self, callback: ModelCheckpoint) -> None:
         """Write the files of `callback` in the background from now on.
@@ -100,6 +118,8 @@ class DurableCheckpointIO(TorchCheckpointIO):
     def _is_taken(self, path: str | Path) -> bool:
         """Return whether the file `path` exists or is being written; a store is listed once, not at every save."""
         path = _absolute(path)
+        if path in self._removed:
+            return False
         if path in self._pending or not _is_url(path):
             return path in self._pending or os.path.exists(path)
         parent, name = os.path.split(path)
@@ -132,13 +152,15 @@ class DurableCheckpointIO(TorchCheckpointIO):
         return checkpoint
 
     def remove_checkpoint(self, path: str | Path) -> None:
-        """Remove the file or directory `path`, if it exists, after all earlier saves are written."""
+        """Remove the file or directory `path`, if it exists, when no earlier save and no training state needs it."""
         if path == self.protected_path:  # Lightning itself keeps it if it is local (its issue 21813)
             return
+        path = _absolute(path)
+        self._removed.add(path)
         if self._snapshot is None:
-            self._remove(path)
+            self._remove_unneeded(path)
         elif not self._snapshot.failed:  # otherwise remove nothing: the next save raises the error on all ranks
-            self._snapshot.submit(f"the removal of {path}", functools.partial(self._remove, path))
+            self._snapshot.submit(f"the removal of {path}", functools.partial(self._remove_unneeded, path))
 
     def teardown(self) -> None:
         """Wait for all writes, and free the memory of the snapshot."""
@@ -146,7 +168,12 @@ class DurableCheckpointIO(TorchCheckpointIO):
         self.wait()
         self._snapshot = self._last_saved = None
 
+    def missing(self, paths: list[str]) -> list[str]:
+        """Return those of the files `paths` that do not exist."""
+        return [path for path in paths if not self._is_taken(path)]
+
     def _save_pending(self, path: str, checkpoint: dict[str, Any]) -> None:
+        self._unneeded.discard(path)
         saved = self._last_saved
         if saved is None or saved.checkpoint is not checkpoint or not _copy(saved, path):
             with atomic_write(path) as staged:
@@ -156,11 +183,17 @@ class DurableCheckpointIO(TorchCheckpointIO):
         self._listed.get(parent, set()).add(name)
         self._pending.discard(path)
 
-    def _remove(self, path: str | Path) -> None:
+    def _remove_unneeded(self, *paths: str) -> None:
+        self._unneeded.update(paths)
+        for path in self._unneeded - self._named:
+            self._unneeded.discard(path)
+            self._remove(path)
+
+    def _remove(self, path: str) -> None:
         if os.path.isdir(path) and not os.path.islink(path):
             shutil.rmtree(path)
             return
-        parent, name = os.path.split(_absolute(path))
+        parent, name = os.path.split(path)
         open_directory(parent).remove(name)
         self._listed.get(parent, set()).discard(name)
 
@@ -186,6 +219,8 @@ class TrainingStateIO(TorchCheckpointIO):
         self._snapshot = snapshot
         self._weights_only = weights_only
         self._is_checked = not weights_only
+        self.on_newest: Callable[[dict[str, Any]], None] = lambda _: None
+        """Called with the training state that is now the newest: the one that was loaded, and each that was written."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
         """Write `checkpoint`, in the background if there is a snapshot.
@@ -221,6 +256,7 @@ class TrainingStateIO(TorchCheckpointIO):
         step, nan = checkpoint["global_step"], has_nan(checkpoint["state_dict"].values())
         with self._checkpoints.save(step, finished_epochs, has_nan=nan) as path:
             torch.save(checkpoint, path)  # to a path, because `torch.save` to a file object is twice as slow
+        self.on_newest(checkpoint)
 
 
 @contextlib.contextmanager
@@ -238,6 +274,15 @@ class _Saved(NamedTuple):
     checkpoint: dict[str, Any]
     path: str
     identity: tuple[int, ...] | None
+
+
+def _named_files(state: dict[str, Any]) -> set[str]:
+    """Return the paths that the states of ModelCheckpoints in the training state `state` hold."""
+    named: set[str] = set()
+    for callback in state.get("callbacks", {}).values():
+        if isinstance(callback, dict) and "best_k_models" in callback:
+            named |= {*callback["best_k_models"], callback["best_model_path"], callback["last_model_path"]}
+    return named - {""}
 
 
 def _is_url(path: str | Path) -> bool:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import pickle
 import sys
 import traceback
 from typing import TYPE_CHECKING, Any
 
-from polyaxon_lightning.checkpoint_io import training_state_io
+from polyaxon_lightning.checkpoint_io import DurableCheckpointIO, training_state_io
 from polyaxon_lightning.framework import pl
 from polyaxon_torch import differing_shapes
 from polyaxon_tracking import TrackingError
@@ -16,12 +17,15 @@ from polyaxon_tracking.training import different_model
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from lightning.pytorch.callbacks import ModelCheckpoint
     from lightning.pytorch.strategies import Strategy
 
     from polyaxon_lightning.checkpoint_io import TrainingStateIO
     from polyaxon_tracking import Checkpoint
 
-__all__ = ["ckpt_path_argument", "is_chosen_by_lightning", "load", "restore"]
+__all__ = ["ckpt_path_argument", "forget_missing_files", "is_chosen_by_lightning", "load", "restore"]
+
+_logger = logging.getLogger("polyaxon_tracking")
 
 
 def load(
@@ -72,6 +76,39 @@ def restore(trainer: pl.Trainer) -> None:
     connector.restore_model()
     connector.restore_datamodule()
     connector.restore_callbacks()
+
+
+def forget_missing_files(trainer: pl.Trainer, source: str) -> None:
+    """Let each ModelCheckpoint forget the files that its state in `source` names and that no longer exist."""
+    io = trainer.strategy.checkpoint_io
+    if not isinstance(io, DurableCheckpointIO):
+        return
+    for callback in trainer.checkpoint_callbacks:
+        if isinstance(callback, pl.callbacks.ModelCheckpoint):
+            named = sorted({*callback.best_k_models, callback.best_model_path} - {""})
+            missing = trainer.strategy.broadcast(io.missing(named) if trainer.is_global_zero else None)
+            if missing:
+                _forget(callback, missing)
+                _logger.warning(
+                    "%s names %s, which no longer exists. The best model is now %s",
+                    source,
+                    ", ".join(missing),
+                    callback.best_model_path or "the next that is saved",
+                )
+
+
+def _forget(callback: ModelCheckpoint, files: list[str]) -> None:
+    models = callback.best_k_models
+    for file in files:
+        models.pop(file, None)
+    if callback.best_model_path in files:
+        callback.best_model_path, callback.best_model_score = "", None
+    if models:
+        best, worst = (min, max) if callback.mode == "min" else (max, min)
+        callback.best_model_path = best(models, key=models.__getitem__)
+        callback.best_model_score = models[callback.best_model_path]
+        callback.kth_best_model_path = worst(models, key=models.__getitem__)
+        callback.kth_value = models[callback.kth_best_model_path]
 
 
 def is_chosen_by_lightning(trainer: pl.Trainer) -> bool:

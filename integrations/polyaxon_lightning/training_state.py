@@ -109,6 +109,7 @@ class TrainingStateCheckpoint(Checkpoint):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Keep the metadata until training starts, and make training start where the state was saved."""
+        self.io.on_newest(checkpoint)
         self._restored = checkpoint.get(METADATA_KEY)
         if self._restored is not None:
             self.hyperparameters.resumed = self._restored.get("hyperparameters")
