@@ -213,6 +213,10 @@ class PolyaxonCallback(keras.callbacks.ModelCheckpoint):
             self._training.finish()
             self._training = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the running training, because a copy of this callback has no part in it."""
+        return vars(self) | {"_training": None}
+
     def _save_model(self, epoch: int, batch: int | None, logs: dict[str, Any] | None) -> None:
         """Save the model's file as ``ModelCheckpoint`` does, but atomically.
 

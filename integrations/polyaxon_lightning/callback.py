@@ -272,9 +272,12 @@ class PolyaxonCallback(Callback):
                     callback.dirpath = self._run.clean_path(os.fspath(callback.dirpath))  # checkpoints hold this path
 
     def __getstate__(self) -> dict[str, Any]:
-        """Record the checkpoint directory, because pickling may mean that training processes are being launched."""
+        """Record the checkpoint directory, because pickling may mean that training processes are being launched.
+
+        The running training is left out, because a copy of this callback has no part in it.
+        """
         _note_launch()
-        return vars(self).copy()
+        return vars(self) | {"_training_state": None}
 
     def _checkpoints_of(self, model: pl.LightningModule) -> CheckpointManager:
         """Return the checkpoint manager for `model`; in a launched process, that of the recorded directory."""

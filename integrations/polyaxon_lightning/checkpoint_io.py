@@ -57,7 +57,8 @@ class DurableCheckpointIO(TorchCheckpointIO):
         self._snapshot = snapshot
         self.protected_path: str | Path | None = None
         """The checkpoint from which training resumes, which is not removed."""
-        self._background_path: str | None = None
+        self.background_path: str | None = None
+        """The path that a ModelCheckpoint is about to save to, in the background."""
         self._pending: set[str] = set()
         self._listed: dict[str, set[str]] = {}
         self._last_saved: _Saved | None = None
@@ -74,8 +75,8 @@ class DurableCheckpointIO(TorchCheckpointIO):
             raise TypeError(
                 "`trainer.save_checkpoint(..., storage_options=...)` is not supported: see PolyaxonCallback"
             )
-        is_background_path = os.fspath(path) == self._background_path
-        path, self._background_path = _absolute(path), None
+        is_background_path = os.fspath(path) == self.background_path
+        path, self.background_path = _absolute(path), None
         self._removed.discard(path)
         if self._snapshot is not None and is_background_path:
             self._pending.add(path)
@@ -103,19 +104,11 @@ class DurableCheckpointIO(TorchCheckpointIO):
         A plugin is passed only a path. Every path that a ModelCheckpoint saves to comes from its method
         `format_checkpoint_name`, so that method is made to report the path.
         """
+        methods = _BackgroundMethods(callback, self)
+        callback.format_checkpoint_name = methods.format_checkpoint_name  # type: ignore[method-assign]
+        callback.file_exists = methods.file_exists  # type: ignore[method-assign]
 
-        def format_checkpoint_name(*arguments: Any, **options: Any) -> str:
-            self._background_path = ModelCheckpoint.format_checkpoint_name(callback, *arguments, **options)
-            return self._background_path
-
-        def file_exists(filepath: str | Path, trainer: pl.Trainer) -> bool:
-            return bool(trainer.strategy.broadcast(trainer.is_global_zero and self._is_taken(filepath)))
-
-        callback.format_checkpoint_name = format_checkpoint_name  # type: ignore[method-assign]
-        # A path that is taken gets a version, also if its file is still being written.
-        callback.file_exists = file_exists  # type: ignore[method-assign]
-
-    def _is_taken(self, path: str | Path) -> bool:
+    def is_taken(self, path: str | Path) -> bool:
         """Return whether the file `path` exists or is being written; a store is listed once, not at every save."""
         path = _absolute(path)
         if path in self._removed:
@@ -170,7 +163,7 @@ class DurableCheckpointIO(TorchCheckpointIO):
 
     def missing(self, paths: list[str]) -> list[str]:
         """Return those of the files `paths` that do not exist."""
-        return [path for path in paths if not self._is_taken(path)]
+        return [path for path in paths if not self.is_taken(path)]
 
     def _save_pending(self, path: str, checkpoint: dict[str, Any]) -> None:
         self._unneeded.discard(path)
@@ -196,6 +189,29 @@ class DurableCheckpointIO(TorchCheckpointIO):
         parent, name = os.path.split(path)
         open_directory(parent).remove(name)
         self._listed.get(parent, set()).discard(name)
+
+
+class _BackgroundMethods:
+    """Two methods of a ModelCheckpoint whose files are written in the background; a copy of it has its own methods."""
+
+    def __init__(self, callback: ModelCheckpoint, io: DurableCheckpointIO) -> None:
+        self._callback = callback
+        self._io: DurableCheckpointIO | None = io
+
+    def format_checkpoint_name(self, *arguments: Any, **options: Any) -> str:
+        path = ModelCheckpoint.format_checkpoint_name(self._callback, *arguments, **options)
+        if self._io is not None:
+            self._io.background_path = path
+        return path
+
+    def file_exists(self, filepath: str | Path, trainer: pl.Trainer) -> bool:
+        """Return whether a path is taken, and gets a version: also if its file is still being written."""
+        if self._io is None:
+            return ModelCheckpoint.file_exists(self._callback, filepath, trainer)
+        return bool(trainer.strategy.broadcast(trainer.is_global_zero and self._io.is_taken(filepath)))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_callback": self._callback, "_io": None}
 
 
 def save_in_foreground(callback: Checkpoint) -> None:

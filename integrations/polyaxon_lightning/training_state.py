@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 
-from polyaxon_lightning.checkpoint_io import METADATA_KEY, TrainingStateIO, training_state_io
+from polyaxon_lightning.checkpoint_io import METADATA_KEY, TrainingStateIO, save_in_foreground, training_state_io
 from polyaxon_lightning.data import (
     Batches,
     forget_loaders,
@@ -270,6 +270,8 @@ class TrainingStateCheckpoint(Checkpoint):
             self.session.preemption.uninstall()
             self._before = None
             self._batches.free()
+            for callback in trainer.checkpoint_callbacks:
+                save_in_foreground(callback)
             if self.snapshot is not None:
                 self.snapshot.free()
             let_go_of_loops(trainer)
@@ -287,6 +289,10 @@ class TrainingStateCheckpoint(Checkpoint):
         finally:
             restore_saves(trainer.strategy)
             let_go_of_loops(trainer)
+
+    def __reduce__(self) -> tuple[type[Callback], tuple[()]]:
+        """Make a copy a callback that does nothing, because a session belongs to one training."""
+        return Callback, ()
 
     def _restore_random(self, trainer: pl.Trainer) -> None:
         if self._restored is not None and len(self._restored["random"]) == trainer.world_size:

@@ -182,6 +182,10 @@ class PolyaxonCallback(TrainerCallback):
         if self._training is not None:
             self._training.end_epoch()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the running training, because a copy of this callback has no part in it."""
+        return vars(self) | {"_training": None}
+
     def _redirect(self, args: TrainingArguments) -> tuple[str, str | None]:
         """Return the directory for `save_strategy`, and the URL to which its folders are uploaded, if any."""
         given = str(args.output_dir)  # the Trainer has made it

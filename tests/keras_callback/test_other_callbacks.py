@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import logging
 from typing import TYPE_CHECKING, Any
@@ -140,3 +141,23 @@ def test_nobody_is_warned_of_files_off_the_cluster_or_in_the_outputs(
     assert not [
         message for name, level, message in caplog.record_tuples if name == "polyaxon_tracking" and level > logging.INFO
     ]
+
+
+class Copies(keras.callbacks.Callback):
+    """Copies another callback while it trains, without the model, which not every backend can copy."""
+
+    def __init__(self, callback: PolyaxonCallback) -> None:
+        super().__init__()
+        self.callback = callback
+        self.taken: list[PolyaxonCallback] = []
+
+    def on_epoch_end(self, epoch: int, logs: object = None) -> None:
+        self.taken.append(copy.deepcopy(self.callback, {id(self.callback.model): None}))
+
+
+def test_a_copy_of_the_callback_made_in_a_training_has_no_part_in_it(outputs: Path) -> None:
+    original = polyaxon()
+    copies = Copies(original)
+    fit(original, copies, epochs=1)
+    fit(copies.taken[0], epochs=2)
+    assert len(list((outputs / "checkpoints" / "resume").glob("*-epoch=2-*"))) == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -147,3 +148,22 @@ def test_resume_true_is_no_reason_to_continue_another_training(tmp_path: Path) -
     trainer(PolyaxonCallback(resume=True), once, **QUIET).train()
     assert once.steps[0] == 1
     assert places(tmp_path / "outputs") == ["resume", "resume-2"]
+
+
+class Copies(TrainerCallback):
+    """Copies the Trainer's callbacks while they train."""
+
+    def __init__(self) -> None:
+        self.taken: list[TrainerCallback] = []
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.taken = pickle.loads(pickle.dumps(self.beside))
+
+
+def test_a_copy_of_the_callback_made_in_a_training_has_no_part_in_it(outputs: Path) -> None:
+    copies = Copies()
+    training = trainer(PolyaxonCallback(), copies, **QUIET)
+    copies.beside = [one for one in training.callback_handler.callbacks if isinstance(one, PolyaxonCallback)]  # type: ignore[attr-defined]
+    training.train()
+    trainer(*copies.taken, **QUIET).train()
+    assert places(outputs) == ["resume", "resume-2"]
