@@ -44,6 +44,11 @@ _NOT_OURS = {
 _OF_TERMINALS = {"COLUMNS", "FORCE_COLOR", "NO_COLOR"}
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Let the processes that tests start import what tests import: `tests/support` and the training scripts."""
+    os.environ["PYTHONPATH"] = os.pathsep.join(map(str, config.getini("pythonpath")))
+
+
 @pytest.fixture(autouse=True)
 def _off_the_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):

@@ -9,19 +9,12 @@ from typing import TYPE_CHECKING
 
 import forked
 import pytest
-
-from polyaxon_tracking import CheckpointManager
+from training_scripts import SCRIPTS, newest
 
 if TYPE_CHECKING:
     import subprocess
 
-TESTS = Path(__file__).parents[1]
 TROUBLE = Path(__file__).with_name("trouble.py")
-SCRIPTS = {
-    "lightning": TESTS / "lightning_callback" / "lightning_script.py",
-    "keras": TESTS / "keras_callback" / "keras_script.py",
-    "transformers": TESTS / "transformers_callback" / "transformers_script.py",
-}
 
 
 def train(framework: str, outputs: Path, mode: str, *command: str) -> subprocess.CompletedProcess[str]:
@@ -50,8 +43,7 @@ def test_the_checkpoint_before_stays_and_the_error_says_what_is_missing(
     assert re.search(message, failed.stderr), failed.stderr
     for directory in (tmp_path / "checkpoints", tmp_path / "checkpoints" / "resume"):
         directory.chmod(0o755)
-    latest = CheckpointManager(tmp_path / "checkpoints" / "resume").latest()
-    assert latest is not None
+    latest = newest(tmp_path)
     assert latest.epoch in (2, 3)
     resumed = train(framework, tmp_path, mode, script)
     assert resumed.returncode == 0, resumed.stderr

@@ -7,23 +7,20 @@ import re
 import signal
 import time
 from importlib import metadata
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import forked
 import pytest
 from packaging.version import Version
+from training_scripts import SCRIPTS, newest_position
 
 from polyaxon_tracking import CheckpointManager
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
-TESTS = Path(__file__).parents[1]
-SCRIPTS = {
-    "lightning": TESTS / "lightning_callback" / "lightning_script.py",
-    "keras": TESTS / "keras_callback" / "keras_script.py",
-}
+FRAMEWORKS = ["lightning", "keras"]
 STEPS_AN_EPOCH = 4
 # A batch takes so long that a signal falls into one.
 SLOW = {"SECONDS_PER_BATCH": "0.6"}
@@ -36,9 +33,10 @@ class Training:
 
     def __init__(self, framework: str, directory: Path, **environment: str) -> None:
         self.log = directory / "log"
-        self.checkpoints = CheckpointManager(directory / "outputs" / "checkpoints" / "resume")
+        self.outputs = directory / "outputs"
+        self.checkpoints = CheckpointManager(self.outputs / "checkpoints" / "resume")
         settings = {
-            "POLYAXON_RUN_OUTPUTS_PATH": str(directory / "outputs"),
+            "POLYAXON_RUN_OUTPUTS_PATH": str(self.outputs),
             "KERAS_BACKEND": os.environ.get("KERAS_BACKEND", "torch"),
             **environment,
         }
@@ -75,12 +73,10 @@ class Training:
 
     @property
     def newest(self) -> tuple[int, int]:
-        checkpoint = self.checkpoints.latest()
-        assert checkpoint is not None
-        return checkpoint.step, checkpoint.epoch
+        return newest_position(self.outputs)
 
 
-@pytest.fixture(params=list(SCRIPTS))
+@pytest.fixture(params=FRAMEWORKS)
 def framework(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import signal
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import forked
@@ -12,8 +11,8 @@ import pytest
 
 if TYPE_CHECKING:
     import subprocess
+    from pathlib import Path
 
-TESTS = Path(__file__).parents[1]
 SWEEP = """
 class Pruned(Exception): ...
 
@@ -98,8 +97,9 @@ LINE = r"Resuming from \S+/checkpoints/(\S+)/step=\S+: epoch (\d), step (\d+)\n"
 
 
 def sweep(framework: str, outputs: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    settings = {"POLYAXON_RUN_OUTPUTS_PATH": str(outputs), "PYTHONPATH": str(TESTS / f"{framework}_callback")}
-    return forked.run(framework, "-c", SCRIPTS[framework] + SWEEP, **settings, **environment)
+    return forked.run(
+        framework, "-c", SCRIPTS[framework] + SWEEP, POLYAXON_RUN_OUTPUTS_PATH=str(outputs), **environment
+    )
 
 
 def trials(process: subprocess.CompletedProcess[str]) -> list[str]:

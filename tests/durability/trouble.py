@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import ctypes
 import os
-import resource
 import runpy
 import sys
 import threading
 import time
+
+import faults
 
 from polyaxon_tracking import CheckpointManager
 
@@ -38,7 +39,7 @@ def cause_trouble(kind: str) -> None:
     while not any(checkpoint.epoch == 2 for checkpoint in manager.checkpoints()):
         time.sleep(0.001)
     if kind == "full":
-        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
+        faults.fill_disk()
     else:
         for directory in (manager.directory, checkpoints):
             os.chmod(directory, 0o555)

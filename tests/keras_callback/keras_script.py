@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-import signal
 import sys
 import time
 
+import faults
 import keras
 import numpy as np
 
@@ -88,18 +87,13 @@ def data() -> tuple[np.ndarray, np.ndarray]:
 
 
 def digest(network: keras.Model) -> str:
-    """A fingerprint of all weights, equal only where every bit is."""
-    return hashlib.sha256(b"".join(weight.tobytes() for weight in network.get_weights())).hexdigest()[:16]
+    return faults.digest_of(network.get_weights())
 
 
 class DieAtStep(keras.callbacks.Callback):
-    def __init__(self, step: int) -> None:
-        super().__init__()
-        self.step = step
-
     def on_train_batch_begin(self, batch: int, logs: object = None) -> None:
-        if int(self.model.optimizer.iterations) == self.step:
-            os.kill(os.getpid(), signal.SIGKILL)
+        if faults.is_due("DIE_AT_STEP", int(self.model.optimizer.iterations)):
+            faults.die()
 
 
 class Slow(keras.callbacks.Callback):
@@ -116,7 +110,7 @@ class Late(keras.callbacks.Callback):
     """Has the signal come when the last batch is done."""
 
     def on_train_end(self, logs: object = None) -> None:
-        os.kill(os.getpid(), signal.Signals[os.environ["SIGNAL_AT_THE_END"]])
+        faults.die(os.environ["SIGNAL_AT_THE_END"])
 
 
 class Raise(keras.callbacks.Callback):
@@ -160,15 +154,14 @@ class FailingOptimizer(keras.optimizers.SGD):
 
 
 def main() -> None:
-    if "OWN_HANDLER" in os.environ:
-        signal.signal(signal.SIGTERM, lambda *_: print("own handler", flush=True))
+    faults.prepare_process()
     keras.utils.set_random_seed(0)
     x, y = data()
     network = model(os.environ.get("KIND", "subclassed"))
     polyaxon = PolyaxonCallback(save_best_only=True, background="FOREGROUND" not in os.environ)
     callbacks: list[keras.callbacks.Callback] = [polyaxon, Slow()]
     if "DIE_AT_STEP" in os.environ:
-        callbacks.append(DieAtStep(int(os.environ["DIE_AT_STEP"])))
+        callbacks.append(DieAtStep())
     if "SIGNAL_AT_THE_END" in os.environ:
         callbacks.insert(0, Late())
     fails = os.environ.get("FAILS", "")

@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 from keras_script import Raise, data, digest, model
 from restarts import forget_trainings
+from training_scripts import files_in
 
 from polyaxon_keras import PolyaxonCallback
 from polyaxon_tracking import CheckpointManager, TrackingError
@@ -88,11 +89,6 @@ def fit(
     return seen.trained
 
 
-def names(directory: Path) -> list[str]:
-    """The files in `directory`, with the checksums in their names left out."""
-    return sorted(re.sub(r"-crc=\w+", "", entry.name) for entry in directory.iterdir() if entry.is_file())
-
-
 def state(step: int, epoch: int, start: int = 1) -> str:
     return f"step={step:010d}-epoch={epoch}-start={start}.weights.h5"
 
@@ -130,12 +126,12 @@ def test_a_saved_model_can_be_loaded_as_a_whole(outputs: Path, kind: str) -> Non
 
 def test_only_the_best_is_kept(outputs: Path) -> None:
     fit(Score(0.5, 0.9, 0.1), PolyaxonCallback("best-{epoch}.keras", monitor="score", mode="max", save_best_only=True))
-    assert names(outputs / "checkpoints") == ["best-1.keras", "best-2.keras"]
+    assert files_in(outputs / "checkpoints") == ["best-1.keras", "best-2.keras"]
 
 
 def test_the_model_is_saved_every_so_many_batches(outputs: Path) -> None:
     fit(PolyaxonCallback("{epoch}-{batch}.keras", save_freq=3), epochs=2)
-    assert names(outputs / "checkpoints") == ["1-3.keras", "2-2.keras"]
+    assert files_in(outputs / "checkpoints") == ["1-3.keras", "2-2.keras"]
 
 
 def test_an_absolute_path_outside_the_outputs_path_is_left_alone_and_warned_about(
@@ -167,23 +163,23 @@ def test_a_suffix_that_keras_refuses_is_refused_before_training(outputs: Path) -
 def test_the_newest_training_states_stay(outputs: Path, max_to_keep: int) -> None:
     fit(PolyaxonCallback(max_to_keep=max_to_keep), epochs=4)
     states = [state(4 * epoch, epoch) for epoch in (1, 2, 3, 4)]
-    assert names(outputs / "checkpoints" / "resume") == states[-max_to_keep:]
+    assert files_in(outputs / "checkpoints" / "resume") == states[-max_to_keep:]
 
 
 def test_training_states_are_saved_within_an_epoch_where_asked(outputs: Path) -> None:
     fit(PolyaxonCallback(every_n_train_steps=3, max_to_keep=9), epochs=2)
-    assert names(outputs / "checkpoints" / "resume") == [state(3, 0), state(4, 1), state(6, 1), state(8, 2)]
+    assert files_in(outputs / "checkpoints" / "resume") == [state(3, 0), state(4, 1), state(6, 1), state(8, 2)]
 
 
 def test_training_states_are_saved_by_time_where_asked(outputs: Path) -> None:
     fit(PolyaxonCallback(train_time_interval=timedelta(microseconds=1), max_to_keep=9), epochs=1)
-    assert len(names(outputs / "checkpoints" / "resume")) == 5  # after each of four batches, and the epoch
+    assert len(files_in(outputs / "checkpoints" / "resume")) == 5  # after each of four batches, and the epoch
 
 
 def test_steps_are_batches_also_where_several_are_executed_at_once(outputs: Path) -> None:
     at_once = 1 if keras.backend.backend() == "torch" else 2  # Keras does not execute several at once with torch
     fit(PolyaxonCallback(every_n_train_steps=2, max_to_keep=9), network=model(steps_per_execution=at_once), epochs=2)
-    saved = names(outputs / "checkpoints" / "resume")
+    saved = files_in(outputs / "checkpoints" / "resume")
     assert saved == [state(2, 0), state(4, 0), state(4, 1), state(6, 1), state(8, 1), state(8, 2)]
 
 
@@ -197,7 +193,7 @@ def test_a_multiple_of_steps_that_is_passed_over_saves_at_the_end_of_its_batches
             epochs - 1
         ]
     first = state(3 if at_once == 1 else 4, 0)
-    assert names(outputs / "checkpoints" / "resume") == [first, state(4, 1), state(6, 1), state(8, 2)]
+    assert files_in(outputs / "checkpoints" / "resume") == [first, state(4, 1), state(6, 1), state(8, 2)]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -234,7 +230,7 @@ def test_a_save_that_fails_after_an_exception_is_one_line(
     )
     assert "No space left on device. " in told
     assert caplog.records[-1].exc_info is None
-    assert names(outputs / "checkpoints" / "resume") == [state(4, 1)]
+    assert files_in(outputs / "checkpoints" / "resume") == [state(4, 1)]
 
 
 @pytest.mark.parametrize(
@@ -292,7 +288,7 @@ def test_the_best_value_survives(outputs: Path) -> None:
 
     fit(Score(0.5, 0.9), best(), epochs=2)
     fit(Score(0.0, 0.0, 0.7, 0.95), best(), epochs=4)
-    assert names(outputs / "checkpoints") == ["best-1.keras", "best-2.keras", "best-4.keras"]
+    assert files_in(outputs / "checkpoints") == ["best-1.keras", "best-2.keras", "best-4.keras"]
 
 
 def test_callbacks_that_keras_lets_begin_anew_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -426,7 +422,7 @@ def test_what_is_no_callback_cannot_be_restored(outputs: Path) -> None:
 def test_off_the_cluster_training_begins_anew_unless_asked(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     resume = tmp_path / "outputs" / "checkpoints" / "resume"
     assert fit(PolyaxonCallback(), epochs=1) == [0]
-    assert names(resume) == [state(4, 1)]
+    assert files_in(resume) == [state(4, 1)]
     assert f"POLYAXON_RUN_OUTPUTS_PATH is not set: outputs go to {tmp_path}/outputs" in caplog.messages
     assert fit(PolyaxonCallback(), epochs=2) == [0, 1]
     assert f"Starting fresh: {resume} holds step 4, and keeps it; resume=True would resume from it" in caplog.messages
@@ -436,7 +432,7 @@ def test_off_the_cluster_training_begins_anew_unless_asked(tmp_path: Path, caplo
 def test_resume_false_begins_anew_and_its_states_are_the_newest_from_then_on(outputs: Path) -> None:
     fit(PolyaxonCallback())
     assert fit(PolyaxonCallback(resume=False), epochs=4, batch_size=72) == [0, 1, 2, 3]
-    assert names(outputs / "checkpoints" / "resume") == [state(3, 3, start=2), state(4, 4, start=2), state(12, 3)]
+    assert files_in(outputs / "checkpoints" / "resume") == [state(3, 3, start=2), state(4, 4, start=2), state(12, 3)]
 
 
 def test_a_finished_training_does_nothing_when_started_again(outputs: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -474,13 +470,13 @@ def test_a_training_in_three_parts_has_the_weights_of_one_in_a_piece(
 def test_an_outputs_path_with_braces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("POLYAXON_RUN_OUTPUTS_PATH", str(tmp_path / "a {x} b"))
     fit(PolyaxonCallback("{epoch}.keras"), epochs=1)
-    assert names(tmp_path / "a {x} b" / "checkpoints") == ["1.keras"]
+    assert files_in(tmp_path / "a {x} b" / "checkpoints") == ["1.keras"]
 
 
 def test_steps_are_those_of_the_optimizer_where_the_last_batches_of_an_epoch_are_fewer(outputs: Path) -> None:
     network = model(steps_per_execution=1 if keras.backend.backend() == "torch" else 3)
     fit(PolyaxonCallback(), network=network, epochs=2)
-    assert names(outputs / "checkpoints" / "resume") == [state(4, 1), state(8, 2)]
+    assert files_in(outputs / "checkpoints" / "resume") == [state(4, 1), state(8, 2)]
     assert int(network.optimizer.iterations) == 8
 
 

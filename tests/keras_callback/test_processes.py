@@ -5,28 +5,14 @@ from __future__ import annotations
 import os
 import re
 import signal
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import forked
 import pytest
-
-from polyaxon_tracking import CheckpointManager
+from training_scripts import newest, train, trained
 
 if TYPE_CHECKING:
-    import subprocess
-
-TRAIN = Path(__file__).with_name("keras_script.py")
-
-
-def train(outputs: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    return forked.run("keras", TRAIN, POLYAXON_RUN_OUTPUTS_PATH=str(outputs), **environment)
-
-
-def trained(process: subprocess.CompletedProcess[str]) -> str:
-    assert process.returncode == 0, process.stderr
-    [line] = [line for line in process.stdout.splitlines() if line.startswith("trained")]
-    return line
+    from pathlib import Path
 
 
 @pytest.mark.parametrize(
@@ -42,16 +28,16 @@ def trained(process: subprocess.CompletedProcess[str]) -> str:
 def test_a_killed_and_resumed_training_has_the_weights_of_an_uninterrupted_one(
     tmp_path: Path, options: dict[str, str], resumed_at: str
 ) -> None:
-    killed = train(tmp_path / "killed", DIE_AT_STEP="14", **options)
+    killed = train("keras", tmp_path / "killed", DIE_AT_STEP="14", **options)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
-    resumed = train(tmp_path / "killed", **options)
+    resumed = train("keras", tmp_path / "killed", **options)
     assert re.search(f": {resumed_at}\n", resumed.stderr), resumed.stderr
-    assert trained(resumed) == trained(train(tmp_path / "uninterrupted", **options))
+    assert trained(resumed) == trained(train("keras", tmp_path / "uninterrupted", **options))
 
 
 def test_a_finished_training_has_nothing_left_to_do(tmp_path: Path) -> None:
-    first = train(tmp_path)
-    again = train(tmp_path)
+    first = train("keras", tmp_path)
+    again = train("keras", tmp_path)
     assert trained(again) == trained(first)
     assert "This training has ended already (epochs=6): nothing is left to train" in again.stderr
 
@@ -68,25 +54,23 @@ def test_a_finished_training_has_nothing_left_to_do(tmp_path: Path) -> None:
     ],
 )
 def test_an_exception_in_the_users_code_is_saved_after(tmp_path: Path, fails: str, saved: str) -> None:
-    failed = train(tmp_path, FAILS=fails)
+    failed = train("keras", tmp_path, FAILS=fails)
     assert failed.returncode == 1
     assert "RuntimeError: mine" in failed.stderr or "UnknownError" in failed.stderr  # TensorFlow's, for the data's
     assert re.search(f"Saved step {saved.rpartition(' ')[2]} after", failed.stderr), failed.stderr
-    resumed = train(tmp_path)
+    resumed = train("keras", tmp_path)
     assert re.search(f": {saved}\n", resumed.stderr), resumed.stderr
     trained(resumed)
 
 
 def test_an_exception_in_the_middle_of_an_optimizer_step_is_not_saved_after(tmp_path: Path) -> None:
-    failed = train(tmp_path, FAILS="optimizer")
+    failed = train("keras", tmp_path, FAILS="optimizer")
     assert failed.returncode == 1
     assert "RuntimeError: mine" in failed.stderr
     # On JAX the variables change when the whole step is done, so they are still those of the step before.
     saved = os.environ.get("KERAS_BACKEND") == "jax"
     assert ("Saved step 6 after RuntimeError" in failed.stderr) == saved
-    newest = CheckpointManager(tmp_path / "checkpoints" / "resume").latest()
-    assert newest is not None
-    assert newest.step == (6 if saved else 4)
+    assert newest(tmp_path).step == (6 if saved else 4)
 
 
 FAILED_BEFORE = """

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import keras
 import pytest
 from keras_script import data, digest, model
+from training_scripts import directories_of_trainings
 
 from polyaxon_keras import PolyaxonCallback
 from polyaxon_tracking.background import wait_for_all
@@ -53,10 +54,6 @@ def fails(
         fit(network, *callbacks)
 
 
-def places(outputs: Path) -> list[str]:
-    return sorted(path.name for path in (outputs / "checkpoints").glob("resume*"))
-
-
 @pytest.mark.parametrize("error", [ArithmeticError, KeyboardInterrupt])
 @pytest.mark.parametrize("shared", [True, False], ids=["the same callback", "a new callback"])
 def test_the_same_model_continues(outputs: Path, error: type[BaseException], shared: bool) -> None:
@@ -66,7 +63,7 @@ def test_the_same_model_continues(outputs: Path, error: type[BaseException], sha
     fit(network, polyaxon if shared else PolyaxonCallback(), once)
     assert once.epochs == [2, 3]
     assert int(network.optimizer.iterations) == 16
-    assert places(outputs) == ["resume"]
+    assert directories_of_trainings(outputs) == ["resume"]
 
 
 @pytest.mark.parametrize("shared", [True, False], ids=["one callback", "a callback for each"])
@@ -76,7 +73,7 @@ def test_another_model_is_another_training(outputs: Path, shared: bool) -> None:
     new = digest(network)
     fit(network, polyaxon if shared else PolyaxonCallback(), once)
     assert (once.epochs, once.began_with) == ([0, 1, 2, 3], new)
-    assert places(outputs) == ["resume", "resume-2"]
+    assert directories_of_trainings(outputs) == ["resume", "resume-2"]
 
 
 def test_the_next_stage_of_a_model_continues_in_memory_and_resumes_from_its_own_state(
@@ -97,7 +94,7 @@ def test_the_next_stage_of_a_model_continues_in_memory_and_resumes_from_its_own_
     fit(network, PolyaxonCallback(), once)
     assert once.epochs == [1, 2, 3]
     assert int(network.optimizer.iterations) == 4 * (2 + 4)
-    assert places(outputs) == ["resume", "resume-2"]
+    assert directories_of_trainings(outputs) == ["resume", "resume-2"]
 
 
 def test_the_copy_of_the_state_goes_with_a_fit_whose_exception_was_caught(outputs: Path) -> None:
@@ -126,7 +123,7 @@ def test_a_training_within_another_has_a_place_of_its_own(outputs: Path) -> None
 
     fit(model("functional"), PolyaxonCallback(), Teacher())
     assert student.epochs == [0, 1, 2, 3]
-    assert places(outputs) == ["resume", "resume-2"]
+    assert directories_of_trainings(outputs) == ["resume", "resume-2"]
 
 
 def test_off_the_cluster_nothing_is_resumed_from(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -136,7 +133,7 @@ def test_off_the_cluster_nothing_is_resumed_from(tmp_path: Path, caplog: pytest.
     assert once.epochs == [0, 1, 2, 3]
     fit(model("functional"), PolyaxonCallback())
     assert "Resuming from" not in caplog.text
-    assert places(tmp_path / "outputs") == ["resume", "resume-2"]
+    assert directories_of_trainings(tmp_path / "outputs") == ["resume", "resume-2"]
 
 
 def test_resume_true_is_no_reason_to_continue_another_training(tmp_path: Path) -> None:
@@ -144,4 +141,4 @@ def test_resume_true_is_no_reason_to_continue_another_training(tmp_path: Path) -
     fails(model("functional"), PolyaxonCallback(resume=True), Once(2))
     fit(model("functional"), PolyaxonCallback(resume=True), once)
     assert once.epochs == [0, 1, 2, 3]
-    assert places(tmp_path / "outputs") == ["resume", "resume-2"]
+    assert directories_of_trainings(tmp_path / "outputs") == ["resume", "resume-2"]

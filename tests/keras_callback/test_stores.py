@@ -14,23 +14,16 @@ import numpy as np
 import pytest
 from keras_script import data, digest, model
 from restarts import forget_trainings
+from training_scripts import files_below, without_checksums
 
 from polyaxon_keras import PolyaxonCallback
 from polyaxon_tracking import cached_path
 from polyaxon_tracking.storage import retry
 
 if TYPE_CHECKING:
-    import subprocess
-
     from servers import Proxy, Store
 
 pytest_plugins = ["store_fixtures"]
-
-HERE = Path(__file__).parent
-
-
-def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return forked.run("keras", *arguments, PYTHONPATH=str(HERE), **environment)
 
 
 def fit(*callbacks: keras.callbacks.Callback, epochs: int) -> keras.Model:
@@ -57,10 +50,7 @@ def test_a_training_goes_on_to_the_weights_of_an_uninterrupted_one(
     monkeypatch.setenv("POLYAXON_RUN_OUTPUTS_PATH", str(tmp_path))
     uninterrupted = fit(PolyaxonCallback(**options), epochs=4)
     assert digest(resumed) == digest(uninterrupted)
-    files = [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()]
-    assert sorted(re.sub(r"-crc=\w+", "", name) for name in store.names()) == sorted(
-        re.sub(r"-crc=\w+", "", name) for name in files
-    )
+    assert without_checksums(store.names()) == files_below(tmp_path)
     if best:
         loaded = keras.models.load_model(cached_path(f"{store.url}/checkpoints/best.keras"))
         assert digest(loaded) == digest(resumed)
@@ -70,9 +60,9 @@ def test_a_training_goes_on_to_the_weights_of_an_uninterrupted_one(
 def test_a_killed_training_goes_on_without_tensorflow(store: Store) -> None:
     without = "" if keras.backend.backend() == "tensorflow" else "import sys; sys.modules['tensorflow'] = None\n"
     code = f"{without}import keras_script; keras_script.main()"
-    killed = run("-c", code, POLYAXON_RUN_OUTPUTS_PATH=store.url, DIE_AT_STEP="18")
+    killed = forked.run("keras", "-c", code, POLYAXON_RUN_OUTPUTS_PATH=store.url, DIE_AT_STEP="18")
     assert killed.returncode == -9, killed.stderr
-    resumed = run("-c", code, POLYAXON_RUN_OUTPUTS_PATH=store.url)
+    resumed = forked.run("keras", "-c", code, POLYAXON_RUN_OUTPUTS_PATH=store.url)
     assert resumed.returncode == 0, resumed.stderr
     assert re.search(r"Resuming from s3://\S+: epoch [1-4], step", resumed.stderr), resumed.stderr
     assert "trained 24 " in resumed.stdout

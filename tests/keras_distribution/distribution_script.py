@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
-import resource
-import signal
 import sys
 from typing import Any
 
+import faults
 import keras
 import numpy as np
 import tensorflow as tf
@@ -60,29 +58,25 @@ class AtBatch(keras.callbacks.Callback):
     def asked_for(self, what: str) -> bool:
         return os.environ.get("ON_RANK", str(RANK)) == str(RANK) and os.environ.get(what) == str(self.batches)
 
-    def die(self) -> None:
-        os.kill(os.getpid(), signal.Signals[os.environ.get("SIGNAL", "SIGKILL")])
-
     def on_train_batch_begin(self, batch: int, logs: object = None) -> None:
         if self.asked_for("DIE_AFTER"):
-            self.die()
+            faults.die()
         if self.asked_for("NO_ROOM_AFTER"):
-            resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
+            faults.fill_disk()
         self.batches += 1
 
     def on_test_batch_begin(self, batch: int, logs: object = None) -> None:
         if batch == 0 and self.asked_for("DIE_IN_VALIDATION_AFTER"):
-            self.die()
+            faults.die()
 
 
 def digest(network: keras.Model) -> str:
-    """A fingerprint of all weights, equal only where every bit is."""
     weights = [weight.value for weight in network.weights]
     if "COORDINATOR" in os.environ:
         from jax.experimental import multihost_utils
 
         weights = [multihost_utils.process_allgather(weight, tiled=True) for weight in weights]
-    return hashlib.sha256(b"".join(keras.ops.convert_to_numpy(weight).tobytes() for weight in weights)).hexdigest()
+    return faults.digest_of(map(keras.ops.convert_to_numpy, weights))
 
 
 def main() -> None:

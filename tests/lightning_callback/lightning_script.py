@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-import resource
-import signal
 import sys
 import time
 from typing import TYPE_CHECKING, Any
 
+import faults
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -32,11 +30,11 @@ class Classifier(LightningModule):
         self.net = nn.Sequential(first, nn.Dropout(0.2), nn.Linear(width, 2))
 
     def training_step(self, batch: list[torch.Tensor], _: int) -> torch.Tensor:
-        if self.global_rank == int(os.environ.get("ON_RANK", "0")):
-            if os.environ.get("DIE_AT_STEP") == str(self.trainer.global_step):
-                os.kill(os.getpid(), signal.Signals[os.environ.get("SIGNAL", "SIGKILL")])
-            if os.environ.get("NO_ROOM_AT_STEP") == str(self.trainer.global_step):
-                resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
+        place = self.trainer.global_step, self.global_rank
+        if faults.is_due("DIE_AT_STEP", *place):
+            faults.die()
+        if faults.is_due("NO_ROOM_AT_STEP", *place):
+            faults.fill_disk()
         time.sleep(float(os.environ.get("SECONDS_PER_BATCH", "0")))
         x, y = batch
         return nn.functional.cross_entropy(self.net(x), y)
@@ -76,23 +74,28 @@ def trainer(*callbacks: Callback, max_epochs: int = 3, logger: Logger | bool = F
 
 
 def digest(module: nn.Module) -> str:
-    """A fingerprint of all weights, equal only where every bit is."""
-    state = b"".join(tensor.numpy().tobytes() for tensor in module.state_dict().values())
-    return hashlib.sha256(state).hexdigest()[:16]
+    return faults.digest_of(tensor.numpy() for tensor in module.state_dict().values())
+
+
+class Steps(Callback):
+    """The optimizer steps before each batch, in order."""
+
+    def __init__(self) -> None:
+        self.trained: list[int] = []
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self.trained.append(trainer.global_step)
 
 
 class Late(Callback):
     """Has the signal come when the last batch is done."""
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        os.kill(os.getpid(), signal.Signals[os.environ["SIGNAL_AT_THE_END"]])
+        faults.die(os.environ["SIGNAL_AT_THE_END"])
 
 
 def main() -> None:
-    if "OWN_HANDLER" in os.environ:
-        signal.signal(signal.SIGTERM, lambda *_: print("own handler", flush=True))
-    if "OUTPUTS_OF_ITS_OWN" in os.environ:
-        os.environ["POLYAXON_RUN_OUTPUTS_PATH"] = os.environ["OUTPUTS_OF_ITS_OWN"] + os.environ.get("LOCAL_RANK", "0")
+    faults.prepare_process()
     every = os.environ.get("EVERY_N_TRAIN_STEPS")
     several: dict[str, Any] = {"devices": 2, "strategy": os.environ["STRATEGY"]} if "STRATEGY" in os.environ else {}
     seed_everything(0)

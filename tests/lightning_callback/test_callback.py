@@ -20,8 +20,9 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.plugins.io import AsyncCheckpointIO
-from lightning_script import Classifier, data, digest, trainer
+from lightning_script import Classifier, Steps, data, digest, trainer
 from restarts import forget_trainings
+from training_scripts import files_in, flip_a_bit
 
 from polyaxon_lightning import PolyaxonCallback
 from polyaxon_lightning.checkpoint_io import DurableCheckpointIO
@@ -42,16 +43,6 @@ class Epochs(Callback):
         self.trained.append(trainer.current_epoch)
 
 
-class Steps(Callback):
-    """The optimizer steps before each batch, in order."""
-
-    def __init__(self) -> None:
-        self.trained: list[int] = []
-
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        self.trained.append(trainer.global_step)
-
-
 def fit(
     *callbacks: Callback,
     model: LightningModule | None = None,
@@ -67,11 +58,6 @@ def fit(
     return epochs.trained
 
 
-def names(directory: Path) -> list[str]:
-    """The files in `directory`, with the checksums in their names left out."""
-    return sorted(re.sub(r"-crc=\w+", "", entry.name) for entry in directory.iterdir() if entry.is_file())
-
-
 # Where checkpoints go
 
 
@@ -81,19 +67,19 @@ def test_a_model_checkpoint_is_redirected_with_its_options_kept(outputs: Path, f
     callbacks = [PolyaxonCallback(), checkpoint]
     fit(*(callbacks if first == "PolyaxonCallback" else callbacks[::-1]))
     assert checkpoint.dirpath == str(outputs / "checkpoints")
-    assert names(outputs / "checkpoints") == ["epoch=0-best.ckpt", "epoch=1-best.ckpt", "last.ckpt"]
+    assert files_in(outputs / "checkpoints") == ["epoch=0-best.ckpt", "epoch=1-best.ckpt", "last.ckpt"]
     assert checkpoint.best_model_path == str(outputs / "checkpoints" / "epoch=0-best.ckpt")
 
 
 def test_the_checkpoint_that_lightning_adds_by_itself_is_redirected_too(outputs: Path) -> None:
     fit(PolyaxonCallback())
-    assert names(outputs / "checkpoints") == ["epoch=2-step=12.ckpt"]
+    assert files_in(outputs / "checkpoints") == ["epoch=2-step=12.ckpt"]
 
 
 def test_several_model_checkpoints_are_redirected(outputs: Path) -> None:
     best, every = ModelCheckpoint(monitor="val_loss", filename="best"), ModelCheckpoint(save_top_k=-1, every_n_epochs=2)
     fit(PolyaxonCallback(), best, every, max_epochs=4)
-    assert names(outputs / "checkpoints") == ["best.ckpt", "epoch=1-step=8.ckpt", "epoch=3-step=16.ckpt"]
+    assert files_in(outputs / "checkpoints") == ["best.ckpt", "epoch=1-step=8.ckpt", "epoch=3-step=16.ckpt"]
 
 
 def test_an_explicit_dirpath_outside_the_outputs_path_is_left_alone_and_warned_about(
@@ -101,7 +87,7 @@ def test_an_explicit_dirpath_outside_the_outputs_path_is_left_alone_and_warned_a
 ) -> None:
     elsewhere = tmp_path / "elsewhere"
     fit(PolyaxonCallback(), ModelCheckpoint(dirpath=elsewhere))
-    assert names(elsewhere) == ["epoch=2-step=12.ckpt"]
+    assert files_in(elsewhere) == ["epoch=2-step=12.ckpt"]
     [warning] = [record.message for record in caplog.records if record.levelno == logging.WARNING]
     assert warning == (
         f"Checkpoints go to {elsewhere}, outside the outputs path {outputs}, and may be lost with the pod. Leave the path out, or choose one below it"
@@ -112,7 +98,7 @@ def test_an_explicit_dirpath_in_the_outputs_path_is_left_alone_in_silence(
     outputs: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     fit(PolyaxonCallback(), ModelCheckpoint(dirpath=outputs / "mine"))
-    assert names(outputs / "mine") == ["epoch=2-step=12.ckpt"]
+    assert files_in(outputs / "mine") == ["epoch=2-step=12.ckpt"]
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
@@ -120,23 +106,23 @@ def test_an_explicit_dirpath_in_the_outputs_path_is_left_alone_in_silence(
 def test_the_newest_training_states_stay(outputs: Path, max_to_keep: int) -> None:
     fit(PolyaxonCallback(max_to_keep=max_to_keep), max_epochs=4)
     states = [f"step={4 * epoch:010d}-epoch={epoch}-start=1.ckpt" for epoch in (1, 2, 3, 4)]
-    assert names(outputs / "checkpoints" / "resume") == states[-max_to_keep:]
+    assert files_in(outputs / "checkpoints" / "resume") == states[-max_to_keep:]
 
 
 def test_training_states_are_saved_within_an_epoch_where_asked(outputs: Path) -> None:
     fit(PolyaxonCallback(every_n_train_steps=3, max_to_keep=9), max_epochs=2)
-    saved = [re.match(r"step=0*(\d+)-epoch=(\d)", name) for name in names(outputs / "checkpoints" / "resume")]
+    saved = [re.match(r"step=0*(\d+)-epoch=(\d)", name) for name in files_in(outputs / "checkpoints" / "resume")]
     assert [(int(match[1]), int(match[2])) for match in saved if match] == [(3, 0), (4, 1), (6, 1), (8, 2)]
 
 
 def test_training_states_are_saved_by_time_where_asked(outputs: Path) -> None:
     fit(PolyaxonCallback(train_time_interval=timedelta(microseconds=1), max_to_keep=9), max_epochs=1)
-    assert len(names(outputs / "checkpoints" / "resume")) == 5  # after each of four batches, and the epoch
+    assert len(files_in(outputs / "checkpoints" / "resume")) == 5  # after each of four batches, and the epoch
 
 
 def test_gradient_accumulation_saves_once_a_step(outputs: Path) -> None:
     fit(PolyaxonCallback(every_n_train_steps=1, max_to_keep=9), max_epochs=1, accumulate_grad_batches=2)
-    assert names(outputs / "checkpoints" / "resume") == [
+    assert files_in(outputs / "checkpoints" / "resume") == [
         "step=0000000001-epoch=0-start=1.ckpt",
         "step=0000000002-epoch=0-start=1.ckpt",
         "step=0000000002-epoch=1-start=1.ckpt",
@@ -164,7 +150,7 @@ class Adversaries(LightningModule):
 
 def test_a_multiple_of_steps_that_is_passed_over_saves_at_the_end_of_its_batch(outputs: Path) -> None:
     def saved() -> list[int]:
-        return [int(name[5:15]) for name in names(outputs / "checkpoints" / "resume")]
+        return [int(name[5:15]) for name in files_in(outputs / "checkpoints" / "resume")]
 
     with pytest.raises(RuntimeError, match="interrupted"):
         fit(PolyaxonCallback(every_n_train_steps=10, max_to_keep=99), Interrupt(step=17), model=Adversaries())
@@ -227,7 +213,7 @@ def test_an_exception_in_an_optimizer_step_leaves_the_state_before_it(
 
     with pytest.raises(RuntimeError, match="between two tensors"):
         fit(PolyaxonCallback(), model=Torn())
-    assert names(outputs / "checkpoints" / "resume") == ["step=0000000004-epoch=1-start=1.ckpt"]
+    assert files_in(outputs / "checkpoints" / "resume") == ["step=0000000004-epoch=1-start=1.ckpt"]
 
 
 @pytest.mark.parametrize("background", [True, False], ids=["background", "foreground"])
@@ -250,7 +236,7 @@ def test_a_save_that_fails_after_an_exception_does_not_hide_it(
     )
     assert "No space left on device. " in told
     assert caplog.records[-1].exc_info is None
-    assert names(outputs / "checkpoints" / "resume") == ["step=0000000004-epoch=1-start=1.ckpt"]
+    assert files_in(outputs / "checkpoints" / "resume") == ["step=0000000004-epoch=1-start=1.ckpt"]
 
 
 def test_a_fresh_start_is_said(outputs: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -266,7 +252,7 @@ def test_a_finished_training_goes_on_with_more_epochs(outputs: Path) -> None:
 def test_off_the_cluster_training_begins_anew_unless_asked(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     resume = tmp_path / "outputs" / "checkpoints" / "resume"
     assert fit(PolyaxonCallback(), max_epochs=1) == [0]
-    assert names(resume) == ["step=0000000004-epoch=1-start=1.ckpt"]
+    assert files_in(resume) == ["step=0000000004-epoch=1-start=1.ckpt"]
     assert f"POLYAXON_RUN_OUTPUTS_PATH is not set: outputs go to {tmp_path}/outputs" in caplog.messages
     assert fit(PolyaxonCallback(), max_epochs=2) == [0, 1]
     assert f"Starting fresh: {resume} holds step 4, and keeps it; resume=True would resume from it" in caplog.messages
@@ -276,7 +262,7 @@ def test_off_the_cluster_training_begins_anew_unless_asked(tmp_path: Path, caplo
 def test_resume_false_begins_anew_and_its_states_are_the_newest_from_then_on(outputs: Path) -> None:
     fit(PolyaxonCallback(), max_epochs=3)
     assert fit(PolyaxonCallback(resume=False), max_epochs=4, limit_train_batches=1) == [0, 1, 2, 3]
-    assert names(outputs / "checkpoints" / "resume") == [
+    assert files_in(outputs / "checkpoints" / "resume") == [
         "step=0000000003-epoch=3-start=2.ckpt",
         "step=0000000004-epoch=4-start=2.ckpt",
         "step=0000000012-epoch=3-start=1.ckpt",  # the newest of the training before stays
@@ -307,7 +293,7 @@ def test_a_metric_that_stalls_does_not_hold_resuming_back(outputs: Path) -> None
         return ModelCheckpoint(monitor="val_loss", save_last=True, filename="{epoch}")
 
     fit(PolyaxonCallback(), best(), model=Stalls(), max_epochs=8)
-    assert "epoch=2.ckpt" in names(outputs / "checkpoints")
+    assert "epoch=2.ckpt" in files_in(outputs / "checkpoints")
     assert fit(PolyaxonCallback(), best(), model=Stalls(), max_epochs=9) == [8]
 
 
@@ -368,7 +354,7 @@ def test_a_second_fit_of_one_trainer_goes_on_in_memory(outputs: Path) -> None:
     assert epochs.trained == [0, 1, 2, 3]
     assert seen[0] > 0
     assert seen[1] == 0
-    assert names(outputs / "checkpoints" / "resume-2") == [
+    assert files_in(outputs / "checkpoints" / "resume-2") == [
         "step=0000000012-epoch=3-start=1.ckpt",
         "step=0000000016-epoch=4-start=1.ckpt",
     ]
@@ -389,7 +375,7 @@ def test_the_users_checkpoint_io_is_left_alone(outputs: Path) -> None:
     running = trainer(PolyaxonCallback(), plugins=[mine], max_epochs=2)
     running.fit(Classifier(), data(), data())
     assert running.strategy.checkpoint_io is mine
-    assert len(names(outputs / "checkpoints" / "resume")) == 2
+    assert len(files_in(outputs / "checkpoints" / "resume")) == 2
     assert fit(PolyaxonCallback(), max_epochs=3) == [2]
 
 

@@ -14,7 +14,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer, callbacks
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
-from lightning_script import Classifier, data, digest, trainer
+from lightning_script import Classifier, Steps, data, digest, trainer
 from torch import nn
 
 from polyaxon_lightning import PolyaxonCallback
@@ -141,16 +141,6 @@ def test_of(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, new_proc
 
 
 # What decides by itself where training goes on from
-
-
-class Steps(Callback):
-    """The optimizer steps before each batch, in order."""
-
-    def __init__(self) -> None:
-        self.trained: list[int] = []
-
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        self.trained.append(trainer.global_step)
 
 
 class Bad(Callback):

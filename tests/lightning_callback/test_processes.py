@@ -15,6 +15,7 @@ import forked
 import lightning
 import pytest
 from packaging.version import Version
+from training_scripts import SCRIPTS, train, trained
 
 # Lightning's own faults, mended since; where one is not there any more, the test says so.
 other_package = pytest.mark.xfail(
@@ -22,16 +23,6 @@ other_package = pytest.mark.xfail(
     reason="the Trainer refuses it by itself, less clearly",
     strict=True,
 )
-
-TRAIN = Path(__file__).with_name("lightning_script.py")
-
-
-def train(outputs: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    return run(str(TRAIN), POLYAXON_RUN_OUTPUTS_PATH=str(outputs), **environment)
-
-
-def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return forked.run("lightning", *arguments, **environment)
 
 
 def run_new(*arguments: str, python: str = sys.executable, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -44,12 +35,6 @@ def run_new(*arguments: str, python: str = sys.executable, **environment: str) -
         check=False,
         timeout=300,
     )
-
-
-def trained(process: subprocess.CompletedProcess[str]) -> str:
-    assert process.returncode == 0, process.stderr
-    [line] = [line for line in process.stdout.splitlines() if line.startswith("trained")]
-    return line
 
 
 @pytest.mark.parametrize(
@@ -73,18 +58,18 @@ def trained(process: subprocess.CompletedProcess[str]) -> str:
 def test_a_killed_and_resumed_training_has_the_weights_of_an_uninterrupted_one(
     tmp_path: Path, options: dict[str, str], resumed_at: str
 ) -> None:
-    killed = train(tmp_path / "killed", DIE_AT_STEP="14", **options)
+    killed = train("lightning", tmp_path / "killed", DIE_AT_STEP="14", **options)
     assert killed.returncode == -signal.SIGKILL
-    resumed = train(tmp_path / "killed", **options)
+    resumed = train("lightning", tmp_path / "killed", **options)
     assert re.search(f": {resumed_at}\n", resumed.stderr), resumed.stderr
     assert "Resuming within" not in resumed.stderr
-    assert trained(resumed) == trained(train(tmp_path / "uninterrupted", **options))
+    assert trained(resumed) == trained(train("lightning", tmp_path / "uninterrupted", **options))
 
 
 def test_within_an_epoch_a_data_loader_without_state_begins_anew_and_that_is_said(tmp_path: Path) -> None:
     options = {"EVERY_N_TRAIN_STEPS": "7", "FOREGROUND": "1"}
-    assert train(tmp_path, DIE_AT_STEP="14", **options).returncode == -signal.SIGKILL
-    resumed = train(tmp_path, **options)
+    assert train("lightning", tmp_path, DIE_AT_STEP="14", **options).returncode == -signal.SIGKILL
+    resumed = train("lightning", tmp_path, **options)
     assert ": epoch 3, step 14\n" in resumed.stderr
     assert (
         "Resuming within epoch 3 after 2 of its 4 batches. The data loader has no state_dict, so it starts again: "
@@ -96,13 +81,13 @@ def test_within_an_epoch_a_data_loader_without_state_begins_anew_and_that_is_sai
 def test_a_signal_to_the_whole_process_group_ends_as_a_signal_does(tmp_path: Path) -> None:
     """Also where Lightning first meets the end of the data loader's workers, which get it as well."""
     settings = {"POLYAXON_RUN_OUTPUTS_PATH": str(tmp_path), "WORKERS": "2", "SECONDS_PER_BATCH": "0.2"}
-    process = forked.start("lightning", TRAIN, **settings)
+    process = forked.start("lightning", SCRIPTS["lightning"], **settings)
     while not list(tmp_path.glob("checkpoints/resume/step=*")) and process.poll() is None:
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGTERM)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM, stderr
-    assert trained(train(tmp_path)).startswith("trained 24 6 ")
+    assert trained(train("lightning", tmp_path)).startswith("trained 24 6 ")
 
 
 FAILED_BEFORE = """
@@ -136,7 +121,7 @@ except ArithmeticError:
 
 
 def test_a_signal_is_heard_in_a_training_after_one_that_failed(tmp_path: Path) -> None:
-    process = run("-c", FAILED_BEFORE, POLYAXON_RUN_OUTPUTS_PATH=str(tmp_path))
+    process = forked.run("lightning", "-c", FAILED_BEFORE, POLYAXON_RUN_OUTPUTS_PATH=str(tmp_path))
     assert process.returncode == 128 + signal.SIGTERM, process.stderr
     assert "Saved step 20 after SIGTERM" in process.stderr
 

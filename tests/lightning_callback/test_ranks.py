@@ -2,60 +2,33 @@
 
 from __future__ import annotations
 
-import os
 import re
-import signal
-import subprocess
 import sys
-import sysconfig
 import time
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+from training_scripts import SCRIPTS, TORCHRUN, Ended, newest, start_ranks, wait_for_ranks
 
-from polyaxon_tracking import CheckpointManager
+if TYPE_CHECKING:
+    import subprocess
+    from pathlib import Path
 
-SCRIPT = str(Path(__file__).with_name("lightning_script.py"))
-TORCHRUN = [os.path.join(sysconfig.get_path("scripts"), "torchrun"), "--standalone", "--nproc-per-node=2"]
+SCRIPT = str(SCRIPTS["lightning"])
 COMMANDS = {"ddp": [sys.executable], "ddp_spawn": [sys.executable], "torchrun": TORCHRUN}
 
 
 def start(launcher: str, outputs: Path, **environment: str) -> subprocess.Popen[str]:
     strategy = "ddp" if launcher == "torchrun" else launcher
-    settings = {"POLYAXON_RUN_OUTPUTS_PATH": str(outputs), "STRATEGY": strategy, "PYTHONWARNINGS": "ignore"}
-    return subprocess.Popen(
-        [*COMMANDS[launcher], SCRIPT],
-        env=os.environ | {"OMP_NUM_THREADS": "1"} | settings | environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    return start_ranks([*COMMANDS[launcher], SCRIPT], outputs, STRATEGY=strategy, **environment)
 
 
-def ended(process: subprocess.Popen[str]) -> tuple[int, str, str]:
-    """Its exit status and what it printed; where it hangs, an error."""
-    try:
-        stdout, stderr = process.communicate(timeout=120)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        print(*process.communicate(), sep="\n")
-        raise
-    return process.returncode, stdout, stderr
-
-
-def train(launcher: str, outputs: Path, **environment: str) -> tuple[int, str, str]:
-    return ended(start(launcher, outputs, **environment))
+def train(launcher: str, outputs: Path, **environment: str) -> Ended:
+    return wait_for_ranks(start(launcher, outputs, **environment))
 
 
 def digests(stdout: str) -> list[str]:
     return [line.split()[-1] for line in stdout.splitlines() if line.startswith("trained")]
-
-
-def newest_step(outputs: Path) -> int:
-    newest = CheckpointManager(outputs / "checkpoints" / "resume").latest()
-    assert newest is not None
-    return newest.step
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +47,7 @@ def test_the_start_after_the_kill_of_one_rank_resumes_on_all(launcher: str, tmp_
     options = {"FOREGROUND": "1", "ON_RANK": "1"}
     status, _, stderr = train(launcher, tmp_path, DIE_AT_STEP="8", **options)
     assert status != 0
-    assert newest_step(tmp_path) == 8, stderr
+    assert newest(tmp_path).step == 8, stderr
     status, stdout, stderr = train(launcher, tmp_path, **options)
     assert status == 0, stderr
     assert len(re.findall("Resuming from .*: epoch 4, step 8\n", stderr)) == 1
@@ -87,7 +60,7 @@ def test_sigterm_to_one_rank_saves_once_and_ends_all(launcher: str, rank: int, t
     assert status == (143 if launcher == "ddp" else 1), stderr
     # All ranks know of it one batch later.
     assert stderr.count("Saved step 8 after SIGTERM") == 1
-    assert newest_step(tmp_path) == 8
+    assert newest(tmp_path).step == 8
 
 
 def test_sigterm_to_all_ranks_saves_once_and_ends_all(tmp_path: Path) -> None:
@@ -96,10 +69,10 @@ def test_sigterm_to_all_ranks_saves_once_and_ends_all(tmp_path: Path) -> None:
         assert process.poll() is None
         time.sleep(0.05)
     process.terminate()  # torchrun sends it on to all
-    status, _, stderr = ended(process)
+    status, _, stderr = wait_for_ranks(process)
     assert status != 0
     [step] = re.findall(r"Saved step (\d+) after SIGTERM", stderr)
-    assert newest_step(tmp_path) == int(step)
+    assert newest(tmp_path).step == int(step)
 
 
 @pytest.mark.parametrize("mode", ["foreground", "background"])
@@ -110,14 +83,15 @@ def test_a_write_that_fails_on_the_first_rank_ends_all(mode: str, tmp_path: Path
     assert "[rank1]: RuntimeError: Rank 0 failed, and this one ends with it: " in stderr
     # In the background, the write of step 4 may not be done when the room ends.
     assert newest_step(tmp_path) in ({4} if mode == "foreground" else {2, 4})
+    assert newest(tmp_path).step == 4
 
 
 def test_ranks_that_see_different_checkpoints_are_told_so(tmp_path: Path) -> None:
     outputs = tmp_path / "outputs"
-    status, _, stderr = train("ddp", outputs, OUTPUTS_OF_ITS_OWN=str(outputs))
+    status, _, stderr = train("ddp", outputs, OUTPUTS_OF_RANKS=str(outputs))
     assert status == 0, stderr
     assert not list(tmp_path.glob("outputs1/**/*.ckpt"))  # the first rank alone writes
-    status, stdout, stderr = train("ddp", outputs, OUTPUTS_OF_ITS_OWN=str(outputs))
+    status, stdout, stderr = train("ddp", outputs, OUTPUTS_OF_RANKS=str(outputs))
     assert status == 1
     assert stdout == ""
     message = (

@@ -6,7 +6,6 @@ import gc
 import re
 import signal
 import weakref
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import forked
@@ -14,12 +13,14 @@ import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning_script import Classifier, data, digest, trainer
+from training_scripts import directories_of_trainings
 
 from polyaxon_lightning import PolyaxonCallback
 
 if TYPE_CHECKING:
     import subprocess
     from collections.abc import Callable
+    from pathlib import Path
 
 
 class Once(Callback):
@@ -50,10 +51,6 @@ def fails(training: Trainer, model: LightningModule, *errors: type[BaseException
         fit(training, model)
 
 
-def places(outputs: Path) -> list[str]:
-    return sorted(path.name for path in (outputs / "checkpoints").glob("resume*"))
-
-
 @pytest.mark.parametrize("error", [ArithmeticError, KeyboardInterrupt])
 def test_a_training_that_failed_leaves_no_signal_handler(error: type[BaseException]) -> None:
     before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
@@ -72,7 +69,7 @@ def test_the_same_model_continues(outputs: Path, error: type[BaseException], sam
         training = trainer(polyaxon if same == "the callback" else PolyaxonCallback(), once)
     fit(training, model)
     assert once.steps == [6, 7, 8, 9, 10, 11]
-    assert places(outputs) == ["resume"]
+    assert directories_of_trainings(outputs) == ["resume"]
 
 
 @pytest.mark.parametrize("shared", ["the Trainer", "the callback", "nothing"])
@@ -86,7 +83,7 @@ def test_another_model_is_another_training(outputs: Path, shared: str, caplog: p
     fit(training, model)
     assert once.began_with == new
     assert once.steps[0] == (6 if shared == "the Trainer" else 0)
-    assert places(outputs) == ["resume", "resume-2"]
+    assert directories_of_trainings(outputs) == ["resume", "resume-2"]
     assert "Resuming from" not in caplog.text
 
 
@@ -109,7 +106,7 @@ def test_the_next_stage_of_a_model_continues_in_memory_and_resumes_from_its_own_
     assert digest(model) == after_first
     fit(trainer(PolyaxonCallback(), once), model)
     assert (once.steps[0], once.began_with) == (6, after_second)
-    assert places(outputs) == ["resume", "resume-2"]
+    assert directories_of_trainings(outputs) == ["resume", "resume-2"]
 
 
 def test_what_comes_before_or_between_is_no_training(outputs: Path) -> None:
@@ -120,7 +117,7 @@ def test_what_comes_before_or_between_is_no_training(outputs: Path) -> None:
     training.validate(model, data(), verbose=False)
     fit(training, model)
     assert once.steps[0] == 6
-    assert places(outputs) == ["resume"]
+    assert directories_of_trainings(outputs) == ["resume"]
 
 
 def test_off_the_cluster_nothing_is_resumed_from(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -130,7 +127,7 @@ def test_off_the_cluster_nothing_is_resumed_from(tmp_path: Path, caplog: pytest.
     assert once.steps[0] == 0
     fit(trainer(PolyaxonCallback()), Classifier())
     assert "Resuming from" not in caplog.text
-    assert places(tmp_path / "outputs") == ["resume", "resume-2"]
+    assert directories_of_trainings(tmp_path / "outputs") == ["resume", "resume-2"]
 
 
 @pytest.mark.filterwarnings("ignore:.*there is no last checkpoint available")
@@ -140,7 +137,7 @@ def test_resume_true_and_last_are_no_reason_to_continue_another_training(tmp_pat
         once = Once()
         trainer(PolyaxonCallback(resume=True), once).fit(Classifier(), data(), data(), ckpt_path=ckpt_path)
         assert once.steps[0] == 0
-        assert places(tmp_path / "outputs")[-1] == place
+        assert directories_of_trainings(tmp_path / "outputs")[-1] == place
 
 
 @pytest.mark.parametrize("step", [None, 6], ids=["finished", "failed"])
@@ -190,7 +187,7 @@ def test_folds_whose_processes_are_launched_for_each_train_each_on_its_own(strat
     (tmp_path / "folds.py").write_text(FOLDS)
 
     def train(outputs: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        settings = {"POLYAXON_RUN_OUTPUTS_PATH": str(tmp_path / outputs), "PYTHONPATH": str(Path(__file__).parent)}
+        settings = {"POLYAXON_RUN_OUTPUTS_PATH": str(tmp_path / outputs)}
         return forked.run("lightning", tmp_path / "folds.py", strategy, **settings, **environment)
 
     whole, failed, again = train("whole"), train("failed", FAIL="1"), train("failed")

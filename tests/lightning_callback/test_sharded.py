@@ -3,33 +3,19 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from training_scripts import Ended, train_ranks, trained
 
 from polyaxon_tracking import CheckpointManager
 
 SCRIPT = str(Path(__file__).with_name("sharded_script.py"))
 
 
-def train(outputs: Path | str, **environment: str) -> subprocess.CompletedProcess[str]:
-    settings = {"POLYAXON_RUN_OUTPUTS_PATH": str(outputs), "PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [sys.executable, SCRIPT],
-        env=os.environ | settings | environment,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
-
-
-def trained(process: subprocess.CompletedProcess[str]) -> str:
-    assert process.returncode == 0, process.stderr
-    [line] = set(process.stdout.splitlines())
-    return line
+def train(outputs: Path | str, **environment: str) -> Ended:
+    return train_ranks([sys.executable, SCRIPT], outputs, **environment)
 
 
 @pytest.fixture(scope="module")

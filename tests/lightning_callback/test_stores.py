@@ -15,20 +15,19 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning_script import Classifier, data, trainer
 from servers import FTP, Azure
+from training_scripts import files_below, train, trained, without_checksums
 
 from polyaxon_lightning import PolyaxonCallback
 from polyaxon_tracking import CheckpointManager, cached_path
 from polyaxon_tracking.storage import retry
 
 if TYPE_CHECKING:
-    import subprocess
     from collections.abc import Callable
 
     from servers import Proxy, Store
 
 pytest_plugins = ["store_fixtures"]
 
-HERE = Path(__file__).parent
 FIT = """
 import sys
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -44,31 +43,16 @@ print("best", best.best_model_path, len(best.best_k_models), best.last_model_pat
 """
 
 
-def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return forked.run("lightning", *arguments, PYTHONPATH=str(HERE), **environment)
-
-
-def line(process: subprocess.CompletedProcess[str], start: str) -> str:
-    assert process.returncode == 0, process.stderr
-    [found] = [line for line in process.stdout.splitlines() if line.startswith(start)]
-    return found
-
-
-def names(paths: list[str]) -> list[str]:
-    return sorted(re.sub(r"-crc=\w+", "", path) for path in paths)
-
-
 def test_a_killed_training_goes_on_to_the_weights_of_an_uninterrupted_one(store: Store, tmp_path: Path) -> None:
-    script = str(HERE / "lightning_script.py")
-    killed = run(script, POLYAXON_RUN_OUTPUTS_PATH=store.url, DIE_AT_STEP="18")
+    killed = train("lightning", store.url, DIE_AT_STEP="18")
     assert killed.returncode == -9
-    resumed = run(script, POLYAXON_RUN_OUTPUTS_PATH=store.url)
-    uninterrupted = run(script, POLYAXON_RUN_OUTPUTS_PATH=str(tmp_path))
-    assert line(resumed, "trained") == line(uninterrupted, "trained")
+    resumed = train("lightning", store.url)
+    uninterrupted = train("lightning", str(tmp_path))
+    assert trained(resumed, "trained") == trained(uninterrupted, "trained")
     assert re.search(r"Resuming from \w+://\S+: epoch [1-4], step", resumed.stderr), resumed.stderr
     # What was saved at the moment of the kill may be one too many: no state tells of it.
-    kept = names([str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()])
-    assert set(kept) <= set(names(store.names()))
+    kept = files_below(tmp_path)
+    assert set(kept) <= set(without_checksums(store.names()))
     assert [path for path in Path(os.environ["TMPDIR"]).rglob("*") if path.is_file()] == []
 
 
@@ -77,23 +61,23 @@ def local_names(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """What the two trainings of the next test leave in a local directory."""
     outputs = tmp_path_factory.mktemp("local") / "run"
     for epochs, ckpt_path in (("3", ""), ("5", "last")):
-        line(run("-c", FIT, epochs, ckpt_path, POLYAXON_RUN_OUTPUTS_PATH=str(outputs)), "best")
-    return names([str(path.relative_to(outputs)) for path in outputs.rglob("*") if path.is_file()])
+        trained(forked.run("lightning", "-c", FIT, epochs, ckpt_path, POLYAXON_RUN_OUTPUTS_PATH=str(outputs)), "best")
+    return files_below(outputs)
 
 
 def test_last_best_and_top_k_are_found_in_the_store(store: Store, local_names: list[str]) -> None:
-    first = run("-c", FIT, "3", "", POLYAXON_RUN_OUTPUTS_PATH=store.url)
-    assert line(first, "best").endswith(" 12")
-    second = run("-c", FIT, "5", "last", POLYAXON_RUN_OUTPUTS_PATH=store.url)
+    first = forked.run("lightning", "-c", FIT, "3", "", POLYAXON_RUN_OUTPUTS_PATH=store.url)
+    assert trained(first, "best").endswith(" 12")
+    second = forked.run("lightning", "-c", FIT, "5", "last", POLYAXON_RUN_OUTPUTS_PATH=store.url)
     assert ": epoch 3, step 12" in second.stderr
-    _, path, number, last, step = line(second, "best").split()
+    _, path, number, last, step = trained(second, "best").split()
     assert (path.rpartition("/")[0], number, step) == (path_in(store, "")[:-1], "2", "20")
     assert last == path_in(store, "last.ckpt")
-    assert names(store.names()) == local_names
+    assert without_checksums(store.names()) == local_names
     # Lightning itself removes what it went on from, where that is remote (issue 21813).
     path = path_in(store, second_best(store))
-    again = run("-c", FIT, "7", path, POLYAXON_RUN_OUTPUTS_PATH=store.url)
-    assert line(again, "best").endswith(" 28")
+    again = forked.run("lightning", "-c", FIT, "7", path, POLYAXON_RUN_OUTPUTS_PATH=store.url)
+    assert trained(again, "best").endswith(" 28")
     assert f"Resuming from ckpt_path={path} as asked" in again.stderr
     assert path.rpartition("/")[2] in store.names("checkpoints")
 
@@ -165,10 +149,10 @@ model = Classifier()
 model.load_state_dict(torch.load(checkpoint.path, weights_only=True)["state_dict"])
 print("loaded", digest(model))
 """
-    process = run("-c", code, POLYAXON_REFS_OUTPUTS_PATHS=json.dumps({"experiments": [store.url]}))
+    process = forked.run("lightning", "-c", code, POLYAXON_REFS_OUTPUTS_PATHS=json.dumps({"experiments": [store.url]}))
     from lightning_script import digest
 
-    assert line(process, "loaded") == f"loaded {digest(trained)}"
+    assert trained(process, "loaded") == f"loaded {digest(trained)}"
 
 
 def test_the_platforms_credentials_suffice_and_are_in_no_checkpoint(store: Store, proxy: Proxy) -> None:
@@ -189,8 +173,8 @@ def test_the_platforms_credentials_suffice_and_are_in_no_checkpoint(store: Store
     code = (
         "import os\nfor name in list(os.environ):\n    if name.startswith(('AWS_', 'AZURE_')): del os.environ[name]\n"
     )
-    process = run("-c", code + FIT, "2", "", **environment)
-    assert line(process, "best").endswith(" 8")
+    process = forked.run("lightning", "-c", code + FIT, "2", "", **environment)
+    assert trained(process, "best").endswith(" 8")
     assert len(proxy.requests) > 10
     secrets = [value.encode() for name, value in settings.items() if "SECRET" in name or "CONNECTION" in name]
     contents = [store.fs.cat_file(store.path(name)) for name in store.names()]

@@ -2,36 +2,27 @@
 
 from __future__ import annotations
 
-import json
 import signal
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import forked
 import pytest
 from lightning.pytorch import callbacks
+from training_scripts import Ended, results_and_curves, train_with_curves
 
-if TYPE_CHECKING:
-    import subprocess
-
-TRAIN = Path(__file__).with_name("validation_script.py")
+SCRIPT = Path(__file__).with_name("validation_script.py")
 
 averages = pytest.mark.skipif(
     not hasattr(callbacks, "EMAWeightAveraging"), reason="this Lightning averages no weights for the validation"
 )
 
 
-def train(directory: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    directory.mkdir(exist_ok=True)
-    environment |= {"POLYAXON_RUN_OUTPUTS_PATH": str(directory), "CURVES": str(directory / "curves")}
-    return forked.run("lightning", TRAIN, **environment)
+def train(directory: Path, **environment: str) -> Ended:
+    return train_with_curves(SCRIPT, "lightning", directory, **environment)
 
 
 def trained(directory: Path, **environment: str) -> tuple[dict[str, Any], list[str]]:
-    """Return what a training has come to, and its curves."""
-    process = train(directory, **environment)
-    assert process.returncode == 0, process.stderr
-    return json.loads(process.stdout.splitlines()[-1]), (directory / "curves").read_text().splitlines()
+    return results_and_curves(train(directory, **environment), directory)
 
 
 @pytest.mark.parametrize("cut_off", ["SIGTERM", "exception"])

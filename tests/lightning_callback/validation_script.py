@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import faults
 from lightning.pytorch import Callback, LightningModule, Trainer, callbacks, seed_everything
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import Logger
@@ -50,7 +50,7 @@ class CutOff(Callback):
             return
         if os.environ["CUT_OFF"] == "exception":
             raise RuntimeError("mine")
-        os.kill(os.getpid(), signal.Signals[os.environ["CUT_OFF"]])
+        faults.die(os.environ["CUT_OFF"])
 
 
 def main() -> None:

@@ -12,10 +12,10 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import forked
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+from training_scripts import flip_a_bit, newest, train, trained
 from transformers import (
     BertForSequenceClassification,
     EarlyStoppingCallback,
@@ -33,38 +33,19 @@ from polyaxon_tracking import CheckpointManager, TrackingError
 from polyaxon_transformers import PolyaxonCallback
 
 if TYPE_CHECKING:
-    import subprocess
     from collections.abc import Callable
 
     from torch import nn
-
-SCRIPT = str(Path(__file__).with_name("transformers_script.py"))
-
-
-def run(outputs: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    return forked.run("transformers", SCRIPT, POLYAXON_RUN_OUTPUTS_PATH=str(outputs), **environment)
-
-
-def trained(process: subprocess.CompletedProcess[str]) -> str:
-    assert process.returncode == 0, process.stderr
-    [line] = [line for line in process.stdout.splitlines() if line.startswith("trained")]
-    return line
 
 
 def resume_directory(outputs: Path) -> CheckpointManager:
     return CheckpointManager(outputs / "checkpoints" / "resume")
 
 
-def newest_step(outputs: Path) -> int:
-    newest = resume_directory(outputs).latest()
-    assert newest is not None
-    return newest.step
-
-
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> str:
     """What a training prints at its end that nothing interrupts."""
-    return trained(run(tmp_path_factory.mktemp("uninterrupted")))
+    return trained(train("transformers", tmp_path_factory.mktemp("uninterrupted")))
 
 
 @pytest.mark.parametrize(
@@ -82,10 +63,10 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> str:
 def test_a_training_that_ended_before_its_time_goes_on_to_the_same_end(
     tmp_path: Path, uninterrupted: str, died: dict[str, str], status: int, step: int
 ) -> None:
-    ended = run(tmp_path, **died)
+    ended = train("transformers", tmp_path, **died)
     assert ended.returncode == status, ended.stderr
-    assert newest_step(tmp_path) == step
-    resumed = run(tmp_path)
+    assert newest(tmp_path).step == step
+    resumed = train("transformers", tmp_path)
     assert trained(resumed) == uninterrupted
     epoch = rf"(?:{(step - 1) // 4}|{step // 4})"  # whether its end was reached or cut off
     assert len(re.findall(rf"Resuming from {tmp_path}\S+: epoch {epoch}, step {step}\n", resumed.stderr)) == 1
@@ -99,13 +80,13 @@ def test_a_training_that_ended_before_its_time_goes_on_to_the_same_end(
 def test_the_best_that_the_newest_state_names_outlives_a_kill_before_the_next_state(
     tmp_path: Path, uninterrupted: str
 ) -> None:
-    ended = run(tmp_path, DIE_BEFORE_THE_RESUME_STATE_OF="8", SAVE_TOTAL_LIMIT="1")
+    ended = train("transformers", tmp_path, DIE_BEFORE_THE_RESUME_STATE_OF="8", SAVE_TOTAL_LIMIT="1")
     assert ended.returncode == -signal.SIGKILL, ended.stderr
-    assert newest_step(tmp_path) == 4
+    assert newest(tmp_path).step == 4
     below = tmp_path / "checkpoints" / "bert"
     # The folder of step 8 came first, and nothing went for it: what is resumed from has step 4 as its best.
     assert {path.name for path in below.glob("checkpoint-*")} == {"checkpoint-4", "checkpoint-8"}
-    resumed = run(tmp_path, SAVE_TOTAL_LIMIT="1")
+    resumed = train("transformers", tmp_path, SAVE_TOTAL_LIMIT="1")
     assert trained(resumed) == uninterrupted
     assert len(list(below.glob("checkpoint-*"))) <= 2  # the newest and the best
 
@@ -240,9 +221,8 @@ def test_an_adapter_is_what_is_saved_and_goes_on(monkeypatch: pytest.MonkeyPatch
             with pytest.raises(ArithmeticError) if raises_at else contextlib.nullcontext():
                 training.train()
         ends[name] = last.digest, digest(training.model)
-        newest = resume_directory(tmp_path / name).latest()
-        assert newest is not None
-        weights = {path.name for path in Path(newest.path).glob("*.safetensors")}
+        saved = newest(tmp_path / name)
+        weights = {path.name for path in Path(saved.path).glob("*.safetensors")}
         assert weights == {"adapter_model.safetensors"}
     assert ends["interrupted"] == ends["uninterrupted"]
 
@@ -262,17 +242,16 @@ def test_the_folders_load_as_the_trainers_own_do(outputs: Path) -> None:
     training = trainer(PolyaxonCallback(), num_train_epochs=1)
     training.train()
     below = outputs / "checkpoints"
-    newest = resume_directory(outputs).latest()
-    assert newest is not None
+    saved = newest(outputs)
     assert training.args.output_dir == str(below / "bert")
-    for folder in (newest.path, below / "bert" / "checkpoint-4"):
+    for folder in (saved.path, below / "bert" / "checkpoint-4"):
         assert digest(BertForSequenceClassification.from_pretrained(folder)) == digest(training.model)
-    best = json.loads((Path(newest.path) / "trainer_state.json").read_text())["best_model_checkpoint"]
+    best = json.loads((Path(saved.path) / "trainer_state.json").read_text())["best_model_checkpoint"]
     assert best == training.state.best_model_checkpoint == str(below / "bert" / "checkpoint-4")
     arguments = torch.load(below / "bert" / "checkpoint-4" / "training_args.bin", weights_only=False)
     assert arguments.output_dir == training.args.output_dir
     # Both are the same state, which was written once.
-    weights = [Path(folder) / "model.safetensors" for folder in (newest.path, below / "bert" / "checkpoint-4")]
+    weights = [Path(folder) / "model.safetensors" for folder in (saved.path, below / "bert" / "checkpoint-4")]
     assert weights[0].samefile(weights[1])
 
 
@@ -300,7 +279,7 @@ def test_off_the_cluster_outputs_go_to_a_local_directory_and_training_starts_fre
 ) -> None:
     caplog.set_level(logging.INFO)
     trainer(PolyaxonCallback(), num_train_epochs=1).train()
-    assert newest_step(tmp_path / "outputs") == 4
+    assert newest(tmp_path / "outputs").step == 4
     new_process()
     again = trainer(PolyaxonCallback(), num_train_epochs=2)
     again.train()
@@ -312,23 +291,17 @@ def test_off_the_cluster_outputs_go_to_a_local_directory_and_training_starts_fre
     assert ": epoch 2, step 8" in caplog.text
 
 
-def flip_a_bit(file: Path) -> None:
-    content = bytearray(file.read_bytes())
-    content[len(content) // 2] ^= 1
-    file.write_bytes(content)
-
-
 def test_the_newest_that_is_intact_is_used(
     outputs: Path, caplog: pytest.LogCaptureFixture, new_process: Callable[[], None]
 ) -> None:
     trainer(PolyaxonCallback(), num_train_epochs=2).train()
-    newest, before = resume_directory(outputs).checkpoints()
-    flip_a_bit(Path(newest.path) / "optimizer.pt")
+    last, before = resume_directory(outputs).checkpoints()
+    flip_a_bit(Path(last.path) / "optimizer.pt")
     new_process()
     steps: list[int] = []
     trainer(PolyaxonCallback(), _Steps(steps), num_train_epochs=2).train()
     assert steps == [5, 6, 7, 8]
-    assert f"Skipped damaged checkpoints, using {before.path} instead: {newest.path}" in caplog.text
+    assert f"Skipped damaged checkpoints, using {before.path} instead: {last.path}" in caplog.text
     for checkpoint in resume_directory(outputs).checkpoints():
         flip_a_bit(Path(checkpoint.path) / "scheduler.pt")
     new_process()
@@ -433,9 +406,8 @@ def test_save_only_model_is_for_the_users_folders_alone(outputs: Path) -> None:
     training.train()
     assert training.args.save_only_model
     assert not (outputs / "checkpoints" / "bert" / "checkpoint-4" / "optimizer.pt").exists()
-    newest = resume_directory(outputs).latest()
-    assert newest is not None
-    assert (Path(newest.path) / "optimizer.pt").exists()
+    saved = newest(outputs)
+    assert (Path(saved.path) / "optimizer.pt").exists()
 
 
 def test_an_absolute_output_dir_is_left_alone(outputs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -6,16 +6,15 @@ import pickle
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from training_scripts import directories_of_trainings
 from transformers import Trainer, TrainerCallback, set_seed
-from transformers_script import digest, tiny, trainer
+from transformers_script import QUIET, digest, tiny, trainer
 
 from polyaxon_transformers import PolyaxonCallback
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
-
-QUIET: dict[str, Any] = {"eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False}
 
 
 class Once(TrainerCallback):
@@ -42,10 +41,6 @@ def fails(training: Trainer, error: type[BaseException] = ArithmeticError) -> No
         training.train()
 
 
-def places(outputs: Path) -> list[str]:
-    return sorted(path.name for path in (outputs / "checkpoints").glob("resume*"))
-
-
 @pytest.mark.parametrize("error", [ArithmeticError, KeyboardInterrupt])
 @pytest.mark.parametrize("makes_models", [False, True], ids=["of one model", "that makes its models"])
 def test_the_same_trainer_continues(outputs: Path, error: type[BaseException], makes_models: bool) -> None:
@@ -61,7 +56,7 @@ def test_the_same_trainer_continues(outputs: Path, error: type[BaseException], m
     training.evaluate()
     training.train()
     assert once.steps[0] == 7
-    assert places(outputs) == ["resume"]
+    assert directories_of_trainings(outputs) == ["resume"]
 
 
 def test_a_new_trainer_with_the_same_model_continues(outputs: Path) -> None:
@@ -69,7 +64,7 @@ def test_a_new_trainer_with_the_same_model_continues(outputs: Path) -> None:
     fails(trainer(PolyaxonCallback(), Once(6), model=model, **QUIET))
     trainer(PolyaxonCallback(), once, model=model, **QUIET).train()
     assert once.steps[0] == 7
-    assert places(outputs) == ["resume"]
+    assert directories_of_trainings(outputs) == ["resume"]
 
 
 @pytest.mark.parametrize("shared", [True, False], ids=["one callback", "a callback for each"])
@@ -79,7 +74,7 @@ def test_another_model_is_another_training(outputs: Path, shared: bool) -> None:
     new = digest(model)
     trainer(polyaxon if shared else PolyaxonCallback(), once, model=model, **QUIET).train()
     assert (once.steps[0], once.began_with) == (1, new)
-    assert places(outputs) == ["resume", "resume-2"]
+    assert directories_of_trainings(outputs) == ["resume", "resume-2"]
 
 
 def test_the_next_stage_of_a_model_continues_in_memory_and_resumes_from_its_own_state(
@@ -103,7 +98,7 @@ def test_the_next_stage_of_a_model_continues_in_memory_and_resumes_from_its_own_
     training.train()
     assert again == after_first
     assert (once.steps[0], once.began_with) == (7, after_second)
-    assert places(outputs) == ["resume", "resume-2"]
+    assert directories_of_trainings(outputs) == ["resume", "resume-2"]
 
 
 def test_a_trial_after_one_that_failed_leaves_its_folders(outputs: Path, new_process: Callable[[], None]) -> None:
@@ -139,7 +134,7 @@ def test_off_the_cluster_nothing_is_resumed_from(tmp_path: Path, caplog: pytest.
     assert once.steps[0] == 1
     trainer(PolyaxonCallback(), **QUIET).train()
     assert "Resuming from" not in caplog.text
-    assert places(tmp_path / "outputs") == ["resume", "resume-2"]
+    assert directories_of_trainings(tmp_path / "outputs") == ["resume", "resume-2"]
 
 
 def test_resume_true_is_no_reason_to_continue_another_training(tmp_path: Path) -> None:
@@ -167,3 +162,4 @@ def test_a_copy_of_the_callback_made_in_a_training_has_no_part_in_it(outputs: Pa
     training.train()
     trainer(*copies.taken, **QUIET).train()
     assert places(outputs) == ["resume", "resume-2"]
+    assert directories_of_trainings(tmp_path / "outputs") == ["resume", "resume-2"]

@@ -5,51 +5,39 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import subprocess
 import tarfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import forked
 import pytest
+from training_scripts import SCRIPTS, TORCHRUN, Ended, train, train_ranks, without_checksums
 from transformers import BertForSequenceClassification
-from transformers_script import TORCHRUN, digest, trainer
+from transformers_script import digest, trainer
 
 from polyaxon_tracking import TrackingError, cached_path
 from polyaxon_transformers import PolyaxonCallback
 
 if TYPE_CHECKING:
+    import subprocess
     from collections.abc import Callable
 
     from servers import Store
 
 pytest_plugins = ["store_fixtures"]
 
-SCRIPT = str(Path(__file__).with_name("transformers_script.py"))
+COMMAND = [*TORCHRUN, str(SCRIPTS["transformers"])]
 
 
 def run(directory: Path, outputs: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Train in a directory of its own, as in a new pod."""
+    """Train in a new directory, as in a new pod."""
     directory.mkdir()
-    return forked.run("transformers", SCRIPT, directory=directory, POLYAXON_RUN_OUTPUTS_PATH=outputs, **environment)
+    return train("transformers", outputs, directory=directory, **environment)
 
 
-def run_torchrun(directory: Path, outputs: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Train in two processes of torchrun, in a directory of their own."""
+def run_torchrun(directory: Path, outputs: str, **environment: str) -> Ended:
+    """Train in two processes of torchrun, in a new directory."""
     directory.mkdir()
-    return subprocess.run(
-        TORCHRUN,
-        cwd=directory,
-        env=os.environ | {"POLYAXON_RUN_OUTPUTS_PATH": outputs} | environment,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
-
-
-def names(found: list[str]) -> list[str]:
-    return sorted(re.sub(r"-crc=\w+", "", name) for name in found)
+    return train_ranks(COMMAND, outputs, directory=directory, **environment)
 
 
 def test_a_killed_training_goes_on_in_another_pod_to_the_same_end(store: Store, tmp_path: Path) -> None:
@@ -60,7 +48,7 @@ def test_a_killed_training_goes_on_in_another_pod_to_the_same_end(store: Store, 
     assert resumed.returncode == uninterrupted.returncode == 0, resumed.stderr
     assert resumed.stdout == uninterrupted.stdout
     assert re.search(r"Resuming from \w+://\S+\.tar: epoch [12], step [89]", resumed.stderr), resumed.stderr
-    assert names(store.names()) == [
+    assert without_checksums(store.names()) == [
         "checkpoints/bert/checkpoint-20.tar",
         "checkpoints/bert/checkpoint-24.tar",
         "checkpoints/resume/step=0000000024-epoch=5-start=1.tar",
@@ -89,14 +77,13 @@ def test_a_state_is_unpacked_once_on_a_machine_and_goes_also_after_a_kill(store:
     def unpacked() -> list[str]:
         return [path.name for path in Path(os.environ["TMPDIR"]).glob(".*/checkpoint-*")]
 
-    threads = {"OMP_NUM_THREADS": "1"}
-    killed = run_torchrun(tmp_path / "killed", store.url, DIE_AT_STEP="10", FOREGROUND="1", **threads)
+    killed = run_torchrun(tmp_path / "killed", store.url, DIE_AT_STEP="10", FOREGROUND="1")
     assert killed.returncode, killed.stderr
-    again = run_torchrun(tmp_path / "again", store.url, DIE_AT_STEP="11", FOREGROUND="1", **threads)
+    again = run_torchrun(tmp_path / "again", store.url, DIE_AT_STEP="11", FOREGROUND="1")
     assert again.returncode, again.stderr
     assert unpacked() == ["checkpoint-8"]
-    resumed = run_torchrun(tmp_path / "resumed", store.url, **threads)
-    uninterrupted = run_torchrun(tmp_path / "uninterrupted", str(tmp_path / "outputs"), **threads)
+    resumed = run_torchrun(tmp_path / "resumed", store.url)
+    uninterrupted = run_torchrun(tmp_path / "uninterrupted", str(tmp_path / "outputs"))
     assert resumed.returncode == uninterrupted.returncode == 0, resumed.stderr
     assert set(resumed.stdout.splitlines()) == set(uninterrupted.stdout.splitlines())
     assert unpacked() == []

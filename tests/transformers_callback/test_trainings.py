@@ -16,16 +16,18 @@ import pytest
 import torch
 import transformers
 from packaging.version import Version
+from training_scripts import newest_position
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, set_seed
-from transformers_script import digest, tiny, trainer
+from transformers_script import QUIET, digest, tiny, trainer
 
-from polyaxon_tracking import CheckpointManager, TrackingError
+from polyaxon_tracking import TrackingError
 from polyaxon_transformers import PolyaxonCallback
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 QUIET: dict[str, Any] = {"eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False}
+    import torch
 
 
 class At(TrainerCallback):
@@ -47,12 +49,6 @@ def kill(control: Any) -> None:
 
 def fail(control: Any) -> None:
     raise ArithmeticError("of the user's code")
-
-
-def newest(outputs: Path, training: str = "resume") -> tuple[int, int]:
-    found = CheckpointManager(outputs / "checkpoints" / training).latest()
-    assert found is not None
-    return found.step, found.epoch
 
 
 def folders(outputs: Path, name: str = "bert") -> set[str]:
@@ -94,7 +90,7 @@ def test_a_training_that_had_ended_trains_no_step_more(
         assert done.steps == (list(range(1, ends[0][0] + 1)) if len(ends) == 1 else [])
     assert len(set(ends)) == 1
     assert ends[0][0] == (8 if options.get("num_train_epochs") == 2 else 6)
-    assert newest(outputs) == (ends[0][0], ends[0][0] // 4)
+    assert newest_position(outputs) == (ends[0][0], ends[0][0] // 4)
     assert caplog.text.count("nothing is left") == 2
 
 
@@ -285,7 +281,7 @@ def test_a_signal_after_the_last_step_ends_the_process(outputs: Path, new_proces
     with pytest.raises(SystemExit) as ended:
         trainer(PolyaxonCallback(), Late(), num_train_epochs=1).train()
     assert ended.value.code == 143
-    assert newest(outputs) == (4, 1)
+    assert newest_position(outputs) == (4, 1)
 
 
 def test_an_error_that_a_signal_brought_about_ends_as_the_signal_asks(
@@ -303,7 +299,7 @@ def test_an_error_that_a_signal_brought_about_ends_as_the_signal_asks(
     with pytest.raises(SystemExit) as ended:
         trainer(PolyaxonCallback(), made_by=Loses, **QUIET).train()
     assert ended.value.code == 143
-    assert newest(outputs) == (5, 1)
+    assert newest_position(outputs) == (5, 1)
     assert "Saved step 5 after SIGTERM" in caplog.text
     assert "After SIGTERM: RuntimeError: DataLoader worker" in caplog.text
 
@@ -311,7 +307,7 @@ def test_an_error_that_a_signal_brought_about_ends_as_the_signal_asks(
 def test_an_error_of_a_callback_before_it_loses_no_step(outputs: Path) -> None:
     with pytest.raises(ArithmeticError):
         trainer(At(7, fail), PolyaxonCallback(), **QUIET).train()
-    assert newest(outputs) == (7, 1)
+    assert newest_position(outputs) == (7, 1)
 
 
 def test_an_error_while_saving_does_not_hide_the_users_own(outputs: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-import resource
-import signal
 import sys
-import sysconfig
 import time
 from pathlib import Path
 from typing import Any
 
+import faults
 import torch
 from torch import nn
 from torch.utils.data import Dataset
@@ -29,7 +26,9 @@ from transformers import (
 from polyaxon_transformers import PolyaxonCallback
 
 # This script in two processes.
-TORCHRUN = [os.path.join(sysconfig.get_path("scripts"), "torchrun"), "--standalone", "--nproc-per-node=2", __file__]
+
+# Train, and neither evaluate nor save a model.
+QUIET: dict[str, Any] = {"eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False}
 
 
 class Words(Dataset[dict[str, torch.Tensor]]):
@@ -59,14 +58,13 @@ class Trouble(TrainerCallback):
         metrics["eval_best"] = float(os.environ.get("BEST_AT_STEP") == str(state.global_step))
 
     def _happen(self, moment: str, args: Any, state: Any) -> None:
-        if args.process_index != int(os.environ.get("ON_RANK", "0")):
-            return
-        if os.environ.get(f"DIE_{moment}") == str(state.global_step):
+        place = state.global_step, args.process_index
+        if faults.is_due(f"DIE_{moment}", *place):
             self._wait_for_what_is_written(args.output_dir)
-            os.kill(os.getpid(), signal.Signals[os.environ.get("SIGNAL", "SIGKILL")])
-        if os.environ.get(f"NO_ROOM_{moment}") == str(state.global_step):
-            resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
-        if os.environ.get(f"RAISE_{moment}") == str(state.global_step):
+            faults.die()
+        if faults.is_due(f"NO_ROOM_{moment}", *place):
+            faults.fill_disk()
+        if faults.is_due(f"RAISE_{moment}", *place):
             raise ArithmeticError("of the user's code")
 
     def _wait_for_what_is_written(self, output_dir: str) -> None:
@@ -82,7 +80,7 @@ def die_before_the_resume_state_of(step: str) -> None:
 
     def die(source: str, target: str) -> None:
         if os.path.basename(target).startswith(f"step={step:0>10}"):
-            os.kill(os.getpid(), signal.SIGKILL)
+            faults.die("SIGKILL")
         replace(source, target)
 
     os.replace = die
@@ -136,14 +134,11 @@ def trainer(
 
 
 def digest(module: nn.Module) -> str:
-    """A fingerprint of all weights, equal only where every bit is."""
-    state = b"".join(tensor.numpy().tobytes() for tensor in module.state_dict().values())
-    return hashlib.sha256(state).hexdigest()[:16]
+    return faults.digest_of(tensor.numpy() for tensor in module.state_dict().values())
 
 
 def main() -> None:
-    if "OUTPUTS_OF_ITS_OWN" in os.environ:
-        os.environ["POLYAXON_RUN_OUTPUTS_PATH"] = os.environ["OUTPUTS_OF_ITS_OWN"] + os.environ.get("LOCAL_RANK", "0")
+    faults.prepare_process()
     if "DIE_BEFORE_THE_RESUME_STATE_OF" in os.environ:
         die_before_the_resume_state_of(os.environ["DIE_BEFORE_THE_RESUME_STATE_OF"])
     set_seed(0)

@@ -1,0 +1,150 @@
+"""Run the training scripts of the test folders as processes, and read what they print and leave on the disk."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sysconfig
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+import forked
+
+from polyaxon_tracking import Checkpoint, CheckpointManager
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+TESTS = Path(__file__).parents[1]
+SCRIPTS = {
+    "lightning": TESTS / "lightning_callback" / "lightning_script.py",
+    "keras": TESTS / "keras_callback" / "keras_script.py",
+    "transformers": TESTS / "transformers_callback" / "transformers_script.py",
+}
+TORCHRUN = [os.path.join(sysconfig.get_path("scripts"), "torchrun"), "--standalone", "--nproc-per-node=2"]
+
+
+class Ended(NamedTuple):
+    """The end of a process: its exit status, or the negative number of the signal, and the texts that it printed."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+class _Ended(Protocol):
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def train(
+    framework: str, outputs: Path | str, *, directory: Path | None = None, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Run the framework's script in a process of the fork server."""
+    return forked.run(
+        framework, SCRIPTS[framework], directory=directory, POLYAXON_RUN_OUTPUTS_PATH=str(outputs), **environment
+    )
+
+
+def start_ranks(
+    command: list[str], outputs: Path | str, *, directory: Path | None = None, **environment: str
+) -> subprocess.Popen[str]:
+    """Start a command that launches several processes itself."""
+    settings = {"POLYAXON_RUN_OUTPUTS_PATH": str(outputs), "PYTHONWARNINGS": "ignore"}
+    return subprocess.Popen(
+        command,
+        cwd=directory,
+        env=os.environ | settings | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def wait_for_ranks(process: subprocess.Popen[str]) -> Ended:
+    """Wait for a command that `start_ranks` started. If it hangs, it is killed with its processes.
+
+    Raises:
+        subprocess.TimeoutExpired: the command hung.
+    """
+    try:
+        stdout, stderr = process.communicate(timeout=120)
+    except subprocess.TimeoutExpired:
+        process.terminate()  # torchrun ends its workers, which have sessions of their own
+        try:
+            print(*process.communicate(timeout=30), sep="\n")
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            print(*process.communicate(), sep="\n")
+        raise
+    return Ended(process.returncode, stdout, stderr)
+
+
+def train_ranks(command: list[str], outputs: Path | str, *, directory: Path | None = None, **environment: str) -> Ended:
+    """Run a command that launches several processes itself, to the end of all of them."""
+    return wait_for_ranks(start_ranks(command, outputs, directory=directory, **environment))
+
+
+def trained(process: _Ended, start: str = "trained") -> str:
+    """Return the line that a successful script prints at its end, the same on all ranks."""
+    assert process.returncode == 0, process.stderr
+    [line] = {line for line in process.stdout.splitlines() if line.startswith(start)}
+    return line
+
+
+def train_with_curves(script: Path, framework: str, directory: Path, **environment: str) -> Ended:
+    """Run a script that appends what it logs to the file `curves`, with its outputs in the same directory."""
+    directory.mkdir(exist_ok=True)
+    environment |= {"POLYAXON_RUN_OUTPUTS_PATH": str(directory), "CURVES": str(directory / "curves")}
+    process = forked.run(framework, script, **environment)
+    return Ended(process.returncode, process.stdout, process.stderr)
+
+
+def results_and_curves(process: Ended, directory: Path) -> tuple[dict[str, Any], list[str]]:
+    """Return the results that a successful script printed as JSON, and what it logged."""
+    assert process.returncode == 0, process.stderr
+    return json.loads(process.stdout.splitlines()[-1]), (directory / "curves").read_text().splitlines()
+
+
+def newest(outputs: Path | str) -> Checkpoint:
+    """Return the checkpoint that the training would resume from."""
+    checkpoint = CheckpointManager(f"{outputs}/checkpoints/resume").latest()
+    assert checkpoint is not None
+    return checkpoint
+
+
+def newest_position(outputs: Path | str) -> tuple[int, int]:
+    """Return the step and the epoch of the checkpoint that the training would resume from."""
+    checkpoint = newest(outputs)
+    return checkpoint.step, checkpoint.epoch
+
+
+def directories_of_trainings(outputs: Path) -> list[str]:
+    """Return the directories of training states: `resume` for the first training of the script, then `resume-2`."""
+    return sorted(path.name for path in (outputs / "checkpoints").glob("resume*"))
+
+
+def without_checksums(names: Iterable[str | Path]) -> list[str]:
+    """Return the names in order, without the CRC-32s in them."""
+    return sorted(re.sub(r"-crc=\w+", "", str(name)) for name in names)
+
+
+def files_in(directory: Path) -> list[str]:
+    """Return the names of the files in the directory, without the CRC-32s in them."""
+    return without_checksums(entry.name for entry in directory.iterdir() if entry.is_file())
+
+
+def files_below(directory: Path) -> list[str]:
+    """Return the paths of all files below the directory, without the CRC-32s in them."""
+    return without_checksums(path.relative_to(directory) for path in directory.rglob("*") if path.is_file())
+
+
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
