@@ -8,7 +8,6 @@ import enum
 import logging
 import random
 import re
-import zipfile
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -316,13 +315,13 @@ def test_the_best_models_and_their_scores_survive(outputs: Path) -> None:
 
 
 def test_best_and_test(outputs: Path) -> None:
-    class Tested(Classifier):
+    class WithTest(Classifier):
         def test_step(self, batch: list[torch.Tensor], batch_idx: int) -> None:
             self.validation_step(batch, batch_idx)
 
     best = ModelCheckpoint(monitor="val_loss", mode="max", filename="{epoch}")
     running = trainer(PolyaxonCallback(), best)
-    running.fit(Tested(), data(), data())
+    running.fit(WithTest(), data(), data())
     assert running.checkpoint_callback is best
     [metrics] = running.test(dataloaders=data(), ckpt_path="best", verbose=False)
     assert metrics["val_loss"] == pytest.approx(float(best.best_model_score))
@@ -489,15 +488,6 @@ def test_a_model_whose_names_changed_too(outputs: Path) -> None:
     with pytest.raises(TrackingError, match="What differs: ") as error:
         fit(PolyaxonCallback(), model=Deeper(), max_epochs=2)
     assert "more.weight" in str(error.value.__cause__)
-
-
-def flip_a_bit(path: Path) -> None:
-    """Flip a bit of the largest member; between members there is padding, which nobody reads."""
-    content = bytearray(path.read_bytes())
-    with zipfile.ZipFile(path) as archive:
-        largest = max(archive.infolist(), key=lambda member: member.file_size)
-        content[content.index(archive.read(largest)) + largest.file_size // 2] ^= 1
-    path.write_bytes(content)
 
 
 def empty(path: Path) -> None:
@@ -688,7 +678,7 @@ def test_a_training_in_three_parts_has_the_weights_of_one_in_a_piece(
     assert digests[0] == digests[1]
 
 
-class Tested(Classifier):
+class WithTest(Classifier):
     def test_step(self, batch: list[torch.Tensor], index: int) -> None:
         self.validation_step(batch, index)
 
@@ -700,7 +690,7 @@ def test_a_training_that_had_ended_has_its_metrics_and_its_best_model(stopped_ea
         best = ModelCheckpoint(monitor="val_loss")
         stopping = [EarlyStopping("val_loss", patience=1, min_delta=10.0)] if stopped_early else []
         training = trainer(PolyaxonCallback(resume=True), best, *stopping)
-        training.fit(Tested(), data(), data())
+        training.fit(WithTest(), data(), data())
         metrics = dict(training.callback_metrics)
         training.test(dataloaders=data(), ckpt_path="best", verbose=False)
         return metrics, best.best_model_path, best.best_model_score

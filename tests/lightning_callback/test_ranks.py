@@ -82,8 +82,7 @@ def test_a_write_that_fails_on_the_first_rank_ends_all(mode: str, tmp_path: Path
     assert status == 1
     assert "[rank1]: RuntimeError: Rank 0 failed, and this one ends with it: " in stderr
     # In the background, the write of step 4 may not be done when the room ends.
-    assert newest_step(tmp_path) in ({4} if mode == "foreground" else {2, 4})
-    assert newest(tmp_path).step == 4
+    assert newest(tmp_path).step in ({4} if mode == "foreground" else {2, 4})
 
 
 def test_ranks_that_see_different_checkpoints_are_told_so(tmp_path: Path) -> None:

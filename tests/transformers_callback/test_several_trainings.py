@@ -142,7 +142,7 @@ def test_resume_true_is_no_reason_to_continue_another_training(tmp_path: Path) -
     fails(trainer(PolyaxonCallback(resume=True), Once(6), **QUIET))
     trainer(PolyaxonCallback(resume=True), once, **QUIET).train()
     assert once.steps[0] == 1
-    assert places(tmp_path / "outputs") == ["resume", "resume-2"]
+    assert directories_of_trainings(tmp_path / "outputs") == ["resume", "resume-2"]
 
 
 class Copies(TrainerCallback):
@@ -161,5 +161,4 @@ def test_a_copy_of_the_callback_made_in_a_training_has_no_part_in_it(outputs: Pa
     copies.beside = [one for one in training.callback_handler.callbacks if isinstance(one, PolyaxonCallback)]  # type: ignore[attr-defined]
     training.train()
     trainer(*copies.taken, **QUIET).train()
-    assert places(outputs) == ["resume", "resume-2"]
-    assert directories_of_trainings(tmp_path / "outputs") == ["resume", "resume-2"]
+    assert directories_of_trainings(outputs) == ["resume", "resume-2"]

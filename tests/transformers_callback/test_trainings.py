@@ -26,9 +26,6 @@ from polyaxon_transformers import PolyaxonCallback
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-QUIET: dict[str, Any] = {"eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False}
-    import torch
-
 
 class At(TrainerCallback):
     """Does something after a step, and notes the steps that are done."""
