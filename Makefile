@@ -10,8 +10,8 @@ STEP := bash tools/step.sh
 # Keras binds its backend at import. With the others than torch run the tests of what depends on it: how the model's
 # variables are read, copied and restored, and that a training which was killed or failed resumes.
 OTHER_BACKENDS := tensorflow jax
-BACKEND_TESTS := $(addprefix tests/keras_callback/,test_background.py test_callback.py test_late.py test_processes.py) \
-	tests/keras_callback/test_stores.py::test_a_killed_training_goes_on_without_tensorflow
+BACKEND_TESTS := $(addprefix tests/polyaxon_keras/,test_background.py test_callback.py test_late.py test_processes.py) \
+	tests/polyaxon_keras/test_stores.py::test_a_killed_training_goes_on_without_tensorflow
 # Three at a time on two cores: many tests wait for processes of their own, for servers or for disks.
 PYTEST := $(BIN)/python -m pytest -n 3 --dist worksteal
 

@@ -24,7 +24,7 @@ OLDEST = (3, 10)
 STAGES = {
     "core": ["tests/core", "tests/training", "tests/storage/test_locks.py", "polyaxon_tracking"],
     "command": ["tests/cli", "--ignore=tests/cli/test_stores.py"],
-    "Keras on JAX": ["tests/keras_callback/test_callback.py", "tests/keras_callback/test_processes.py"],
+    "Keras on JAX": ["tests/polyaxon_keras/test_callback.py", "tests/polyaxon_keras/test_processes.py"],
 }
 
 # Prints nothing where the frameworks are not built for it: a release that is not final, or has no global lock.

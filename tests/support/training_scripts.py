@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 TESTS = Path(__file__).parents[1]
 SCRIPTS = {
-    "lightning": TESTS / "lightning_callback" / "lightning_script.py",
-    "keras": TESTS / "keras_callback" / "keras_script.py",
-    "transformers": TESTS / "transformers_callback" / "transformers_script.py",
+    "lightning": TESTS / "polyaxon_lightning" / "lightning_script.py",
+    "keras": TESTS / "polyaxon_keras" / "keras_script.py",
+    "transformers": TESTS / "polyaxon_transformers" / "transformers_script.py",
 }
 TORCHRUN = [os.path.join(sysconfig.get_path("scripts"), "torchrun"), "--standalone", "--nproc-per-node=2"]
 
