@@ -1,4 +1,4 @@
-# `make demo` and `make test` set up what they need, each in an environment of its own; both need only python3 and make.
+# `make demo` and `make test` set up what they need, each in its own environment; both need only python3 and make.
 
 VENV ?= .venv
 DEMO_VENV ?= .venv-demo
@@ -11,13 +11,13 @@ STEP := bash tools/step.sh
 # variables are read, copied and restored, and that a training which was killed or failed resumes.
 OTHER_BACKENDS := tensorflow jax
 BACKEND_TESTS := $(addprefix tests/polyaxon_keras/,test_background.py test_callback.py test_late.py test_processes.py) \
-	tests/polyaxon_keras/test_stores.py::test_a_killed_training_goes_on_without_tensorflow
-# Three at a time on two cores: many tests wait for processes of their own, for servers or for disks.
+	tests/polyaxon_keras/test_stores.py::test_a_killed_training_resumes_without_tensorflow
+# Three at a time on two cores: many tests wait for their own processes, for servers or for disks.
 PYTEST := $(BIN)/python -m pytest -n 3 --dist worksteal
 
 .PHONY: demo test test-pythons coverage bench lint types docs clean
 
-# With an environment of its own, a quarter of that of the tests.
+# With its own environment, a quarter of that of the tests.
 demo: $(DEMO_VENV)/.installed
 	@$(DEMO_VENV)/bin/python examples/demo.py
 
@@ -31,13 +31,13 @@ test: $(VENV)/.installed $(VENV)/.chromium $(VENV)/.bindfs
 test-pythons:
 	$(PYTHON) tests/pythons.py
 
-# Which lines the tests run, in all their processes: it takes a quarter longer than the tests alone.
+# Which lines the tests run, in all their processes: it takes a quarter longer than only the tests.
 coverage: $(VENV)/.installed
 	$(BIN)/python -m coverage erase
 	$(MAKE) test COVERAGE="--cov --cov-append --cov-report="
 	$(BIN)/python -m coverage report
 
-# With an environment of its own, for what it compares with.
+# With its own environment, for what it compares with.
 bench: .venv-bench/.installed
 	.venv-bench/bin/python benchmarks/speed.py
 
@@ -71,7 +71,7 @@ $(VENV)/.azurite: | $(VENV)/.packages
 		--prefix $(VENV)/azurite azurite@3.37.0
 	@touch $@
 
-# Polyaxon's own client wants an older Jinja than MkDocs: beside the environment, for the one test that uses it.
+# Polyaxon's own client wants an older Jinja than MkDocs: next to the environment, for the one test that uses it.
 $(VENV)/.traceml: | $(VENV)/.packages
 	@echo "Setting up Polyaxon's own client in $(VENV), for the test that compares with it: about 200 MB."
 	@$(STEP) $(VENV) $(PYTHON) -m venv --clear $(VENV)/traceml

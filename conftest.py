@@ -45,7 +45,7 @@ _OF_TERMINALS = {"COLUMNS", "FORCE_COLOR", "NO_COLOR"}
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Let the processes that tests start import what tests import: `tests/support` and the training scripts."""
+    """Make the helpers and training scripts importable in the processes that tests start."""
     os.environ["PYTHONPATH"] = os.pathsep.join(map(str, config.getini("pythonpath")))
 
 
@@ -72,7 +72,7 @@ def _environment_is_left_as_it_was(_off_the_cluster: None, request: pytest.Fixtu
 
 
 def _requested(request: pytest.FixtureRequest) -> set[str]:
-    """The fixtures that the test asks for itself, and that these ask for."""
+    """Return the fixtures that the test requests itself, and those that these request."""
     names = set(request.node._fixtureinfo.argnames)
     return names | ({"monkeypatch"} if {"outputs", "store"} & set(request.fixturenames) else set())
 
@@ -108,13 +108,13 @@ def _credentials_in_urls_are_forgotten() -> Iterator[None]:
 
 @pytest.fixture
 def new_process() -> Callable[[], None]:
-    """To call where a script would be started again: the new process knows of no training."""
+    """Return a function that makes this process forget its trainings, as a new process would."""
     return forget_trainings
 
 
 @pytest.fixture
 def outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The outputs path of a run in a cluster."""
+    """Return the outputs path of a run in a cluster."""
     path = tmp_path / "run" / "outputs"
     monkeypatch.setenv("POLYAXON_RUN_OUTPUTS_PATH", str(path))
     return path
@@ -145,6 +145,6 @@ def outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ids=lambda value: " ".join(f"{name} {option!r}" for name, option in value[0].items()),
 )
 def wrong_argument(request: pytest.FixtureRequest) -> tuple[dict[str, Any], str]:
-    """An argument that every callback refuses, and with which message."""
+    """Return an argument that every callback refuses, and the message."""
     wrong: tuple[dict[str, Any], str] = request.param
     return wrong

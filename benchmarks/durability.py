@@ -1,4 +1,4 @@
-"""Kill trainings with SIGKILL while they save, and look how the next start goes on: `python benchmarks/durability.py`.
+"""Kill trainings with SIGKILL while they save, and look how the next start resumes: `python benchmarks/durability.py`.
 
 Each training runs on the outputs that the killed one left, as a restarted pod would, and is killed in turn: at a random
 moment of a save, of the first save, of pruning, or of resuming. It prints a Markdown table; with `--json` what each
@@ -77,7 +77,7 @@ class Training:
         self.ended = False
 
     def lines(self, seconds: float = SECONDS) -> Iterator[list[str]]:
-        """The words of each line of its report, as they come, until it has ended or the time is over."""
+        """Yield the words of each line of the report, until the process has ended or the time is over."""
         deadline = time.monotonic() + seconds
         while True:
             while b"\n" in self._rest:
@@ -119,7 +119,7 @@ def _die_before_a_checkpoint_goes() -> None:
 
 
 def trials(subject: str, moment: str, kills: int, outputs: Path, chance: random.Random) -> Iterator[dict[str, Any]]:
-    """What each start after a kill found, until so many kills came at the moment that was asked for."""
+    """Return what each start after a kill found, until so many kills came at the requested moment."""
     train = getattr(trainings, subject)
     promised = done = 0
     resuming, saves = 0.05, [0.05]  # seconds
@@ -152,7 +152,7 @@ def trials(subject: str, moment: str, kills: int, outputs: Path, chance: random.
         kill = _run_until_killed(training, moment, int(began[1]), statistics.median(saves), chance)
         promised, left = kill.promised, left_behind(outputs)
         saves += kill.seconds
-        # A write in the background goes on when the loop has long been told that all is saved.
+        # A background write may continue long after the loop believes that all is saved.
         done += moment != "resuming" and (kill.in_time or subject in BACKGROUND)
 
 
@@ -160,7 +160,7 @@ class Kill(NamedTuple):
     promised: int
     """The last step that was saved, as far as the training knew."""
     in_time: bool
-    """Whether it was saving when it was killed."""
+    """True if the training was saving when it was killed."""
     seconds: list[float]
     """How long its saves took."""
 
@@ -183,7 +183,7 @@ def _run_until_killed(training: Training, moment: str, began: int, save: float, 
 
 
 def left_behind(outputs: Path) -> dict[str, int]:
-    """How many files under a final name are whole, and how many torn, as far as a glance tells."""
+    """Count the files under a final name that are whole, and those that are torn, as far as a quick look shows."""
     files = [
         path for suffix in ("ckpt", "keras") for path in outputs.rglob(f"*.{suffix}") if ".staging" not in str(path)
     ]
@@ -214,7 +214,7 @@ parts of two states | a torn file under its name |
 
 
 def run(subject: str, moment: str, kills: int, seed: int, outputs: str | None) -> list[dict[str, Any]]:
-    """The trials of one subject, in this process; the frameworks are imported here."""
+    """Run the trials of one subject in this process, which imports the frameworks."""
     __import__(f"polyaxon_{subject.partition('_')[0]}")
     os.environ["POLYAXON_LOG_LEVEL"] = "WARNING"
     with tempfile.TemporaryDirectory(dir=outputs) as directory:

@@ -69,7 +69,7 @@ SETTINGS = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--train", action="store_true", help="make the trainings of the loss curve anew")
+    parser.add_argument("--train", action="store_true", help="train again for the loss curve")
     if parser.parse_args().train:
         (PICTURES / "interruption.json").write_text(json.dumps(interrupted_training()) + "\n")
     for name, draw in DRAWINGS.items():
@@ -77,7 +77,7 @@ def main() -> None:
 
 
 def svg(draw: Callable[[], Figure]) -> str:
-    """The picture, with ink that takes the colour of the page's text."""
+    """Return the picture, with ink that takes the colour of the page's text."""
     with mpl.rc_context(SETTINGS):
         figure = draw()
         target = io.StringIO()
@@ -92,7 +92,7 @@ def svg(draw: Callable[[], Figure]) -> str:
 
 
 def table(page: str, header: str) -> list[list[str]]:
-    """The cells of the table of `page` whose first line begins with `header`."""
+    """Return the cells of the table of `page` whose first line begins with `header`."""
     _, _, rest = (DOCS / page).read_text().partition(f"\n{header}")
     rows = rest.partition("\n\n")[0].splitlines()[2:]
     return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
@@ -145,7 +145,7 @@ def blocked() -> Figure:
 
 
 class Outcome(NamedTuple):
-    """What the starts after a kill came to."""
+    """The results of the starts after a kill."""
 
     starts: int
     nothing: int
@@ -209,7 +209,7 @@ Curve = list[tuple[int, float]]
 
 
 def interrupted_training() -> dict[str, Curve]:
-    """The loss of a training that was killed, of what resumed, and of one that nothing interrupted."""
+    """Return the losses of a training that was killed, of its resumption, and of an uninterrupted one."""
     with tempfile.TemporaryDirectory() as directory:
         outputs = Path(directory, "killed")
         last(outputs)  # which imports what reads the events, and that takes as long as the training
@@ -232,12 +232,12 @@ def interrupted_training() -> dict[str, Curve]:
 
 
 def saved_step(outputs: Path) -> int:
-    """The newest state that is there to resume from."""
+    """Return the step of the newest state to resume from."""
     return max((int(path.name[5:15]) for path in outputs.glob("checkpoints/resume/step=*")), default=0)
 
 
 def last(outputs: Path) -> int:
-    """The last step whose loss was written."""
+    """Return the last step whose loss was written."""
     return max((step for step, _ in losses(outputs)), default=0)
 
 
@@ -247,7 +247,7 @@ def start(outputs: Path) -> subprocess.Popen[bytes]:
 
 
 def losses(outputs: Path, without: set[str] | None = None) -> Curve:
-    """Steps and training losses in the event files of TensorBoard, in the order they were written."""
+    """Return steps and training losses in the event files of TensorBoard, in the order they were written."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     found: Curve = []
@@ -271,7 +271,7 @@ def interruption() -> Figure:
     axes.axvline(saved, ymax=0.5, color=INK, linewidth=0.8, linestyle=":")
     lines = [
         (f"killed after step {end}", NATIVE),
-        (f"goes on from step {saved}, the last that was saved,", OURS),
+        (f"resumes from step {saved}, the last that was saved,", OURS),
         ("and comes to the same losses again", OURS),
         ("wide: a training that nothing interrupted", FAINT),
     ]

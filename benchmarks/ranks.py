@@ -1,7 +1,7 @@
-"""End one process of a training in several, again and again, and look whether all end and how the next start goes on.
+"""End one process of a training in several, again and again, and look whether all end and how the next start resumes.
 
 `python benchmarks/ranks.py` starts a PyTorch Lightning training in two processes on the CPU in each of the ways that
-users do, and sends SIGTERM or SIGKILL to one of them, at a random moment. The next start goes on from what is left. It
+users do, and sends SIGTERM or SIGKILL to one of them, at a random moment. The next start resumes from what is left. It
 prints a Markdown table. With `--cost`: what a batch costs more with the callback.
 """
 
@@ -60,7 +60,7 @@ class Model(LightningModule):
 
 
 def train(outputs: Path, launcher: str, *, counts: bool, plain: bool) -> None:
-    """What each process runs; it leaves its process id, or prints how long a batch took."""
+    """Train in one process, which writes its process id to a file, or prints how long a batch took."""
     model = Model(outputs, counts=counts)
     ours = [] if plain else [PolyaxonCallback(every_n_train_steps=None if counts else 5)]
     strategy = "ddp" if launcher == "torchrun" else launcher

@@ -1,6 +1,6 @@
-"""How long checkpoints hold a training up, beside what a user would otherwise pick: `python benchmarks/speed.py`.
+"""How long checkpoints hold a training up, next to what a user would otherwise pick: `python benchmarks/speed.py`.
 
-Each figure is measured in processes of their own, one after the other, and the table compares medians of one run on one
+Each figure is measured in its own process, one after the other, and the table compares medians of one run on one
 machine. It prints Markdown.
 """
 
@@ -28,11 +28,11 @@ TENSORS = 10
 MIB = 1 << 20
 
 
-# What is measured. Each function runs in a process of its own, and returns seconds or ratios.
+# What is measured. Each function runs in its own process, and returns seconds or ratios.
 
 
 def lightning_blocked(subject: str, megabytes: int, outputs: str) -> dict[str, list[float]]:
-    """How long one checkpoint event holds the loop up, and how long a copy of the state takes."""
+    """Measure how long one checkpoint event holds the loop up, and how long a copy of the state takes."""
     import torch
     from lightning.pytorch import Callback, LightningModule, Trainer
     from lightning.pytorch.callbacks import ModelCheckpoint
@@ -108,7 +108,7 @@ def lightning_blocked(subject: str, megabytes: int, outputs: str) -> dict[str, l
 
 
 def keras_blocked(subject: str, megabytes: int, outputs: str) -> dict[str, list[float]]:
-    """The same with Keras."""
+    """Measure the same with Keras."""
     import keras
     import numpy as np
 
@@ -170,7 +170,7 @@ def keras_blocked(subject: str, megabytes: int, outputs: str) -> dict[str, list[
 
 
 def foreground(subject: str, megabytes: int, outputs: str) -> dict[str, list[float]]:
-    """How long saving takes where training waits for it: ours, Lightning's, and a bare write of as many bytes."""
+    """Measure how long a foreground save takes: ours, Lightning's, and a bare write of as many bytes."""
     import torch
     from lightning.pytorch.plugins.io import TorchCheckpointIO
 
@@ -304,7 +304,7 @@ def lightning_batches(subject: str, megabytes: int, outputs: str) -> dict[str, l
 
 
 def keras_batches(subject: str, megabytes: int, outputs: str) -> dict[str, list[float]]:
-    """The same with Keras."""
+    """Measure the same with Keras."""
     import keras
     import numpy as np
 
@@ -453,7 +453,7 @@ def _minutes(minutes: int) -> Any:
 
 
 def measure(name: str, subject: str = "", megabytes: int = 400, backend: str = "torch") -> dict[str, float]:
-    """Medians of what the function `name` returns, in a process of its own."""
+    """Return the medians of what the function `name` returns, each time in a new process."""
     command = [sys.executable, "-W", "ignore", __file__, "--measure", name, "--subject", subject]
     command += ["--megabytes", str(megabytes)]
     settings = {"KERAS_BACKEND": backend, "POLYAXON_LOG_LEVEL": "WARNING", "TF_CPP_MIN_LOG_LEVEL": "3"}
@@ -484,7 +484,7 @@ NATIVES = {"lightning": ("native", "async"), "keras": ("native", "orbax")}
 
 
 def events(framework: str, megabytes: int, backend: str = "torch") -> dict[str, float]:
-    """What an event takes with each, less what it takes where nothing is saved; and a copy of the state in memory."""
+    """Return the seconds of an event with each, minus those without a save, and of a copy of the state in memory."""
     subjects = ("nothing", "ours", *NATIVES[framework])
     found = {subject: measure(f"{framework}_blocked", subject, megabytes, backend) for subject in subjects}
     nothing = found["nothing"]["events"]

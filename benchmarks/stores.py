@@ -1,4 +1,4 @@
-"""What checkpoints in object stores cost, beside the driver alone: `python benchmarks/stores.py`.
+"""The cost of checkpoints in object stores, compared with the driver only: `python benchmarks/stores.py`.
 
 The stores are those of the tests, on this machine, so the network is left out: what is compared is what this package
 adds to the driver's own ``put_file`` and ``get_file``, which take turns. It prints Markdown.

@@ -1,7 +1,7 @@
 """Trainings that save their whole state every epoch and resume as their users would, for `durability.py` to kill.
 
 An epoch is one step, and every value of the state counts the steps, so that a mixture of two states shows. Each
-training gets the outputs directory, and a `Report` to tell where it stands.
+training gets the outputs directory, and a `Report` to say how far it is.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ EPOCHS = 1_000_000  # a kill ends it
 
 
 class Report:
-    """What a training tells the process that will kill it, in lines of text."""
+    """Lines of text that a training prints for the process that will kill it."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
 
     def begin(self, epoch: int, steps: set[int]) -> None:
-        """Training is about to go on with `epoch`; `steps` is what the parts of the state have counted."""
+        """Report that training continues with `epoch`. `steps` holds the steps that each part of the state counted."""
         self._write(f"begin {epoch} {'whole' if steps == {epoch} else 'mixed'}")
 
     def saving(self, step: int) -> None:
@@ -91,7 +91,7 @@ def _lightning(
 
 
 def lightning(outputs: Path, report: Report, *, background: bool = True) -> None:
-    """PolyaxonCallback, and a ModelCheckpoint(save_top_k=1) beside it whose old file goes with each new one."""
+    """PolyaxonCallback, and a ModelCheckpoint(save_top_k=1) next to it whose old file is removed with each new one."""
     from lightning.pytorch.callbacks import ModelCheckpoint
 
     from polyaxon_lightning import PolyaxonCallback
@@ -104,7 +104,7 @@ def lightning(outputs: Path, report: Report, *, background: bool = True) -> None
 
 
 def lightning_foreground(outputs: Path, report: Report) -> None:
-    """PolyaxonCallback(background=False), and a ModelCheckpoint(save_top_k=1) beside it."""
+    """PolyaxonCallback(background=False), and a ModelCheckpoint(save_top_k=1) next to it."""
     lightning(outputs, report, background=False)
 
 
@@ -183,7 +183,7 @@ def _transformers(
 
 
 def transformers(outputs: Path, report: Report, *, background: bool = True) -> None:
-    """PolyaxonCallback, and save_strategy="epoch", save_total_limit=1 beside it."""
+    """PolyaxonCallback, and save_strategy="epoch", save_total_limit=1 next to it."""
     from polyaxon_transformers import PolyaxonCallback
 
     os.environ["POLYAXON_RUN_OUTPUTS_PATH"] = str(outputs)
@@ -192,7 +192,7 @@ def transformers(outputs: Path, report: Report, *, background: bool = True) -> N
 
 
 def transformers_foreground(outputs: Path, report: Report) -> None:
-    """PolyaxonCallback(background=False), and save_strategy="epoch", save_total_limit=1 beside it."""
+    """PolyaxonCallback(background=False), and save_strategy="epoch", save_total_limit=1 next to it."""
     transformers(outputs, report, background=False)
 
 

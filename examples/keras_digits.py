@@ -1,6 +1,6 @@
 """Handwritten digits with Keras 3 on any backend: `KERAS_BACKEND=torch python examples/keras_digits.py`.
 
-In a cluster the data, the outputs and the log level come from the run, and a killed run goes on by itself.
+In a cluster the data, the outputs and the log level come from the run, and a killed run resumes by itself.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Handwritten digits with PyTorch Lightning: `python examples/lightning_digits.py`.
 
-In a cluster the data, the outputs and the log level come from the run, and a killed run goes on by itself, as do its
+In a cluster the data, the outputs and the log level come from the run, and a killed run resumes by itself, as do its
 curves: `tensorboard --logdir outputs`.
 """
 

@@ -1,6 +1,6 @@
 """The digits in two workers of Ray Train: `pip install "ray[train]"`, then `python examples/ray_digits.py`.
 
-A worker that dies ends the others. Ray starts all again, here or on other machines, and they go on from the newest
+A worker that dies ends the others. Ray starts all again, here or on other machines, and they resume from the newest
 training state.
 """
 
@@ -20,7 +20,7 @@ from polyaxon_lightning import PolyaxonCallback
 
 
 def train() -> None:
-    """What each worker runs."""
+    """Train in one worker."""
     seed_everything(0, workers=True)
     polyaxon = PolyaxonCallback(datasets={"digits": LOCAL})
     trainer = prepare_trainer(

@@ -1,7 +1,7 @@
 """Handwritten digits with Hugging Face's Trainer: `python examples/transformers_digits.py`.
 
 A small vision transformer learns them. In a cluster the data, the outputs and the log level come from the run, and a
-killed run goes on by itself.
+killed run resumes by itself.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def rows(images: np.ndarray, labels: np.ndarray) -> list[dict[str, np.ndarray]]:
-    """One channel of 8 x 8 pixels each, and the class."""
+    """Return each image as one channel of 8 x 8 pixels, and its class."""
     return [
         {"pixel_values": image.reshape(1, 8, 8), "labels": label} for image, label in zip(images, labels, strict=True)
     ]

@@ -31,7 +31,7 @@ def main() -> None:
     model.load_state_dict(torch.load(learned.path, weights_only=True)["model"])
     print(f"starting from step {learned.step} of {references[0]}: test accuracy {accuracy(model, x_test, y_test):.3f}")
 
-    # Fine-tune the last layer alone.
+    # Fine-tune only the last layer.
     optimizer = torch.optim.Adam(model[2].parameters(), lr=1e-4)
     for _ in range(50):
         optimizer.zero_grad()

@@ -37,7 +37,7 @@ if platform.python_implementation() == "CPython" and sys.version_info[3] == "fin
 
 
 class Interpreter(NamedTuple):
-    """An installed Python. Of several of a minor version the greatest is used."""
+    """An installed Python. Of each minor version, the newest is used."""
 
     makes_environments: bool
     version: tuple[int, ...]
@@ -52,7 +52,7 @@ class Interpreter(NamedTuple):
 
     @property
     def python(self) -> Path:
-        """The one in the environment."""
+        """Return the path of the interpreter in the environment."""
         return self.environment / "bin" / "python"
 
 

@@ -30,7 +30,7 @@ if [[ -e $directory/.incomplete ]]; then
 fi
 mkdir -p "$directory"
 
-# While pip works, what it has downloaded lies beside what it has unpacked: a third more.
+# While pip works, what it has downloaded lies next to what it has unpacked: a third more.
 needed=$((megabytes * 4 / 3 - $(du -sm "$directory" | cut -f 1)))
 free=$(df -Pm "$directory" | awk 'NR == 2 { print $4 }')
 if ((free < needed)); then

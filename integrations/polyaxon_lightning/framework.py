@@ -1,4 +1,4 @@
-"""Choose between Lightning's two packages, whose classes are different: a Trainer accepts only those of its own."""
+"""Choose between Lightning's two packages: a Trainer accepts only the classes of its own package."""
 
 from __future__ import annotations
 

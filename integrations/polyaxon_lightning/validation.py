@@ -32,7 +32,7 @@ _SMALL_BYTES = 1 << 16
 class BeforeValidation:
     """The part of the training state that a validation, and the hooks at its end and the epoch's end, may change.
 
-    Weights are looked at by samples alone: some callbacks swap averaged ones in, and out when the validation ends.
+    Only samples of the weights are compared: some callbacks swap averaged ones in, and out when the validation ends.
     """
 
     def __init__(self, trainer: pl.Trainer) -> None:

@@ -115,8 +115,8 @@ def run(
     except TrackingError as error:
         _fail_to_run(str(error), as_json=as_json)
     if as_json:
-        told = {name: mask_urls(value) for name, value in variables.items()}
-        _tell(json.dumps({"environment": told}))
+        masked = {name: mask_urls(value) for name, value in variables.items()}
+        _print_to_stderr(json.dumps({"environment": masked}))
     try:
         code = supervise(command, variables)
     except OSError as error:
@@ -133,7 +133,7 @@ def run(
             as_json=as_json,
         )
     if as_json:
-        _tell(json.dumps({"exit_code": code}))
+        _print_to_stderr(json.dumps({"exit_code": code}))
     raise typer.Exit(code)
 
 
@@ -221,19 +221,19 @@ def _fail(message: str, code: int = _UNUSABLE, *, as_json: bool = False) -> NoRe
     if as_json:
         with _standard_output():
             print(json.dumps({"error": message}))
-    _tell(f"Error: {message}")
+    _print_to_stderr(f"Error: {message}")
     raise typer.Exit(code)
 
 
 def _fail_to_run(message: str, code: int = _UNUSABLE, *, as_json: bool) -> NoReturn:
     """Exit because the command could not be started; standard output stays empty, because it belongs to the command."""
-    _tell(json.dumps({"error": message}) if as_json else f"Error: {message}")
+    _print_to_stderr(json.dumps({"error": message}) if as_json else f"Error: {message}")
     raise typer.Exit(code)
 
 
-def _tell(line: str) -> None:
-    """Write to standard error; if that is closed or nobody reads it, only the exit code tells what happened."""
+def _print_to_stderr(line: str) -> None:
+    """Write to standard error; if that is closed or nobody reads it, only the exit code says what happened."""
     if sys.stderr is not None:
         with contextlib.suppress(OSError):
-            # Past the buffer, which Python would write again at its end, and exit with a code of its own.
+            # Past the buffer, which Python would write again at its end, and exit with another code.
             os.write(sys.stderr.fileno(), f"{line}\n".encode(sys.stderr.encoding, "backslashreplace"))

@@ -32,7 +32,7 @@ def explained(path: str, staged: str | None = None) -> Iterator[None]:
                 f"{path} was not saved, and no existing file was changed: the directory {directory}, where it "
                 f"was being written, was removed meanwhile, and not by this process. A training on another machine "
                 f"removes what nobody has written to for {ABANDONED_SECONDS / 60:.0f} minutes, and a job that cleans "
-                f"up may do so at any time. Give each training an outputs path of its own, and keep such jobs away "
+                f"up may do so at any time. Give each training its own outputs path, and keep such jobs away "
                 f"from {STAGING}*",
             ) from error
         # The message of such an error already says everything.

@@ -1,4 +1,4 @@
-"""The command as users start it: a process of its own."""
+"""The command in its own process, as users start it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PR_CAPBSET_DROP, CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH = 24, 1, 2
 
 @pytest.fixture
 def obey_modes() -> Callable[[], None]:
-    """To call before a program is started: root may read and write whatever the mode says, without these it may not."""
+    """Return a function that takes away, before a program is started, the capabilities by which root ignores file modes."""
 
     def drop() -> None:
         for capability in (CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH):

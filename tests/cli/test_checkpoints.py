@@ -86,7 +86,7 @@ def test_a_loop_of_ones_own(command: Command, tmp_path: Path) -> None:
     assert off_the_cluster == [("outputs/checkpoints", 20), ("outputs/checkpoints", 10)]
 
 
-def test_what_is_told_of_each(command: Command, tmp_path: Path) -> None:
+def test_what_is_listed_of_each_checkpoint(command: Command, tmp_path: Path) -> None:
     fill("run", "")
     path = CheckpointManager("run").checkpoints()[0].path
     os.utime(path, (0, 1_700_000_000))
@@ -154,19 +154,23 @@ def test_a_path_that_is_no_directory(command: Command, tmp_path: Path) -> None:
         ("", "where there is nothing"),
         ("file", "which is not a directory"),
     ):
-        told = f"Received {path!r}, {problem}. {expected}"
+        message = f"Received {path!r}, {problem}. {expected}"
         process = command("checkpoints", path)
-        assert (process.returncode, process.stdout, process.stderr) == (2, "", f"Error: {told}\n")
+        assert (process.returncode, process.stdout, process.stderr) == (2, "", f"Error: {message}\n")
         process = command("checkpoints", path, "--json")
-        assert (process.returncode, json.loads(process.stdout)) == (2, {"error": told})
+        assert (process.returncode, json.loads(process.stdout)) == (2, {"error": message})
 
 
 def test_a_directory_that_may_not_be_read(command: Command, obey_modes: Callable[[], None], tmp_path: Path) -> None:
     fill("run", "checkpoints/resume")
     Path("run/checkpoints/resume").chmod(0o300)
-    told = f"{tmp_path}/run/checkpoints/resume cannot be read: Permission denied. See that this user may read it, from here."
+    message = f"{tmp_path}/run/checkpoints/resume cannot be read: Permission denied. See that this user may read it, from here."
     process = command("checkpoints", "run", "--json", preexec_fn=obey_modes)
-    assert (process.returncode, json.loads(process.stdout), process.stderr) == (2, {"error": told}, f"Error: {told}\n")
+    assert (process.returncode, json.loads(process.stdout), process.stderr) == (
+        2,
+        {"error": message},
+        f"Error: {message}\n",
+    )
 
 
 def test_a_variable_that_is_malformed(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -191,8 +195,8 @@ def test_what_another_process_prunes_meanwhile_is_left_out(command: Command, tmp
     wait_until_read(newest, process)  # it has listed them all
     os.unlink(oldest)
     os.truncate(newest, 0)
-    told = json.loads(process.communicate(timeout=60)[0])["checkpoints"]
-    assert [(found["step"], found["intact"]) for found in told] == [(30, False), (20, True)]
+    listed = json.loads(process.communicate(timeout=60)[0])["checkpoints"]
+    assert [(found["step"], found["intact"]) for found in listed] == [(30, False), (20, True)]
 
 
 def test_ctrl_c_ends_it_without_a_traceback(tmp_path: Path) -> None:
@@ -210,9 +214,9 @@ def test_ctrl_c_ends_it_without_a_traceback(tmp_path: Path) -> None:
     )
     wait_until_read(newest, process)
     process.send_signal(signal.SIGINT)
-    printed, told = process.communicate(timeout=60)
+    printed, errors = process.communicate(timeout=60)
     assert (process.returncode, printed) == (130, "")
-    assert "Traceback" not in told
+    assert "Traceback" not in errors
 
 
 def test_a_bar_shows_how_far_verifying_is_on_a_terminal(command: Command, tmp_path: Path) -> None:

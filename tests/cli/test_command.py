@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 def test_the_command_is_installed() -> None:
     script = os.path.join(sysconfig.get_path("scripts"), "polyaxon-tracking")
-    told = subprocess.run([script, "--help"], capture_output=True, text=True, check=True).stdout
+    text = subprocess.run([script, "--help"], capture_output=True, text=True, check=True).stdout
     for name in ("doctor", "run", "checkpoints"):
-        assert f"\n  {name} " in told
+        assert f"\n  {name} " in text
 
 
 @pytest.mark.parametrize("package", ["typer", "rich"])
@@ -46,7 +46,7 @@ def test_an_error_of_our_own_is_not_taken_for_a_missing_extra() -> None:
     assert "ModuleNotFoundError" in process.stderr
 
 
-def test_asking_for_the_entry_point_imports_the_standard_library_alone() -> None:
+def test_asking_for_the_entry_point_imports_only_the_standard_library() -> None:
     code = "import json, sys; import polyaxon_tracking.cli; print(json.dumps(sorted(sys.modules)))"
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert not {"typer", "rich", "logging"} & set(json.loads(output))
@@ -79,8 +79,8 @@ def test_standard_output_that_takes_nothing_is_one_line(arguments: str) -> None:
             text=True,
             check=False,
         )
-    told = "Error: Standard output cannot be written to: No space left on device. See where it goes.\n"
-    assert (process.returncode, process.stderr) == (2, told)
+    message = "Error: Standard output cannot be written to: No space left on device. See where it goes.\n"
+    assert (process.returncode, process.stderr) == (2, message)
 
 
 def test_the_version(command: Command) -> None:

@@ -30,7 +30,7 @@ WARNED_OF = ["keras"] if Version(metadata.version("keras")) < Version("3.12.1") 
 
 
 def distribution(directory: Path, name: str, version: str, *, requires: str = "", entry_points: str = "") -> None:
-    """Have a package seem to be installed in `directory`."""
+    """Write the metadata of an installed package into `directory`."""
     information = directory / f"{name}-{version}.dist-info"
     information.mkdir(parents=True)
     (information / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n{requires}")
@@ -47,13 +47,13 @@ def before(directory: Path) -> dict[str, str]:
 def test_off_the_cluster_all_is_well_and_nothing_is_left_behind(doctor: Callable[..., Report], tmp_path: Path) -> None:
     report = doctor()
     assert report.code == 0
-    assert report.told(OUTPUTS) == ("info", "not set")
-    assert report.told("outputs") == ("ok", f"{tmp_path}/outputs")
+    assert report.status_and_value(OUTPUTS) == ("info", "not set")
+    assert report.status_and_value("outputs") == ("ok", f"{tmp_path}/outputs")
     assert report.rows["outputs"]["source"] == "the default off the cluster"
-    assert report.told("outputs: exists") == ("info", f"no: made with the first save, below {tmp_path}")
+    assert report.status_and_value("outputs: exists") == ("info", f"no: made with the first save, below {tmp_path}")
     for tried in ("writable", "fsync", "atomic rename", "reads back", "changes in place"):
-        assert report.told(f"outputs: {tried}") == ("ok", "yes")
-    assert report.told("outputs: free space")[0] in ("ok", "warning")
+        assert report.status_and_value(f"outputs: {tried}") == ("ok", "yes")
+    assert report.status_and_value("outputs: free space")[0] in ("ok", "warning")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -69,32 +69,32 @@ def test_a_run(doctor: Callable[..., Report], tmp_path: Path) -> None:
         }
     )
     assert report.code == 0
-    assert report.told(OUTPUTS) == ("ok", f"{tmp_path}/outputs")
-    assert report.told(DATA) == ("ok", {"digits": f"{tmp_path}/digits"})
-    assert report.told(REFS) == ("ok", {"experiments": [f"{tmp_path}/1"]})
-    assert report.told(LEVEL) == ("ok", "INFO")
+    assert report.status_and_value(OUTPUTS) == ("ok", f"{tmp_path}/outputs")
+    assert report.status_and_value(DATA) == ("ok", {"digits": f"{tmp_path}/digits"})
+    assert report.status_and_value(REFS) == ("ok", {"experiments": [f"{tmp_path}/1"]})
+    assert report.status_and_value(LEVEL) == ("ok", "INFO")
     assert report.rows["outputs"]["source"] == OUTPUTS
-    assert report.told("outputs: exists") == ("ok", "yes")
+    assert report.status_and_value("outputs: exists") == ("ok", "yes")
     for name, path in (("data digits", "digits"), ("experiments 1", "1")):
-        status, value = report.told(name)
+        status, value = report.status_and_value(name)
         assert status == "ok"
         assert str(value).startswith(f"{tmp_path}/{path}: can be read, writable, ")
 
 
 def test_the_newer_platform(doctor: Callable[..., Report], tmp_path: Path) -> None:
     report = doctor(env={INSTANCE: "owner.project.runs.0f0e", "POLYAXON_CONTEXT_ROOT": str(tmp_path)})
-    assert report.told("outputs") == ("ok", f"{tmp_path}/artifacts/0f0e/outputs")
+    assert report.status_and_value("outputs") == ("ok", f"{tmp_path}/artifacts/0f0e/outputs")
     assert report.rows["outputs"]["source"] == f"{INSTANCE}, POLYAXON_CONTEXT_ROOT"
     offline = {"POLYAXON_IS_OFFLINE": "true", "POLYAXON_OFFLINE_ROOT": str(tmp_path)}
     report = doctor(env={INSTANCE: "owner.project.runs.0f0e"} | offline)
-    assert report.told("outputs") == ("ok", f"{tmp_path}/runs/0f0e/outputs")
+    assert report.status_and_value("outputs") == ("ok", f"{tmp_path}/runs/0f0e/outputs")
     assert report.rows["outputs"]["source"] == f"{INSTANCE}, POLYAXON_OFFLINE_ROOT"
 
 
 def test_the_older_variable_wins(doctor: Callable[..., Report], tmp_path: Path) -> None:
     report = doctor(env={INSTANCE: "malformed", OUTPUTS: str(tmp_path)})
     assert report.code == 0
-    assert report.told("outputs") == ("ok", str(tmp_path))
+    assert report.status_and_value("outputs") == ("ok", str(tmp_path))
     assert report.rows[INSTANCE]["source"] == f"not read, since {OUTPUTS} is set"
 
 
@@ -103,20 +103,20 @@ def test_no_op(doctor: Callable[..., Report], tmp_path: Path) -> None:
     assert report.code == 0
     assert report.with_status("warning") == [*WARNED_OF, "POLYAXON_NO_OP"]
     assert report.rows[DATA]["source"] == "not read, since POLYAXON_NO_OP is true"
-    assert report.told("outputs") == ("ok", f"{tmp_path}/outputs")
+    assert report.status_and_value("outputs") == ("ok", f"{tmp_path}/outputs")
 
 
-def test_a_misspelt_variable_is_told_of(doctor: Callable[..., Report]) -> None:
+def test_a_misspelt_variable_is_reported(doctor: Callable[..., Report]) -> None:
     report = doctor(env={"POLYAXON_RUN_OUTPUT_PATH": "/outputs", "POLYAXON_LOGLEVEL": "info"})
     for name, meant in (("POLYAXON_RUN_OUTPUT_PATH", OUTPUTS), ("POLYAXON_LOGLEVEL", LEVEL)):
-        assert report.told(name) == ("warning", "not read")
+        assert report.status_and_value(name) == ("warning", "not read")
         assert report.advice(name) == f"Did you mean {meant}?"
 
 
 def test_what_else_the_platform_sets_is_not_taken_for_misspelt(doctor: Callable[..., Report]) -> None:
     names = [f"POLYAXON_{name}" for name in ("AGENT_INSTANCE", "IN_CLUSTER", "IS_MANAGED", "NO_API", "UI_OFFLINE")]
     report = doctor(env=dict.fromkeys(names, "true"))
-    assert report.told("others of Polyaxon") == ("info", ", ".join(names))
+    assert report.status_and_value("others of Polyaxon") == ("info", ", ".join(names))
     assert report.rows["others of Polyaxon"]["source"] == "not read"
     assert report.with_status("warning") == WARNED_OF
 
@@ -127,14 +127,14 @@ def test_what_is_neither_true_nor_false(doctor: Callable[..., Report], variable:
     assert report.with_status("error") == [variable]
     assert report.advice(variable).startswith(f"{variable} was received as 'ture'. Expected one of true, ")
     known = ("ok", "INFO") if variable == "POLYAXON_IS_OFFLINE" else ("info", "'info'")
-    assert report.told(LEVEL) == known
+    assert report.status_and_value(LEVEL) == known
 
 
 @pytest.mark.parametrize("value", ["", " ", "null"])
 def test_blank_counts_as_not_set(doctor: Callable[..., Report], value: str) -> None:
     report = doctor(env=dict.fromkeys((OUTPUTS, REFS, DATA, LEVEL, INSTANCE, ACCESS_KEYS), value))
     assert report.code == 0
-    assert report.told(DATA) == ("info", f"{value!r}, which counts as not set")
+    assert report.status_and_value(DATA) == ("info", f"{value!r}, which counts as not set")
 
 
 # What is wrong
@@ -165,7 +165,7 @@ def test_an_outputs_path_that_is_read_only(
     (tmp_path / "outputs").mkdir(mode=0o555)
     report = doctor(env={OUTPUTS: f"{tmp_path}/outputs/7"}, preexec_fn=obey_modes)
     assert report.code == 1
-    assert report.told("outputs: writable") == ("error", "no: Permission denied")
+    assert report.status_and_value("outputs: writable") == ("error", "no: Permission denied")
     assert report.advice("outputs: writable") == (
         "Mount the volume for writing, or set POLYAXON_RUN_OUTPUTS_PATH to another path."
     )
@@ -177,16 +177,16 @@ def test_an_outputs_path_that_is_a_file(doctor: Callable[..., Report], tmp_path:
     assert report.with_status("error") == ["outputs: exists"]
     assert report.advice("outputs: exists") == f"Move it away, or set {OUTPUTS} to another path."
     report = doctor(env={OUTPUTS: f"{tmp_path}/outputs/7"})
-    assert report.told("outputs: exists") == ("error", f"{tmp_path}/outputs: Not a directory")
+    assert report.status_and_value("outputs: exists") == ("error", f"{tmp_path}/outputs: Not a directory")
 
 
 def test_disks_that_take_no_bytes(
     doctor: Callable[..., Report], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As where the disk of a container is read-only; a limit stands in for that."""
+    """A limit on the size of files stands in for the read-only disk of a container."""
     monkeypatch.delenv("COVERAGE_PROCESS_CONFIG", raising=False)  # it would write at the end
     report = doctor(preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0)))
-    assert report.told("outputs: writable") == ("error", "no: File too large")
+    assert report.status_and_value("outputs: writable") == ("error", "no: File too large")
     assert report.with_status("warning") == [*WARNED_OF, "TMPDIR"]
     assert report.advice("TMPDIR") == "Set TMPDIR to a directory that this user may write to."
     assert list(tmp_path.iterdir()) == []
@@ -206,7 +206,7 @@ def test_a_mount_whose_server_is_gone(doctor: Callable[..., Report], tmp_path: P
         report = doctor(env={OUTPUTS: f"{mount}/7", DATA: json.dumps({"digits": str(mount)})})
     again = "Mount the volume again, because its server does not respond"
     assert report.with_status("error") == ["outputs: exists", "data digits"]
-    assert report.told("outputs: exists") == ("error", f"{mount}/7: Transport endpoint is not connected")
+    assert report.status_and_value("outputs: exists") == ("error", f"{mount}/7: Transport endpoint is not connected")
     assert report.advice("outputs: exists") == f"{again}, or set {OUTPUTS} to another path."
     assert report.advice("data digits") == f"{again}, or correct the path."
 
@@ -216,7 +216,7 @@ def test_a_mount_that_takes_only_small_files(
 ) -> None:
     monkeypatch.delenv("COVERAGE_PROCESS_CONFIG", raising=False)
     report = doctor(preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)))
-    assert report.told("outputs: writable") == ("error", "no: File too large")
+    assert report.status_and_value("outputs: writable") == ("error", "no: File too large")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -225,22 +225,22 @@ def test_a_mount_that_cannot_change_files_in_place(doctor: Callable[..., Report]
     code = "import os\ndef lseek(*_): raise OSError(95, os.strerror(95))\nos.lseek = lseek"
     (tmp_path / "sitecustomize.py").write_text(code)
     report = doctor(env=before(tmp_path))
-    assert report.told("outputs: reads back") == ("ok", "yes")
-    assert report.told("outputs: changes in place") == ("warning", "no: Operation not supported")
+    assert report.status_and_value("outputs: reads back") == ("ok", "yes")
+    assert report.status_and_value("outputs: changes in place") == ("warning", "no: Operation not supported")
     assert report.advice("outputs: changes in place").startswith("Mount the volume with a cache for writing")
 
 
 def test_a_file_system_that_goes_with_the_power(doctor: Callable[..., Report]) -> None:
     report = doctor(env={OUTPUTS: "/dev/shm/polyaxon-tracking-test"})
-    assert report.told("outputs: file system") == ("warning", "tmpfs at /dev/shm")
+    assert report.status_and_value("outputs: file system") == ("warning", "tmpfs at /dev/shm")
     assert report.code == 0
 
 
 def test_data_that_is_missing_is_wrong_and_a_reference_may_be(doctor: Callable[..., Report], tmp_path: Path) -> None:
     report = doctor(env={DATA: '{"digits": "/nowhere"}', REFS: '{"jobs": ["/nowhere/12"]}'})
     assert report.with_status("error") == ["data digits"]
-    assert report.told("data digits") == ("error", "/nowhere: there is nothing")
-    assert report.told("jobs 1") == ("warning", "/nowhere/12: there is nothing")
+    assert report.status_and_value("data digits") == ("error", "/nowhere: there is nothing")
+    assert report.status_and_value("jobs 1") == ("warning", "/nowhere/12: there is nothing")
 
 
 def test_data_that_may_not_be_read(
@@ -250,8 +250,8 @@ def test_data_that_may_not_be_read(
     (tmp_path / "file").touch(mode=0o444)
     paths = {"digits": "digits", "file": "file"}
     report = doctor(env={DATA: json.dumps(paths)}, preexec_fn=obey_modes)
-    assert report.told("data digits") == ("error", "digits: Permission denied")
-    status, value = report.told("data file")
+    assert report.status_and_value("data digits") == ("error", "digits: Permission denied")
+    status, value = report.status_and_value("data file")
     assert (status, str(value).startswith("file: can be read, ")) == ("ok", True)
 
 
@@ -272,7 +272,7 @@ def test_versions_with_holes(doctor: Callable[..., Report], tmp_path: Path, kera
     report = doctor(env=before(tmp_path))
     assert report.code == 0
     assert report.with_status("warning")[:2] == ["torch", "keras"]
-    assert report.told("torch") == ("warning", "2.9.1+cpu")
+    assert report.status_and_value("torch") == ("warning", "2.9.1+cpu")
     assert f"Versions before {mended} have known holes in loading files." in report.advice("keras")
 
 
@@ -285,7 +285,7 @@ def test_versions_with_holes(doctor: Callable[..., Report], tmp_path: Path, kera
 )
 def test_versions_without(doctor: Callable[..., Report], tmp_path: Path, name: str, version: str) -> None:
     distribution(tmp_path, name, version)
-    assert doctor(env=before(tmp_path)).told(name) == ("ok", version)
+    assert doctor(env=before(tmp_path)).status_and_value(name) == ("ok", version)
 
 
 def test_a_release_with_malicious_code(doctor: Callable[..., Report], tmp_path: Path) -> None:
@@ -304,11 +304,13 @@ def test_integrations_are_found_with_what_they_need(doctor: Callable[..., Report
         entry_points="[polyaxon_tracking.integrations]\nmine = polyaxon_other:Callback\n",
     )
     report = doctor(env=before(tmp_path))
-    assert report.told("polyaxon_other") == ("info", "Callback: no-such-framework is not installed")
+    assert report.status_and_value("polyaxon_other") == ("info", "Callback: no-such-framework is not installed")
     for framework in ("keras", "lightning", "transformers"):
         missing = find_spec(framework) is None  # on other Pythons, without torch
-        told = ("info", f"PolyaxonCallback: {framework} is not installed") if missing else ("ok", "PolyaxonCallback")
-        assert report.told(f"polyaxon_{framework}") == told
+        expected = (
+            ("info", f"PolyaxonCallback: {framework} is not installed") if missing else ("ok", "PolyaxonCallback")
+        )
+        assert report.status_and_value(f"polyaxon_{framework}") == expected
 
 
 def test_keras_without_a_backend(tmp_path: Path) -> None:

@@ -102,7 +102,7 @@ def test_paths_are_made_absolute_and_urls_are_left_as_they_are(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["--data", "digits"], "Received --data 'digits'. Expected NAME=PATH, such as digits=data/digits."),
         (["--data", "=data"], "Received --data '=data'. Expected NAME=PATH, such as digits=data/digits."),
@@ -136,12 +136,12 @@ def test_paths_are_made_absolute_and_urls_are_left_as_they_are(
     ids=" ".join,
 )
 def test_arguments_are_checked_before_the_child_starts(
-    command: Command, tmp_path: Path, arguments: list[str], told: str
+    command: Command, tmp_path: Path, arguments: list[str], message: str
 ) -> None:
     (tmp_path / "file").write_text("")
     process = command("run", *arguments, "--", "touch", "started")
     assert (process.returncode, process.stdout) == (2, "")
-    assert process.stderr == f"Error: {told.format(here=tmp_path)}\n"
+    assert process.stderr == f"Error: {message.format(here=tmp_path)}\n"
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
@@ -158,9 +158,9 @@ def test_no_secret_is_shown(command: Command) -> None:
 
 
 def test_only_the_child_writes_to_standard_output(command: Command) -> None:
-    code = "import sys; print(sys.stdin.read().upper()); print('told', file=sys.stderr)"
+    code = "import sys; print(sys.stdin.read().upper()); print('logged', file=sys.stderr)"
     process = command("run", *python(code), input="given")
-    assert (process.stdout, process.stderr) == ("GIVEN\n", "told\n")
+    assert (process.stdout, process.stderr) == ("GIVEN\n", "logged\n")
 
 
 def test_the_child_has_the_files_that_the_shell_opened_for_it(command: Command) -> None:
@@ -230,7 +230,7 @@ def test_errors_are_json_too(command: Command) -> None:
         assert json.loads(process.stderr.splitlines()[-1])["error"].startswith("Received ")
 
 
-def test_json_is_told_on_standard_error(command: Command, tmp_path: Path) -> None:
+def test_json_is_printed_on_standard_error(command: Command, tmp_path: Path) -> None:
     process = command("run", "--json", "--log-level", "info", "--", "sh", "-c", "echo out; kill -KILL $$")
     assert process.stdout == "out\n"
     assert [json.loads(line) for line in process.stderr.splitlines()] == [
@@ -243,7 +243,7 @@ def test_json_is_told_on_standard_error(command: Command, tmp_path: Path) -> Non
 
 
 def started(code: str, **options: object) -> subprocess.Popen[str]:
-    """`run` in a session of its own, without a terminal; the child is ready."""
+    """Start `run` in its own session, without a terminal, and wait until the child is ready."""
     command = [*RUN, *python(code)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True, **options)  # type: ignore[call-overload]
     assert process.stdout.readline().startswith("ready")
@@ -252,9 +252,9 @@ def started(code: str, **options: object) -> subprocess.Popen[str]:
 
 def rest_of(process: subprocess.Popen[str]) -> str:
     assert process.stdout is not None
-    told = process.stdout.read()
+    text = process.stdout.read()
     process.stdout.close()
-    return told
+    return text
 
 
 @pytest.mark.parametrize("number", ["SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2"])
@@ -302,7 +302,7 @@ def test_the_child_does_not_outlive_a_kill() -> None:
     process.wait()
 
 
-def test_a_training_that_is_terminated_saves_and_goes_on() -> None:
+def test_a_training_that_is_terminated_saves_and_resumes() -> None:
     loop = """
 import time
 from polyaxon_tracking import CheckpointManager, PreemptionHandler, get_outputs_path
@@ -353,7 +353,7 @@ class Terminal:
         os.write(self.master, keys)
 
     def until(self, begin: str) -> str:
-        """The next line that begins so."""
+        """Return the next line that begins with `start`."""
         return next(line.strip() for line in self.lines if line.startswith(begin))
 
     def end(self) -> int:

@@ -80,15 +80,15 @@ def test_a_bucket(doctor: Callable[..., Report], store: Store) -> None:
         }
     )
     assert report.code == 0, report
-    assert report.told("outputs: writable") == ("ok", "yes, and what was written was removed")
-    assert report.told("outputs: driver") == (
+    assert report.status_and_value("outputs: writable") == ("ok", "yes, and what was written was removed")
+    assert report.status_and_value("outputs: driver") == (
         "ok",
         {"s3": "s3fs", "gs": "gcsfs", "abfs": "adlfs"}[store.server.protocol],
     )
     for name in ("digits", "file", "bucket"):
-        assert report.told(f"data {name}")[0] == "ok"
-    assert report.told("jobs 1") == ("warning", f"{store.url}/nothing: there is nothing")
-    assert report.told("TMPDIR: writable") == ("ok", "yes")
+        assert report.status_and_value(f"data {name}")[0] == "ok"
+    assert report.status_and_value("jobs 1") == ("warning", f"{store.url}/nothing: there is nothing")
+    assert report.status_and_value("TMPDIR: writable") == ("ok", "yes")
     assert store.names() == ["digits/1.png"]
 
 
@@ -131,11 +131,11 @@ def test_credentials_of_the_platform_and_in_the_url(doctor: Callable[..., Report
     }
     platform = {ACCESS_KEYS: json.dumps({f"s3://{store.bucket}": {"store": "s3", "secret_key": "MINE"}})}
     report = doctor(env={OUTPUTS: store.url, "MINE": json.dumps(keys)} | platform)
-    assert report.told(ACCESS_KEYS) == ("ok", f"s3://{store.bucket}: in the variable MINE")
-    assert report.told("outputs: access") == ("ok", f"credentials in {ACCESS_KEYS}")
+    assert report.status_and_value(ACCESS_KEYS) == ("ok", f"s3://{store.bucket}: in the variable MINE")
+    assert report.status_and_value("outputs: access") == ("ok", f"credentials in {ACCESS_KEYS}")
     report = doctor(env={OUTPUTS: store.url.replace("s3://", f"s3://AKIA:{SECRET}@")})
-    assert report.told("outputs") == ("ok", store.url.replace("s3://", "s3://***@"))
-    assert report.told("outputs: access") == ("ok", "credentials in the URL")
+    assert report.status_and_value("outputs") == ("ok", store.url.replace("s3://", "s3://***@"))
+    assert report.status_and_value("outputs: access") == ("ok", "credentials in the URL")
     assert SECRET not in str(report)
 
 

@@ -1,4 +1,4 @@
-"""The thread that writes while training goes on."""
+"""The thread that writes while training continues."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_an_error_is_raised_once_with_the_traceback_of_the_write_and_nothing_beh
     go_on = threading.Event()
     done: list[str] = []
     writer.submit("first", lambda: go_on.wait(60) and fail())
-    writer.submit("the removal of the one before", lambda: done.append("removed"))
+    writer.submit("the removal of the previous checkpoint", lambda: done.append("removed"))
     go_on.set()
     with pytest.raises(OSError, match="No space left on device") as caught:
         writer.wait()
@@ -73,7 +73,7 @@ def test_an_error_is_raised_at_the_next_submit() -> None:
     writer.wait()  # the next one was not taken
 
 
-def test_a_wait_that_is_over_is_an_error_and_the_write_goes_on(tmp_path: Path) -> None:
+def test_a_wait_that_is_over_is_an_error_and_the_write_continues(tmp_path: Path) -> None:
     writer = BackgroundWriter(timeout=timedelta(seconds=0.05))
     go_on = threading.Event()
     writer.submit("model.ckpt", lambda: go_on.wait(60) and (tmp_path / "model.ckpt").touch())

@@ -42,7 +42,7 @@ def steps(manager: CheckpointManager) -> list[int]:
 
 
 def entries(manager: CheckpointManager) -> list[str]:
-    """All names in the directory, hidden ones too."""
+    """Return all names in the directory, including hidden ones."""
     return sorted(os.listdir(manager.directory))
 
 
@@ -87,7 +87,7 @@ def test_of_one_step_the_later_epoch_is_the_newer(manager: CheckpointManager) ->
     assert [(checkpoint.step, checkpoint.epoch) for checkpoint in manager.checkpoints()] == [(8, 2), (8, 1)]
 
 
-def test_a_training_that_begins_anew_is_newer_than_all_before_and_leaves_the_newest_of_them(
+def test_a_training_that_starts_from_scratch_is_newer_than_all_before_and_leaves_the_newest_of_them(
     manager: CheckpointManager,
 ) -> None:
     def kept() -> list[tuple[int, int]]:
@@ -262,7 +262,7 @@ def test_any_flipped_bit_is_found(manager: CheckpointManager) -> None:
         flip(path, bit)
 
 
-def test_training_goes_on_beyond_a_damaged_one_without_removing_the_good(manager: CheckpointManager) -> None:
+def test_training_continues_beyond_a_damaged_one_without_removing_the_good(manager: CheckpointManager) -> None:
     good, damaged = save(manager, 100), save(manager, 200)
     truncate(damaged)
     assert latest_step(manager) == 100
@@ -411,7 +411,7 @@ def test_whichever_call_fails_the_checkpoint_before_is_intact_and_none_is_report
 def test_the_order_of_a_commit_survives_a_power_cut(
     manager: CheckpointManager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The content is on disk before the name, the name before the block ends, and only then the old one goes."""
+    """Check that the content is synced before the rename, the directory before the block ends, and that only then the old file is removed."""
     save(manager, 1)
     save(manager, 2)
     done: list[str] = []
@@ -463,13 +463,13 @@ with manager.save(2) as path:
             for _ in range(100):
                 file.write(b"2" * 10_000)
     except OSError as error:
-        # torch and HDF5 tell of a write that failed without the reason.
+        # torch and HDF5 report a write that failed without the reason.
         raise {"OSError": error, "RuntimeError": RuntimeError("failed"), "no errno": OSError("failed")}[sys.argv[2]]
 """
 
 
 @pytest.mark.parametrize("error", ["OSError", "RuntimeError", "no errno"])
-def test_a_file_that_cannot_grow_leaves_the_one_before_and_says_how_much_is_needed(
+def test_a_file_that_cannot_grow_leaves_the_previous_one_and_says_how_much_is_needed(
     manager: CheckpointManager, error: str
 ) -> None:
     process = subprocess.run(
@@ -507,7 +507,7 @@ def test_on_a_full_disk_all_that_was_written_so_far_is_needed_and_what_it_takes_
 
 
 @pytest.mark.parametrize("number", [errno.EROFS, errno.EISDIR, errno.EACCES])
-def test_where_the_reason_is_another_no_room_is_told(manager: CheckpointManager, number: int) -> None:
+def test_where_the_reason_is_another_missing_room_is_reported(manager: CheckpointManager, number: int) -> None:
     def fail() -> None:
         with manager.save(1) as path:
             Path(path).write_text("state")
@@ -607,7 +607,7 @@ def test_a_kill_before_any_step_of_a_save_leaves_a_checkpoint_and_no_litter(
     assert [name for name in entries(manager) if name.startswith(".")] == []
 
 
-def test_the_staging_of_a_living_process_is_left_alone(manager: CheckpointManager) -> None:
+def test_the_staging_of_a_living_process_is_not_touched(manager: CheckpointManager) -> None:
     other = CheckpointManager(manager.directory)
     with manager.save(1) as path:
         Path(path).write_text("slow")
@@ -651,7 +651,7 @@ def test_a_checkpoint_that_a_training_prunes_after_it_was_listed_is_not_damaged(
     assert latest_step(Reader(manager.directory)) == 4
 
 
-def test_two_processes_that_save_at_once_keep_their_checkpoints_and_are_told(manager: CheckpointManager) -> None:
+def test_two_processes_that_save_at_once_keep_their_checkpoints_and_are_warned(manager: CheckpointManager) -> None:
     code = """
 import sys
 from polyaxon_tracking import CheckpointManager
@@ -665,10 +665,10 @@ for step in range(1, 101):
         subprocess.Popen([sys.executable, "-c", code, manager.directory, name], stderr=subprocess.PIPE, text=True)
         for name in "ab"
     ]
-    told = [process.communicate()[1] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], told
+    errors = [process.communicate()[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], errors
     kept = [Path(checkpoint.path).read_text() for checkpoint in manager.checkpoints()]
-    for name, text in zip("ab", told, strict=True):
+    for name, text in zip("ab", errors, strict=True):
         assert {name * 1000 + step for step in ("99", "100")} <= set(kept)
         assert (
             text.count("Another training, or another callback of this one, saves its checkpoints here too, such as")

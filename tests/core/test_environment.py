@@ -95,13 +95,13 @@ def test_no_op_that_is_false(value: str, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_what_is_neither_true_nor_false(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(INSTANCE, f"o.p.runs.{UUID}")
     monkeypatch.setenv(variable, "ture")
-    told = (
+    expected = (
         f"{variable} was received as 'ture'. Expected one of true, 1, t, yes, y, on, or of false, 0, f, no, n, off (any case). "
         f"Correct the variable, or unset it, which means false."
     )
-    assert message(get_outputs_path) == told
+    assert message(get_outputs_path) == expected
     if variable == "POLYAXON_NO_OP":
-        assert {message(getter) for getter in GETTERS.values()} == {told}
+        assert {message(getter) for getter in GETTERS.values()} == {expected}
 
 
 def test_the_environment_is_read_at_every_call_and_never_written(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -290,9 +290,9 @@ def test_malformed_references(value: str, problem: str, monkeypatch: pytest.Monk
 
 def test_a_misspelt_kind_of_references(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(REFS, '{"experiment": ["/outputs/7"]}')
-    told = message(get_outputs_refs_paths)
-    assert "it has the key 'experiment', which is neither 'jobs' nor 'experiments'. Expected a JSON object" in told
-    assert told.endswith(
+    text = message(get_outputs_refs_paths)
+    assert "it has the key 'experiment', which is neither 'jobs' nor 'experiments'. Expected a JSON object" in text
+    assert text.endswith(
         """/outputs/7"]}. Did you mean 'experiments'? Correct the variable, or unset it off the cluster."""
     )
 

@@ -1,4 +1,4 @@
-"""Whatever the variables hold, the getters return what they promise or raise a TrackingError that tells no secret."""
+"""Whatever the variables hold, the getters return what they promise or raise a TrackingError that shows no secret."""
 
 from __future__ import annotations
 
@@ -144,13 +144,13 @@ GETTERS = {
 @pytest.mark.parametrize("variable", GETTERS)
 @pytest.mark.parametrize("secret", WITH_SECRETS)
 @given(before=TEXT.filter(lambda text: "secret" not in text), after=TEXT)
-def test_no_secret_is_told(variable: str, secret: str, before: str, after: str) -> None:
+def test_no_secret_is_shown(variable: str, secret: str, before: str, after: str) -> None:
     value = f"{{{before} {secret} {after}"  # the brace makes it malformed for each of the getters
     with mock.patch.dict(os.environ, {variable: value}), pytest.raises(TrackingError) as raised:
         GETTERS[variable]()
     error = raised.value
-    told = [str(error), repr(error), "".join(traceback.format_exception(error)), repr(vars(error)), repr(error.args)]
-    assert not [text for text in told if SECRET in text]
+    texts = [str(error), repr(error), "".join(traceback.format_exception(error)), repr(vars(error)), repr(error.args)]
+    assert not [text for text in texts if SECRET in text]
     assert error.__cause__ is None
     assert error.__suppress_context__ or error.__context__ is None
 
@@ -182,7 +182,7 @@ def test_no_secret_is_told(variable: str, secret: str, before: str, after: str) 
         "bearer",
     ],
 )
-def test_no_secret_is_told_whatever_its_shape(value: str) -> None:
+def test_no_secret_is_shown_whatever_its_shape(value: str) -> None:
     malformed = {"POLYAXON_RUN_DATA_PATHS": f"{value},"}
     with mock.patch.dict(os.environ, malformed), pytest.raises(TrackingError) as raised:
         get_data_paths()
@@ -190,7 +190,7 @@ def test_no_secret_is_told_whatever_its_shape(value: str) -> None:
 
 
 @given(st.text("ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789", min_size=16, max_size=16), st.sampled_from(["AKIA", "ASIA"]))
-def test_no_access_key_id_is_told(rest: str, kind: str) -> None:
+def test_no_access_key_id_is_shown(rest: str, kind: str) -> None:
     with (
         mock.patch.dict(os.environ, {"POLYAXON_LOG_LEVEL": f"id {kind}{rest}"}),
         pytest.raises(TrackingError) as raised,

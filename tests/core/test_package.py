@@ -46,7 +46,7 @@ FOR_INTEGRATIONS = [
 
 
 def imported_by(statement: str) -> set[str]:
-    """The top-level modules that a fresh interpreter has loaded after `statement`, and not before."""
+    """Return the top-level modules that `statement` loads in a new interpreter."""
     code = f"import json, sys; before = set(sys.modules); {statement}; print(json.dumps(sorted(set(sys.modules) - before)))"
     output = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, check=True).stdout
     return {name.partition(".")[0] for name in json.loads(output)}
@@ -71,5 +71,5 @@ def test_importing_the_package_imports_next_to_nothing() -> None:
 @pytest.mark.parametrize(
     "name", [f"polyaxon_tracking import {name}" for name in PUBLIC] + ["polyaxon_tracking.training import *"]
 )
-def test_the_core_imports_the_standard_library_alone(name: str) -> None:
+def test_the_core_imports_only_the_standard_library(name: str) -> None:
     assert imported_by(f"from {name}") <= sys.stdlib_module_names | {"polyaxon_tracking"}

@@ -8,13 +8,13 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 SOURCES = sorted((ROOT / "integrations").rglob("*.py"))
-# Of Python: documented, or the way in which the call stack is read, which has a list of its own.
+# Of Python: documented, or the way in which the call stack is read, which has its own list.
 OF_PYTHON = {"_getframe", "_replace"}
 PRIVATE = re.compile(r"_[a-zA-Z]\w*")
 
 
 def defined_by(node: ast.AST) -> set[str]:
-    """The names that `node` makes: of a function, a class, a variable, an attribute or an argument."""
+    """Return the names that `node` defines: functions, classes, variables, attributes and arguments."""
     match node:
         case ast.FunctionDef(name=name) | ast.ClassDef(name=name) | ast.arg(arg=name):
             return {name}
@@ -26,7 +26,7 @@ def defined_by(node: ast.AST) -> set[str]:
 
 
 def used_by(node: ast.AST) -> set[str]:
-    """The names that `node` looks up on another object, as an attribute or by its text, and modules for Keras alone."""
+    """Return the names that `node` looks up on another object, as an attribute or by a string, and Keras's modules."""
     match node:
         case ast.Attribute(attr=name) | ast.Constant(value=str(name)) if PRIVATE.fullmatch(name):
             return {name}
@@ -36,7 +36,7 @@ def used_by(node: ast.AST) -> set[str]:
 
 
 def listed(heading: str) -> set[str]:
-    """The code in the first column of the table below `heading`."""
+    """Return the code in the first column of the table below `heading`."""
     section = (ROOT / "docs" / "decisions.md").read_text().partition(f"\n### {heading}\n")[2].partition("\n#")[0]
     rows = [line.split("|")[1] for line in section.splitlines() if line.startswith("| `")]
     return {name for row in rows for name in re.findall(r"`([^`]+)`", row)}

@@ -1,4 +1,4 @@
-"""How far long work is: on a terminal of its own, and off one."""
+"""How far long work is: on a terminal, and without one."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ writer.wait()
 
 
 def on_a_terminal(code: str, *, closed: bool = False) -> str:
-    """What `code` shows on its standard error; with `closed` the terminal is gone before."""
+    """Return what `code` shows on its standard error. With `closed`, the terminal is closed first."""
     ours, its = pty.openpty()
     fcntl.ioctl(its, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 250, 0, 0))  # a new one has no columns
     with subprocess.Popen([sys.executable, "-c", LONG + code], stdout=subprocess.DEVNULL, stderr=its) as process:

@@ -1,4 +1,4 @@
-"""Trainings that are killed again and again, each on the outputs that the one before left: `benchmarks/durability.py`."""
+"""Trainings that are killed again and again, each on the outputs that the previous one left: `benchmarks/durability.py`."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def framework(request: pytest.FixtureRequest) -> str:
 
 def test_kills_while_saving(tmp_path: Path, framework: str) -> None:
     starts = killed(framework, tmp_path, kills=20)
-    assert starts[-1]["promised"] >= 10  # each goes on where the one before was killed
+    assert starts[-1]["promised"] >= 10  # each resumes where the previous one was killed
 
 
 def test_kills_while_saving_to_another_file_system_than_that_of_temporary_files(tmp_path: Path, framework: str) -> None:

@@ -76,7 +76,7 @@ class Recorder:
         self.operations.append(Operation(call, self.relative(path), content=content))
 
     def write(self, path: str, content: bytes) -> None:
-        """What the user's code does in the block."""
+        """Write a file, as the user's code does in the block."""
         Path(path).write_bytes(content)
         self.add("create", path)
         self.operations.append(Operation("write", self.relative(path), content=content))
@@ -141,7 +141,7 @@ class Disk:
             names.pop(path, None)
 
     def outcomes(self) -> Iterator[dict[str, bytes | None]]:
-        """The trees that may be there after a power loss."""
+        """Yield each tree of files that a power loss may leave."""
         for happened in itertools.product([True, False], repeat=len(self.pending)):
             names = dict(self.names)
             for change, did in zip(self.pending, happened, strict=True):

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C, sent to trainings in processes of their own."""
+"""SIGTERM and Ctrl-C, sent to trainings in their own processes."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_a_signal_ends_the_batch_saves_and_ends_training(
     assert resumed.process.wait(timeout=60) == 0, resumed.text
     assert f": epoch {epoch}, step {step}\n" in resumed.text
     *_, trained = re.findall(r"^trained (\d+)", resumed.text, re.MULTILINE)
-    # Lightning goes on within the epoch; Keras begins the epoch again.
+    # Lightning continues within the epoch; Keras begins the epoch again.
     assert int(trained) == {"lightning": 24, "keras": step + 5 * STEPS_AN_EPOCH}[framework]
 
 

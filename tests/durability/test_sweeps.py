@@ -108,7 +108,7 @@ def trials(process: subprocess.CompletedProcess[str]) -> list[str]:
 
 
 @pytest.mark.parametrize("framework", SCRIPTS)
-def test_each_trial_of_a_sweep_is_a_training_of_its_own_however_the_one_before_ended(
+def test_each_trial_of_a_sweep_is_its_own_training_however_the_previous_one_ended(
     framework: str, tmp_path: Path
 ) -> None:
     places = ["resume", "resume-2", "resume-3", "resume-4"]

@@ -1,4 +1,4 @@
-"""Run a training script, and have its disk fail when its second epoch is saved: `python trouble.py KIND SCRIPT`.
+"""Run a training script whose disk fails when its second epoch is saved: `python trouble.py KIND SCRIPT`.
 
 ``full``: no file may grow beyond a few bytes. ``read-only``: the directory of the checkpoints takes no new names.
 """
@@ -46,6 +46,6 @@ def cause_trouble(kind: str) -> None:
 
 
 if __name__ == "__main__":
-    obey_modes()  # before any thread starts: each has capabilities of its own
+    obey_modes()  # before any thread starts: each thread has its own capabilities
     threading.Thread(target=cause_trouble, args=sys.argv[1:2], daemon=True).start()
     runpy.run_path(sys.argv[2], run_name="__main__")

@@ -45,7 +45,7 @@ def test_the_code_of_a_page_runs(page: Path) -> None:
     "page", [page for page in PAGES if SESSION.search(page.read_text())], ids=lambda page: page.name
 )
 def test_the_commands_of_a_page_print_what_it_shows(page: Path, tmp_path: Path) -> None:
-    """In one directory, with the page's script in it. A "…" stands for anything, alone on a line for any lines."""
+    """Run the commands in one directory, which holds the page's script. A "…" stands for any text, and on its own line for any lines."""
     (tmp_path / "train.py").write_text(blocks(page))
     environment = os.environ | {"PATH": f"{sysconfig.get_path('scripts')}:{os.environ['PATH']}", "TMPDIR": "/tmp"}
     for session in SESSION.findall(page.read_text()):
@@ -129,7 +129,7 @@ def test_the_tests_that_the_promises_name_are_there() -> None:
 
 
 def test_the_pictures_show_what_the_tables_say() -> None:
-    """As `python benchmarks/pictures.py` draws them now, but for how this version of Matplotlib draws."""
+    """Compare with what `python benchmarks/pictures.py` draws now, except for what depends on Matplotlib's version."""
     drawn = runpy.run_path(str(ROOT / "benchmarks" / "pictures.py"))
     assert len(drawn["DRAWINGS"]) == 4
     for name, draw in drawn["DRAWINGS"].items():

@@ -83,7 +83,7 @@ def varying(output: str) -> str:
     return re.sub(r"(?<=crc=)\w+|\d+(?:\.\d+)?", "#", output)
 
 
-def test_a_worker_of_ray_is_killed_and_training_goes_on(tmp_path: Path) -> None:
+def test_a_worker_of_ray_is_killed_and_training_resumes(tmp_path: Path) -> None:
     outputs = tmp_path / "outputs"
     # Sockets lie below it, whose paths must be short.
     with tempfile.TemporaryDirectory(dir="/tmp") as temporary:

@@ -36,7 +36,7 @@ echo 3.9.18
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """What `make` reads of it before pip looks at the package."""
+    """Copy the files that `make` reads before pip looks at the package."""
     shutil.copytree(ROOT / "tools", tmp_path / "tools")
     for name in ("Makefile", "pyproject.toml"):
         shutil.copy(ROOT / name, tmp_path)
@@ -115,7 +115,7 @@ def test_a_command_that_fails(tmp_path: Path, command: list[str], said: str) -> 
 
 
 def test_a_command_is_seen_to_work(tmp_path: Path) -> None:
-    """By its own lines about progress, or by what it has written so far."""
+    """Show the command's own lines about progress, or else how much it has written so far."""
     script = "echo Collecting torch '(from polyaxon)'; echo WARNING: no; head -c 3M /dev/zero > $TMPDIR/torch; sleep 5; echo Successfully installed"
     made = run(*STEP, "environment", "bash", "-c", script)
     assert (made.returncode, made.stderr) == (0, "")

@@ -33,7 +33,7 @@ EPOCHS, STEPS_PER_EPOCH = 20, 43
 
 @pytest.fixture(scope="module")
 def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of a training that was killed half-way, and started again."""
+    """Return the outputs of a training that was killed half-way, and started again."""
     outputs = tmp_path_factory.mktemp("outputs")
     environment = os.environ | {"POLYAXON_RUN_OUTPUTS_PATH": str(outputs), "POLYAXON_LOG_LEVEL": "INFO"}
     training = subprocess.Popen([sys.executable, str(EXAMPLE)], env=environment, stderr=subprocess.PIPE, text=True)
@@ -51,7 +51,7 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def tensorboard(outputs: Path) -> Iterator[str]:
-    """Where it shows the outputs."""
+    """Serve the outputs with TensorBoard, and yield its URL."""
     command = [sys.executable, "-m", "tensorboard.main", "--host", "127.0.0.1", "--port", "0", "--logdir", str(outputs)]
     server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert server.stderr is not None
@@ -81,14 +81,14 @@ def page() -> Iterator[Page]:
 
 
 def scalars(tensorboard: str, tag: str) -> list[tuple[int, float]]:
-    """Steps and values, as TensorBoard gives them to the browser."""
+    """Return steps and values, as TensorBoard gives them to the browser."""
     query = urllib.parse.urlencode({"run": "tensorboard", "tag": tag})
     with urllib.request.urlopen(f"{tensorboard}data/plugin/scalars/scalars?{query}") as response:
         return [(step, value) for _, step, value in json.load(response)]
 
 
 def test_each_step_has_one_value(tensorboard: str) -> None:
-    """The steps after the last checkpoint are done again, and come to the same."""
+    """The steps after the last checkpoint are trained again, with the same values."""
     found = scalars(tensorboard, "val_loss")
     assert sorted(set(found)) == sorted(dict(found).items())
     assert sorted(dict(found)) == [STEPS_PER_EPOCH * epoch - 1 for epoch in range(1, EPOCHS + 1)]
@@ -122,6 +122,6 @@ def test_the_browser_shows_one_curve_without_a_gap(tensorboard: str, page: Page,
 
 
 def curve_in(screenshot: bytes) -> Any:
-    """Which pixels are of a curve's colour: axes, grid and text are grey."""
+    """Return which pixels have a curve's colour: axes, grid and text are grey."""
     pixels = imread(io.BytesIO(screenshot))[..., :3]
     return pixels.max(axis=-1) - pixels.min(axis=-1) > 0.06

@@ -19,14 +19,14 @@ ROWS = 64
 
 
 def of_tensorflow() -> Any:
-    """A scope in which variables are on two logical devices."""
+    """Return a scope in which variables are on two logical devices."""
     [cpu] = tf.config.list_physical_devices("CPU")
     tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
     return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope()
 
 
 def of_jax(how: str) -> None:
-    """Two devices in this process, or one in each of two."""
+    """Use two devices in this process, or one in each of two processes."""
     import jax
 
     if "COORDINATOR" in os.environ:

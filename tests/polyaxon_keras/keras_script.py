@@ -63,7 +63,7 @@ class Adversaries(keras.Model):
 
 
 def model(kind: str = "subclassed", width: int = 8, **compiled: object) -> keras.Model:
-    """A compiled classifier: ``functional``, ``sequential``, ``unbuilt`` or ``subclassed`` (the last two: unbuilt)."""
+    """Return a compiled classifier: ``functional``, ``sequential``, ``unbuilt`` or ``subclassed`` (the last two: unbuilt)."""
     layers = [keras.layers.Dense(width, activation="relu"), keras.layers.Dropout(0.2), keras.layers.Dense(2)]
     if kind == "functional":
         inputs = outputs = keras.Input((4,))
@@ -107,7 +107,7 @@ class Slow(keras.callbacks.Callback):
 
 
 class Late(keras.callbacks.Callback):
-    """Has the signal come when the last batch is done."""
+    """Send the signal when the last batch is done."""
 
     def on_train_end(self, logs: object = None) -> None:
         faults.die(os.environ["SIGNAL_AT_THE_END"])

@@ -30,37 +30,37 @@ def fit(*callbacks: keras.callbacks.Callback, network: keras.Model | None = None
 
 
 def values(network: keras.Model) -> list[np.ndarray]:
-    """All weights, and all variables of all optimizers."""
+    """Return all weights, and all variables of all optimizers."""
     optimizers = training_state.optimizers_of(network).values()
     variables = [variable for optimizer in optimizers for variable in optimizer.variables]
     return [*network.get_weights(), *map(keras.ops.convert_to_numpy, variables)]
 
 
 class Held(keras.callbacks.Callback):
-    """Hold every write up until the batch after the next has changed the values, and note what they were before."""
+    """Delay every write until the batch after the next has changed the values, and keep the earlier values."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         super().__init__()
         self.values: dict[int, list[np.ndarray]] = {}
         self.threads: set[str] = set()
-        self._go_on = threading.Event()
+        self._may_write = threading.Event()
         for name in ("save", "save_weights"):
             monkeypatch.setattr(keras.Model, name, self._held(getattr(keras.Model, name)))
 
     def _held(self, save: Any) -> Any:
         def held(*arguments: Any, **options: Any) -> None:
             self.threads.add(threading.current_thread().name)
-            assert self._go_on.wait(60)
+            assert self._may_write.wait(60)
             save(*arguments, **options)
 
         return held
 
     def on_epoch_begin(self, epoch: int, logs: object = None) -> None:
-        self._go_on.clear()
+        self._may_write.clear()
 
     def on_train_batch_end(self, batch: int, logs: object = None) -> None:
         if batch == 2:
-            self._go_on.set()
+            self._may_write.set()
 
     def on_epoch_end(self, epoch: int, logs: object = None) -> None:
         self.values[epoch + 1] = values(self.model)
@@ -158,7 +158,7 @@ def test_the_next_training_finds_what_one_that_was_interrupted_had_not_yet_writt
     class Interrupt(keras.callbacks.Callback):
         def on_epoch_begin(self, epoch: int, logs: object = None) -> None:
             if epoch == 2:
-                threading.Timer(0.3, held._go_on.set).start()
+                threading.Timer(0.3, held._may_write.set).start()
                 raise KeyboardInterrupt
 
     network = model("functional")

@@ -26,7 +26,7 @@ from polyaxon_keras import PolyaxonCallback
 from polyaxon_tracking import CheckpointManager, TrackingError
 from polyaxon_tracking.background import wait_for_all
 
-# The one shuffling that cannot go on where it stopped: its state is inside TensorFlow.
+# TensorFlow's shuffling cannot resume where it stopped: its state is inside TensorFlow.
 SHUFFLES = keras.backend.backend() != "tensorflow"
 
 KINDS = ["functional", "sequential", "unbuilt", "subclassed"]
@@ -133,7 +133,7 @@ def test_the_model_is_saved_every_so_many_batches(outputs: Path) -> None:
     assert files_in(outputs / "checkpoints") == ["1-3.keras", "2-2.keras"]
 
 
-def test_an_absolute_path_outside_the_outputs_path_is_left_alone_and_warned_about(
+def test_an_absolute_path_outside_the_outputs_path_is_kept_with_a_warning(
     outputs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     fit(PolyaxonCallback(tmp_path / "mine.keras"), epochs=1)
@@ -184,7 +184,7 @@ def test_steps_are_batches_also_where_several_are_executed_at_once(outputs: Path
 
 def test_a_multiple_of_steps_that_is_passed_over_saves_at_the_end_of_its_batches(outputs: Path) -> None:
     at_once = 1 if keras.backend.backend() == "torch" else 2
-    for epochs in (1, 2):  # the second goes on from step 4, which is no multiple
+    for epochs in (1, 2):  # the second resumes from step 4, which is no multiple
         network = model(
             optimizer=keras.optimizers.Adam(0.01, gradient_accumulation_steps=2), steps_per_execution=at_once
         )
@@ -196,7 +196,7 @@ def test_a_multiple_of_steps_that_is_passed_over_saves_at_the_end_of_its_batches
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_fit_in_a_run_goes_on_where_the_last_one_was_interrupted(
+def test_a_fit_in_a_run_resumes_where_the_last_one_was_interrupted(
     outputs: Path, caplog: pytest.LogCaptureFixture, kind: str
 ) -> None:
     with pytest.raises(RuntimeError, match="interrupted"):
@@ -223,11 +223,11 @@ def test_a_save_that_fails_after_an_exception_is_one_line(
     wait_for_all()
     monkeypatch.setattr("polyaxon_keras.training_state.save", full)
     sys.excepthook(raised.type, raised.value, raised.tb)
-    told = caplog.messages[-1]
-    assert told.startswith(
+    message = caplog.messages[-1]
+    assert message.startswith(
         "The state after step 6 was not saved; the previous checkpoint is untouched: OSError: [Errno 28] "
     )
-    assert "No space left on device. " in told
+    assert "No space left on device. " in message
     assert caplog.records[-1].exc_info is None
     assert files_in(outputs / "checkpoints" / "resume") == [state(4, 1)]
 
@@ -290,7 +290,7 @@ def test_the_best_value_survives(outputs: Path) -> None:
     assert files_in(outputs / "checkpoints") == ["best-1.keras", "best-2.keras", "best-4.keras"]
 
 
-def test_callbacks_that_keras_lets_begin_anew_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_callbacks_that_keras_resets_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Interrupted and resumed, they stop and reduce the learning rate when an uninterrupted training does."""
     scores = (0.5, 0.6, 0.6, 0.6, 0.6, 0.6, 0.9, 0.9)
 
@@ -356,7 +356,7 @@ class Limit(keras.callbacks.Callback):
 def test_a_training_that_a_time_limit_ended_continues_at_the_next_start(
     outputs: Path, batches: int, epochs: list[list[int]]
 ) -> None:
-    """An epoch that was left starts over."""
+    """Check that an epoch that was left unfinished starts over."""
     assert [fit(PolyaxonCallback(), Limit(batches)) for _ in range(3)] == epochs
     assert fit(PolyaxonCallback()) == []
 
@@ -418,7 +418,9 @@ def test_what_is_no_callback_cannot_be_restored(outputs: Path) -> None:
         PolyaxonCallback(3)
 
 
-def test_off_the_cluster_training_begins_anew_unless_asked(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_off_the_cluster_training_starts_from_scratch_unless_asked(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     resume = tmp_path / "outputs" / "checkpoints" / "resume"
     assert fit(PolyaxonCallback(), epochs=1) == [0]
     assert files_in(resume) == [state(4, 1)]
@@ -428,7 +430,7 @@ def test_off_the_cluster_training_begins_anew_unless_asked(tmp_path: Path, caplo
     assert fit(PolyaxonCallback(resume=True), epochs=3) == [2]
 
 
-def test_resume_false_begins_anew_and_its_states_are_the_newest_from_then_on(outputs: Path) -> None:
+def test_resume_false_starts_from_scratch_and_its_states_are_the_newest_from_then_on(outputs: Path) -> None:
     fit(PolyaxonCallback())
     assert fit(PolyaxonCallback(resume=False), epochs=4, batch_size=72) == [0, 1, 2, 3]
     assert files_in(outputs / "checkpoints" / "resume") == [state(3, 3, start=2), state(4, 4, start=2), state(12, 3)]
@@ -444,7 +446,7 @@ def test_a_finished_training_does_nothing_when_started_again(outputs: Path, capl
     assert {path.name for path in (outputs / "checkpoints").iterdir() if path.is_dir()} == {"resume", "resume-2"}
 
 
-def test_a_second_fit_of_one_model_goes_on_in_memory(outputs: Path) -> None:
+def test_a_second_fit_of_one_model_continues_in_memory(outputs: Path) -> None:
     polyaxon, network = PolyaxonCallback(), model()
     assert fit(polyaxon, network=network, epochs=2, same_process=True) == [0, 1]
     assert fit(polyaxon, network=network, epochs=3, same_process=True) == [0, 1, 2]
@@ -506,7 +508,7 @@ def test_a_model_whose_shape_changed(outputs: Path, kind: str) -> None:
     assert saved.is_file()
 
 
-def test_another_optimizer_is_refused_where_keras_would_go_on_without_its_state(outputs: Path) -> None:
+def test_another_optimizer_is_refused_where_keras_would_continue_without_its_state(outputs: Path) -> None:
     fit(PolyaxonCallback(), epochs=1)
     with pytest.raises(TrackingError, match="its optimizer is SGD with 2 variables, saved was Adam with 10 variables"):
         fit(PolyaxonCallback(), network=model(optimizer="sgd"), epochs=2)
@@ -549,7 +551,7 @@ def test_the_loggers_levels_follow_the_run(outputs: Path, monkeypatch: pytest.Mo
     PolyaxonCallback(loggers=["mine"])
     for name in ("keras", "absl", "tensorflow", "jax", "polyaxon_tracking", "mine"):
         assert logging.getLogger(name).level == logging.ERROR
-    assert logging.getLogger("torch").level == torch_before  # which would tell of its compiler at INFO
+    assert logging.getLogger("torch").level == torch_before  # which would log its compiler's work at INFO
 
 
 def test_datasets_by_name(outputs: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

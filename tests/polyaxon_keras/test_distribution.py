@@ -22,7 +22,7 @@ KINDS = [
 
 
 def train(outputs: Path, how: str = "DataParallel", processes: int = 2, **environment: str) -> list[Ended]:
-    """How each process ended; where one hangs, an error."""
+    """Return how each process ended. If one hangs, an error is raised."""
     settings = {
         "KERAS_BACKEND": "tensorflow" if how == "MirroredStrategy" else "jax",
         "DISTRIBUTION": how,
@@ -50,7 +50,7 @@ def train(outputs: Path, how: str = "DataParallel", processes: int = 2, **enviro
 
 
 def says_what_it_resumes_from(ended: list[Ended], step: str) -> bool:
-    """That the training resumed from this step is said once, by the first process."""
+    """Return whether only the first process logged that the training resumed from this step."""
     return [f": {step}\n" in one.stderr for one in ended] == [True] + [False] * (len(ended) - 1)
 
 
@@ -74,9 +74,9 @@ def test_a_killed_and_resumed_training_has_the_weights_of_an_uninterrupted_one(
 def test_a_state_of_several_processes_may_be_resumed_by_one(tmp_path: Path) -> None:
     killed = train(tmp_path, "ModelParallel", 2, DIE_AFTER="13", HEARTBEAT_SECONDS="10")
     assert -signal.SIGKILL in [one.returncode for one in killed], killed
-    [alone] = train(tmp_path, "DataParallel", 1)
-    assert alone.returncode == 0, alone.stderr
-    assert "Resuming from " in alone.stderr
+    [only] = train(tmp_path, "DataParallel", 1)
+    assert only.returncode == 0, only.stderr
+    assert "Resuming from " in only.stderr
 
 
 @pytest.mark.parametrize(("name", "status"), [("SIGTERM", 143), ("SIGINT", -signal.SIGINT)])
@@ -116,9 +116,9 @@ def test_a_write_that_fails_in_the_first_process_ends_all(mode: str, tmp_path: P
     assert newest(tmp_path).step in {"FOREGROUND": [8], "BACKGROUND": [4, 8]}[mode]
 
 
-def test_processes_that_see_different_checkpoints_are_told_so(tmp_path: Path) -> None:
-    [alone] = train(tmp_path / "0", processes=1)
-    assert alone.returncode == 0, alone.stderr
+def test_processes_that_see_different_checkpoints_get_an_error(tmp_path: Path) -> None:
+    [only] = train(tmp_path / "0", processes=1)
+    assert only.returncode == 0, only.stderr
     (tmp_path / "1").mkdir()
     ended = train(tmp_path / "$RANK")
     for one in ended:

@@ -31,7 +31,7 @@ class Late(keras.Model):
 
 
 class Integers(Late):
-    """Of what only integers can index."""
+    """A model whose inputs must be integers, because they are indices."""
 
     def call(self, inputs: Any) -> Any:
         return super().call(keras.ops.take(keras.ops.eye(4), inputs, axis=0))
@@ -73,7 +73,7 @@ def fit(make: Callable[[], keras.Model], *, epochs: int, seed: int = 0) -> keras
 
 
 @pytest.mark.parametrize("make", [Late, Integers, SaidToBeBuilt, *STRINGS])
-def test_layers_that_the_first_step_builds_go_on(
+def test_layers_that_the_first_step_builds_resume(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Callable[[], keras.Model]
 ) -> None:
     monkeypatch.setenv("POLYAXON_RUN_OUTPUTS_PATH", str(tmp_path / "whole"))
@@ -97,7 +97,7 @@ def states_of_optimizers(network: keras.Model) -> list[np.ndarray]:
 
 
 @pytest.mark.skipif(BACKEND == "jax", reason="its steps are functions of the state")
-def test_two_optimizers_by_hand_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_optimizers_by_hand_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("POLYAXON_RUN_OUTPUTS_PATH", str(tmp_path / "whole"))
     whole = fit(Adversaries, epochs=4)
     monkeypatch.setenv("POLYAXON_RUN_OUTPUTS_PATH", str(tmp_path / "parts"))

@@ -1,4 +1,4 @@
-"""The Keras callback beside others of one ``fit``."""
+"""The Keras callback next to others of one ``fit``."""
 
 from __future__ import annotations
 
@@ -72,13 +72,13 @@ def polyaxon() -> PolyaxonCallback:
     return PolyaxonCallback(save_best_only=True)
 
 
-BESIDE = [swapping_first, swapping_last, swapping_for_the_validation, tensorboard, csv_logger]
+OTHERS = [swapping_first, swapping_last, swapping_for_the_validation, tensorboard, csv_logger]
 if hasattr(keras.callbacks, "OrbaxCheckpoint"):
-    BESIDE.append(orbax)
+    OTHERS.append(orbax)
 
 
-@pytest.mark.parametrize("make", BESIDE)
-def test_beside_others_a_resumed_training_has_the_weights_of_an_uninterrupted_one(
+@pytest.mark.parametrize("make", OTHERS)
+def test_next_to_others_a_resumed_training_has_the_weights_of_an_uninterrupted_one(
     make: Callable[[Path], list[keras.callbacks.Callback]],
     outputs: Path,
     tmp_path: Path,
@@ -98,7 +98,7 @@ def test_the_average_of_the_weights_is_saved_for_the_user_where_it_was_swapped_i
         np.testing.assert_array_equal(one, other)
 
 
-def test_the_rows_of_a_csv_logger_go_on(outputs: Path) -> None:
+def test_the_rows_of_a_csv_logger_continue(outputs: Path) -> None:
     with pytest.raises(RuntimeError, match="mine"):
         fit(*csv_logger(outputs), Fail())
     fit(*csv_logger(outputs))

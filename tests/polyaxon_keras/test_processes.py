@@ -89,7 +89,7 @@ model.compile("sgd", "mse")
 try:
     model.fit(np.zeros((8, 2)), np.zeros(8), callbacks=[PolyaxonCallback(), Fail()])
 except ArithmeticError:
-    with PreemptionHandler() as preemption:  # of a loop of one's own, or of another framework
+    with PreemptionHandler() as preemption:  # of the user's own loop, or of another framework
         os.kill(os.getpid(), signal.SIGTERM)
         open("saved", "w").close()
         preemption.exit()

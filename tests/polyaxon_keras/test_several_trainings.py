@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Once(keras.callbacks.Callback):
-    """Raises once, in an epoch; notes the epochs that are trained, and the weights that training begins with."""
+    """Raise once, in an epoch. Keeps the epochs that are trained, and a digest of the weights before the first one."""
 
     def __init__(self, epoch: int | None = None, error: type[BaseException] = ArithmeticError) -> None:
         super().__init__()
@@ -113,7 +113,7 @@ def test_the_copy_of_the_state_goes_with_a_fit_whose_exception_was_caught(output
     assert not any(copy() is not None for copy in copies)
 
 
-def test_a_training_within_another_has_a_place_of_its_own(outputs: Path) -> None:
+def test_a_training_within_another_has_its_own_directory(outputs: Path) -> None:
     student = Once()
 
     class Teacher(keras.callbacks.Callback):

@@ -36,7 +36,7 @@ def fit(*callbacks: keras.callbacks.Callback, epochs: int) -> keras.Model:
 
 
 @pytest.mark.parametrize("best", [True, False], ids=["best", "each epoch"])
-def test_a_training_goes_on_to_the_weights_of_an_uninterrupted_one(
+def test_a_training_resumes_to_the_weights_of_an_uninterrupted_one(
     store: Store, best: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = (
@@ -57,7 +57,7 @@ def test_a_training_goes_on_to_the_weights_of_an_uninterrupted_one(
 
 
 @pytest.mark.parametrize("store", ["s3"], indirect=True)
-def test_a_killed_training_goes_on_without_tensorflow(store: Store) -> None:
+def test_a_killed_training_resumes_without_tensorflow(store: Store) -> None:
     without = "" if keras.backend.backend() == "tensorflow" else "import sys; sys.modules['tensorflow'] = None\n"
     code = f"{without}import keras_script; keras_script.main()"
     killed = forked.run("keras", "-c", code, POLYAXON_RUN_OUTPUTS_PATH=store.url, DIE_AT_STEP="18")
@@ -86,7 +86,7 @@ def test_weights_of_another_run_are_loaded_from_a_reference(store: Store, monkey
             np.testing.assert_array_equal(one, other)
 
 
-def test_a_failing_upload_reaches_the_user_and_the_state_before_stays(
+def test_a_failing_upload_reaches_the_user_and_the_previous_state_stays(
     store: Store, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("POLYAXON_RUN_OUTPUTS_PATH", store.url)
@@ -100,7 +100,7 @@ def test_a_failing_upload_reaches_the_user_and_the_state_before_stays(
     assert store.names() == before
 
 
-def test_a_url_outside_the_outputs_is_left_as_it_is_and_warned_about(
+def test_a_url_outside_the_outputs_is_kept_with_a_warning(
     store: Store, outputs: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     fit(PolyaxonCallback(f"{store.url}/mine.keras"), epochs=1)

@@ -40,7 +40,7 @@ class CutOff(keras.callbacks.Callback):
 
 
 class Halves(keras.callbacks.Callback):
-    """Swap other weights in for the validation, as a callback of the user's own may."""
+    """Swap other weights in for the validation, as a user's callback may."""
 
     weights: list[np.ndarray] = []  # noqa: RUF012  # never changed in place
 

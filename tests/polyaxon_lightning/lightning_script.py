@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Classifier(LightningModule):
-    """With everything that has a state of its own: dropout, momentum, a scheduler that Lightning steps after saving."""
+    """A model with all that has state: dropout, momentum, a scheduler that Lightning steps after saving."""
 
     def __init__(self, width: int = 8) -> None:
         super().__init__()
@@ -88,7 +88,7 @@ class Steps(Callback):
 
 
 class Late(Callback):
-    """Has the signal come when the last batch is done."""
+    """Send the signal when the last batch is done."""
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         faults.die(os.environ["SIGNAL_AT_THE_END"])

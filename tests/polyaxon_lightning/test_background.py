@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 class Wide(Classifier):
-    """With tensors that are too large to be copied anew for each save."""
+    """A classifier with tensors so large that their copies are reused by each save."""
 
     def __init__(self) -> None:
         super().__init__(width=8192)
@@ -48,7 +48,7 @@ def load(path: Path | str) -> dict[str, Any]:
 
 
 def assert_same(one: Any, other: Any) -> None:
-    """The same values all through, and tensors the same in every bit."""
+    """Check that two states have the same values, and tensors with the same bits."""
     assert type(one) is type(other)
     if isinstance(one, torch.Tensor):
         assert torch.equal(one.to_dense(), other.to_dense())
@@ -65,19 +65,19 @@ def assert_same(one: Any, other: Any) -> None:
 
 
 class Held(Callback):
-    """Hold every write up until the batch after the next has changed the weights, and note what they were before."""
+    """Delay every write until the batch after the next has changed the weights, and keep the earlier weights."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.weights: dict[int, dict[str, torch.Tensor]] = {}
         self._batches = 0
-        self._go_on = threading.Event()
+        self._may_write = threading.Event()
         self.threads: set[str] = set()
         save = torch.save
 
         def held(state: Any, path: Any) -> None:
             if not isinstance(path, io.BytesIO):  # what is looked at in memory is no write
                 self.threads.add(threading.current_thread().name)
-                assert self._go_on.wait(60)
+                assert self._may_write.wait(60)
             save(state, path)
 
         monkeypatch.setattr(torch, "save", held)
@@ -86,13 +86,13 @@ class Held(Callback):
         self.weights[trainer.global_step] = {name: value.clone() for name, value in pl_module.state_dict().items()}
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._go_on.clear()
+        self._may_write.clear()
         self._batches = 0
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any, **__: Any) -> None:
         self._batches += 1
         if self._batches == 2:
-            self._go_on.set()
+            self._may_write.set()
 
 
 def test_what_is_written_is_the_state_of_the_save_though_training_has_gone_on(

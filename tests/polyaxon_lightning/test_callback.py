@@ -81,7 +81,7 @@ def test_several_model_checkpoints_are_redirected(outputs: Path) -> None:
     assert files_in(outputs / "checkpoints") == ["best.ckpt", "epoch=1-step=8.ckpt", "epoch=3-step=16.ckpt"]
 
 
-def test_an_explicit_dirpath_outside_the_outputs_path_is_left_alone_and_warned_about(
+def test_an_explicit_dirpath_outside_the_outputs_path_is_kept_with_a_warning(
     outputs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     elsewhere = tmp_path / "elsewhere"
@@ -93,7 +93,7 @@ def test_an_explicit_dirpath_outside_the_outputs_path_is_left_alone_and_warned_a
     )
 
 
-def test_an_explicit_dirpath_in_the_outputs_path_is_left_alone_in_silence(
+def test_an_explicit_dirpath_in_the_outputs_path_is_kept_in_silence(
     outputs: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     fit(PolyaxonCallback(), ModelCheckpoint(dirpath=outputs / "mine"))
@@ -182,7 +182,7 @@ class Interrupt(Callback):
             raise RuntimeError("interrupted")
 
 
-def test_a_fit_in_a_run_goes_on_where_the_last_one_was_interrupted(
+def test_a_fit_in_a_run_resumes_where_the_last_one_was_interrupted(
     outputs: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with pytest.raises(RuntimeError, match="interrupted"):
@@ -229,11 +229,11 @@ def test_a_save_that_fails_after_an_exception_does_not_hide_it(
 
     with pytest.raises(RuntimeError, match="interrupted"):
         fit(PolyaxonCallback(background=background), Full(step=6))
-    told = caplog.messages[-1]
-    assert told.startswith(
+    message = caplog.messages[-1]
+    assert message.startswith(
         "The state after step 6 was not saved; the previous checkpoint is untouched: OSError: [Errno 28] "
     )
-    assert "No space left on device. " in told
+    assert "No space left on device. " in message
     assert caplog.records[-1].exc_info is None
     assert files_in(outputs / "checkpoints" / "resume") == ["step=0000000004-epoch=1-start=1.ckpt"]
 
@@ -243,12 +243,14 @@ def test_a_fresh_start_is_said(outputs: Path, caplog: pytest.LogCaptureFixture) 
     assert f"Starting fresh: no checkpoint in {outputs}/checkpoints/resume" in caplog.messages
 
 
-def test_a_finished_training_goes_on_with_more_epochs(outputs: Path) -> None:
+def test_a_finished_training_continues_with_more_epochs(outputs: Path) -> None:
     fit(PolyaxonCallback(), max_epochs=2)
     assert fit(PolyaxonCallback(), max_epochs=5) == [2, 3, 4]
 
 
-def test_off_the_cluster_training_begins_anew_unless_asked(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_off_the_cluster_training_starts_from_scratch_unless_asked(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     resume = tmp_path / "outputs" / "checkpoints" / "resume"
     assert fit(PolyaxonCallback(), max_epochs=1) == [0]
     assert files_in(resume) == ["step=0000000004-epoch=1-start=1.ckpt"]
@@ -258,7 +260,7 @@ def test_off_the_cluster_training_begins_anew_unless_asked(tmp_path: Path, caplo
     assert fit(PolyaxonCallback(resume=True), max_epochs=3) == [2]
 
 
-def test_resume_false_begins_anew_and_its_states_are_the_newest_from_then_on(outputs: Path) -> None:
+def test_resume_false_starts_from_scratch_and_its_states_are_the_newest_from_then_on(outputs: Path) -> None:
     fit(PolyaxonCallback(), max_epochs=3)
     assert fit(PolyaxonCallback(resume=False), max_epochs=4, limit_train_batches=1) == [0, 1, 2, 3]
     assert files_in(outputs / "checkpoints" / "resume") == [
@@ -337,7 +339,7 @@ def test_enable_checkpointing_false_saves_and_resumes_nothing(outputs: Path, cap
     assert said in caplog.messages
 
 
-def test_a_second_fit_of_one_trainer_goes_on_in_memory(outputs: Path) -> None:
+def test_a_second_fit_of_one_trainer_continues_in_memory(outputs: Path) -> None:
     epochs, model, seen = Epochs(), Classifier(), []
     weight = model.net[0].weight
 
@@ -369,7 +371,7 @@ def test_folds_in_one_script_train_each_on_its_own(outputs: Path) -> None:
     assert kept == {"resume", "resume-2", "resume-3"}
 
 
-def test_the_users_checkpoint_io_is_left_alone(outputs: Path) -> None:
+def test_the_users_checkpoint_io_is_kept(outputs: Path) -> None:
     mine = AsyncCheckpointIO(TorchCheckpointIO())
     running = trainer(PolyaxonCallback(), plugins=[mine], max_epochs=2)
     running.fit(Classifier(), data(), data())

@@ -42,7 +42,7 @@ class Model(BoringModel):
 
 
 def fit(directory: Path, options: dict[str, Any], *callbacks: Any, epochs: int = 3, **settings: Any) -> dict[str, Any]:
-    """What is there after a fit, with paths below `directory`: its files, and what the ModelCheckpoint says of them."""
+    """Return the files that a fit leaves below `directory`, and the attributes of its ModelCheckpoint."""
     torch.manual_seed(0)
     checkpoint = ModelCheckpoint(directory, **options)
     trainer = Trainer(
@@ -108,7 +108,7 @@ class _OfTheUser(TorchCheckpointIO):
 
 # Not an asynchronous one around another: that of Lightning 2.2 loses files at the end by itself.
 @pytest.mark.parametrize("plugin", [AsyncCheckpointIO, _OfTheUser])
-def test_an_io_of_the_users_is_left_alone(plugin: Any, tmp_path: Path) -> None:
+def test_the_users_checkpoint_io_is_kept(plugin: Any, tmp_path: Path) -> None:
     options = {"save_top_k": 2, "monitor": "step", "mode": "max"}
     expected = fit(tmp_path / "natively", options, plugins=[plugin()])
     io = plugin()

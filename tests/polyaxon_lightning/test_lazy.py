@@ -32,7 +32,7 @@ class Lazy(Classifier):
 
 
 class Convolutions(Lazy):
-    """With a norm that torch alone cannot resume: it looks at a number of inputs that stays 0."""
+    """A model with a norm that torch cannot resume by itself, because the number of inputs that it checks stays 0."""
 
     def layers(self) -> nn.Sequential:
         return nn.Sequential(
@@ -77,7 +77,7 @@ class MadeInSetup(Lazy):
 
 
 class Unused(Lazy):
-    """With a head that no batch reaches, so that its tensors are saved without shapes."""
+    """A model with a head that no batch reaches, so that its tensors are saved without shapes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -85,7 +85,7 @@ class Unused(Lazy):
 
 
 class Calibrated(nn.Module):
-    """Takes the shape of its tensor from its first batch, or from what it loads, as observers of quantization do."""
+    """A module whose tensor takes its shape from the first batch or from the state it loads, as observers of quantization do."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -124,7 +124,7 @@ def initialized(model: LightningModule) -> LightningModule:
     [Lazy, Convolutions, OptimizedBefore, Configured, MadeInSetup, Unused, Quantized],
     ids=lambda kind: kind.__name__,
 )
-def test_layers_that_get_their_shapes_late_go_on(
+def test_layers_that_get_their_shapes_late_resume(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Callable[[], LightningModule]
 ) -> None:
     monkeypatch.setenv("POLYAXON_RUN_OUTPUTS_PATH", str(tmp_path / "whole"))
@@ -167,7 +167,7 @@ def test_a_lazy_layer_of_another_width_is_refused_where_torch_takes_the_old_one(
     assert saved.is_file()
 
 
-def test_other_shapes_beside_lazy_ones_are_refused(outputs: Path) -> None:
+def test_other_shapes_next_to_lazy_ones_are_refused(outputs: Path) -> None:
     class Mixed(Lazy):
         def layers(self) -> nn.Sequential:
             return nn.Sequential(nn.LazyLinear(8), nn.Linear(8, self.width), nn.LazyLinear(2))

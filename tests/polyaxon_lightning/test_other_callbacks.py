@@ -1,4 +1,4 @@
-"""The Lightning callback beside others, and in trainings of other kinds."""
+"""The Lightning callback next to others, and in trainings of other kinds."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Manual(Classifier):
 
 
 class Normalized(Classifier):
-    """With statistics of batches, which SWA takes anew in an epoch more; it wants one scheduler of epochs."""
+    """A model with batch statistics, which SWA computes again in one more epoch; SWA needs one scheduler, stepped per epoch."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ class Normalized(Classifier):
 
 
 class BuiltInSetup(Classifier):
-    """Has its layers only when the data is known."""
+    """A model whose layers are made when the data is known."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -66,7 +66,7 @@ class BuiltInSetup(Classifier):
 
 
 class Power(Callback):
-    """It goes off once, between two epochs."""
+    """A power failure between two epochs."""
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.current_epoch == 3:
@@ -124,7 +124,9 @@ def assert_resumes_as_if_uninterrupted(
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_beside(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, new_process: Callable[[], None]) -> None:
+def test_next_to_other_callbacks(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, new_process: Callable[[], None]
+) -> None:
     model = Normalized if name == "StochasticWeightAveraging" else Classifier
     logger = CSVLogger(tmp_path) if name == "LearningRateMonitor" else False
     assert_resumes_as_if_uninterrupted(tmp_path, monkeypatch, new_process, model, OTHERS[name], logger=logger)
@@ -140,15 +142,15 @@ def test_of(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, new_proc
     assert_resumes_as_if_uninterrupted(tmp_path, monkeypatch, new_process, MODELS[kind])
 
 
-# What decides by itself where training goes on from
+# Callbacks that decide themselves where training resumes
 
 
 class Bad(Callback):
-    """An error of the user, in the middle of the third epoch."""
+    """Raise the user's error in the middle of the third epoch."""
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if trainer.global_step == 10:
-            raise ValueError("of the user")
+            raise ValueError("the user's")
 
 
 def test_an_on_exception_checkpoint_does_not_take_training_back(
@@ -161,7 +163,7 @@ def test_an_on_exception_checkpoint_does_not_take_training_back(
         training.fit(Classifier(), data(), data())
         return training
 
-    with pytest.raises(ValueError, match="of the user"):
+    with pytest.raises(ValueError, match="the user's"):
         fit(Bad())
     saved = (outputs / "on_exception.ckpt").read_bytes()
     with pytest.raises(OSError, match="power failure"):
@@ -281,7 +283,7 @@ print("trained", trainer.global_step)
 """
 
 
-def test_beside_the_callback_of_traceml(tmp_path: Path) -> None:
+def test_next_to_the_callback_of_traceml(tmp_path: Path) -> None:
     """Polyaxon's own client logs metrics; it is a logger for Lightning."""
     [traceml] = Path(sys.prefix).glob("traceml/lib/python3*/site-packages")
     settings = {

@@ -66,7 +66,7 @@ def test_a_killed_and_resumed_training_has_the_weights_of_an_uninterrupted_one(
     assert trained(resumed) == trained(train("lightning", tmp_path / "uninterrupted", **options))
 
 
-def test_within_an_epoch_a_data_loader_without_state_begins_anew_and_that_is_said(tmp_path: Path) -> None:
+def test_within_an_epoch_a_data_loader_without_state_starts_again_and_that_is_logged(tmp_path: Path) -> None:
     options = {"EVERY_N_TRAIN_STEPS": "7", "FOREGROUND": "1"}
     assert train("lightning", tmp_path, DIE_AT_STEP="14", **options).returncode == -signal.SIGKILL
     resumed = train("lightning", tmp_path, **options)
@@ -79,7 +79,7 @@ def test_within_an_epoch_a_data_loader_without_state_begins_anew_and_that_is_sai
 
 
 def test_a_signal_to_the_whole_process_group_ends_as_a_signal_does(tmp_path: Path) -> None:
-    """Also where Lightning first meets the end of the data loader's workers, which get it as well."""
+    """The data loader's workers get the signal too, and Lightning may notice their end first."""
     settings = {"POLYAXON_RUN_OUTPUTS_PATH": str(tmp_path), "WORKERS": "2", "SECONDS_PER_BATCH": "0.2"}
     process = forked.start("lightning", SCRIPTS["lightning"], **settings)
     while not list(tmp_path.glob("checkpoints/resume/step=*")) and process.poll() is None:
@@ -179,7 +179,7 @@ def test_the_package_that_was_imported_first_is_the_one_in_use(
     [("lightning.pytorch", {"pytorch_lightning", "lightning_fabric"}), ("pytorch_lightning", {"lightning"})],
     ids=["lightning", "pytorch_lightning"],
 )
-def test_one_package_alone_suffices(tmp_path: Path, trainer: str, absent: set[str]) -> None:
+def test_one_package_suffices(tmp_path: Path, trainer: str, absent: set[str]) -> None:
     environment = tmp_path / "venv"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(environment)], check=True)
     [packages] = environment.glob("lib/python3*/site-packages")
@@ -217,7 +217,7 @@ def test_without_lightning_the_error_names_the_extra(tmp_path: Path) -> None:
 
 
 def _root(package: str) -> Path:
-    """A directory that holds `package` and nothing else that can be imported: a link to where it is installed."""
+    """Return a directory from which only `package` can be imported, through a link to where it is installed."""
     import importlib
 
     [location] = importlib.import_module(package).__path__

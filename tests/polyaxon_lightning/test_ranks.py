@@ -33,7 +33,7 @@ def digests(stdout: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The digest of the weights of a training in two processes that nothing interrupts."""
+    """Return the digest of the weights of an uninterrupted training in two processes."""
     status, stdout, stderr = train("ddp", tmp_path_factory.mktemp("uninterrupted"))
     assert status == 0, stderr
     assert stderr.count("Starting fresh") == 1
@@ -85,11 +85,11 @@ def test_a_write_that_fails_on_the_first_rank_ends_all(mode: str, tmp_path: Path
     assert newest(tmp_path).step in ({4} if mode == "foreground" else {2, 4})
 
 
-def test_ranks_that_see_different_checkpoints_are_told_so(tmp_path: Path) -> None:
+def test_ranks_that_see_different_checkpoints_get_an_error(tmp_path: Path) -> None:
     outputs = tmp_path / "outputs"
     status, _, stderr = train("ddp", outputs, OUTPUTS_OF_RANKS=str(outputs))
     assert status == 0, stderr
-    assert not list(tmp_path.glob("outputs1/**/*.ckpt"))  # the first rank alone writes
+    assert not list(tmp_path.glob("outputs1/**/*.ckpt"))  # only the first rank writes
     status, stdout, stderr = train("ddp", outputs, OUTPUTS_OF_RANKS=str(outputs))
     assert status == 1
     assert stdout == ""

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class Once(Callback):
-    """Raises once, before a step; notes the steps that are begun, and the weights that training begins with."""
+    """Raise once, before a step. Keeps the steps that are begun, and a digest of the weights before the first one."""
 
     def __init__(self, step: int | None = None, error: type[BaseException] = ArithmeticError) -> None:
         self.step, self.error = step, error
@@ -59,7 +59,7 @@ def test_a_training_that_failed_leaves_no_signal_handler(error: type[BaseExcepti
 
 
 @pytest.mark.parametrize("error", [ArithmeticError, KeyboardInterrupt])
-@pytest.mark.parametrize("same", ["the Trainer", "the callback", "the model alone"])
+@pytest.mark.parametrize("same", ["the Trainer", "the callback", "only the model"])
 def test_the_same_model_continues(outputs: Path, error: type[BaseException], same: str) -> None:
     model, polyaxon, once = Classifier(), PolyaxonCallback(), Once(6, error)
     training = trainer(polyaxon, once)

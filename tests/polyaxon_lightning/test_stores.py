@@ -1,4 +1,4 @@
-"""The Lightning callback with outputs in object stores, each step in a process of its own."""
+"""The Lightning callback with outputs in object stores, each step in its own process."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ print("best", best.best_model_path, len(best.best_k_models), best.last_model_pat
 """
 
 
-def test_a_killed_training_goes_on_to_the_weights_of_an_uninterrupted_one(store: Store, tmp_path: Path) -> None:
+def test_a_killed_training_resumes_to_the_weights_of_an_uninterrupted_one(store: Store, tmp_path: Path) -> None:
     killed = train("lightning", store.url, DIE_AT_STEP="18")
     assert killed.returncode == -9
     resumed = train("lightning", store.url)
     uninterrupted = train("lightning", str(tmp_path))
     assert trained(resumed, "trained") == trained(uninterrupted, "trained")
     assert re.search(r"Resuming from \w+://\S+: epoch [1-4], step", resumed.stderr), resumed.stderr
-    # What was saved at the moment of the kill may be one too many: no state tells of it.
+    # What was saved at the moment of the kill may be one too many: no state names it.
     kept = files_below(tmp_path)
     assert set(kept) <= set(without_checksums(store.names()))
     assert [path for path in Path(os.environ["TMPDIR"]).rglob("*") if path.is_file()] == []
@@ -58,7 +58,7 @@ def test_a_killed_training_goes_on_to_the_weights_of_an_uninterrupted_one(store:
 
 @pytest.fixture(scope="module")
 def local_names(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """What the two trainings of the next test leave in a local directory."""
+    """Return the files that the two trainings of the next test leave in a local directory."""
     outputs = tmp_path_factory.mktemp("local") / "run"
     for epochs, ckpt_path in (("3", ""), ("5", "last")):
         trained(forked.run("lightning", "-c", FIT, epochs, ckpt_path, POLYAXON_RUN_OUTPUTS_PATH=str(outputs)), "best")
@@ -74,7 +74,7 @@ def test_last_best_and_top_k_are_found_in_the_store(store: Store, local_names: l
     assert (path.rpartition("/")[0], number, step) == (path_in(store, "")[:-1], "2", "20")
     assert last == path_in(store, "last.ckpt")
     assert without_checksums(store.names()) == local_names
-    # Lightning itself removes what it went on from, where that is remote (issue 21813).
+    # Lightning itself removes the checkpoint that it resumed from, if that is remote (issue 21813).
     path = path_in(store, second_best(store))
     again = forked.run("lightning", "-c", FIT, "7", path, POLYAXON_RUN_OUTPUTS_PATH=store.url)
     assert trained(again, "best").endswith(" 28")
@@ -83,7 +83,7 @@ def test_last_best_and_top_k_are_found_in_the_store(store: Store, local_names: l
 
 
 def second_best(store: Store) -> str:
-    """A checkpoint that a user may go on from, by its whole URL."""
+    """Return the name of a checkpoint that a user may resume from."""
     return next(name for name in store.names("checkpoints") if name.startswith("epoch="))
 
 

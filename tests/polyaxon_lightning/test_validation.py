@@ -65,5 +65,5 @@ def test_averages_are_not_saved_as_the_weights_after_an_exception(tmp_path: Path
     cut = train(tmp_path / "cut", CUT_OFF="exception", EPOCH="0", EMA="1")
     assert cut.returncode == 1
     assert "Step 4 is not saved: other weights are in the model" in cut.stderr
-    (tmp_path / "cut" / "curves").unlink()  # training begins anew
+    (tmp_path / "cut" / "curves").unlink()  # training starts over
     assert trained(tmp_path / "cut", EMA="1") == trained(tmp_path / "whole", EMA="1")

@@ -44,7 +44,7 @@ def resume_directory(outputs: Path) -> CheckpointManager:
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """What a training prints at its end that nothing interrupts."""
+    """Return the last line of an uninterrupted training."""
     return trained(train("transformers", tmp_path_factory.mktemp("uninterrupted")))
 
 
@@ -60,7 +60,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> str:
         pytest.param({"RAISE_AT_STEP": "10"}, 1, 10, id="raised"),
     ],
 )  # fmt: skip
-def test_a_training_that_ended_before_its_time_goes_on_to_the_same_end(
+def test_a_training_that_ended_before_its_time_resumes_to_the_same_end(
     tmp_path: Path, uninterrupted: str, died: dict[str, str], status: int, step: int
 ) -> None:
     ended = train("transformers", tmp_path, **died)
@@ -92,7 +92,7 @@ def test_the_best_that_the_newest_state_names_outlives_a_kill_before_the_next_st
 
 
 def vision(width: int = 16) -> ViTForImageClassification:
-    """Of an architecture whose weights have other names on the Hub than in the model."""
+    """Return a model whose weights have other names on the Hub than in the model."""
     return ViTForImageClassification(
         ViTConfig(
             image_size=4,
@@ -107,7 +107,7 @@ def vision(width: int = 16) -> ViTForImageClassification:
 
 
 def experts() -> Qwen3MoeForCausalLM:
-    """Of one whose weights are in other pieces there."""
+    """Return a model whose weights are split differently on the Hub."""
     return Qwen3MoeForCausalLM(
         Qwen3MoeConfig(
             vocab_size=50,
@@ -124,7 +124,7 @@ def experts() -> Qwen3MoeForCausalLM:
 
 
 class InShards(Qwen3MoeForCausalLM):
-    """Saved as a model is that is large."""
+    """A model that is saved in several files, as a large model is."""
 
     def save_pretrained(self, *arguments: Any, **options: Any) -> None:
         super().save_pretrained(*arguments, **options, max_shard_size="5KB")
@@ -145,7 +145,7 @@ SENTENCES = [
 
 
 class BestFirst(TrainerCallback):
-    """Has the first evaluation be the best, and raises where it is to."""
+    """Make the first evaluation the best one, and raise at a step."""
 
     def __init__(self, raises_at: int | None = None) -> None:
         self.raises_at = raises_at
@@ -163,10 +163,10 @@ class BestFirst(TrainerCallback):
     [(vision, PIXELS), (experts, SENTENCES), (experts_in_shards, SENTENCES)],
     ids=["ViT", "Qwen3MoE", "Qwen3MoE in shards"],
 )
-def test_a_model_whose_weights_are_saved_under_other_names_goes_on_with_all_of_them(
+def test_a_model_whose_weights_are_saved_under_other_names_resumes_with_all_of_them(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, make: Callable[[], nn.Module], rows: list[dict[str, Any]]
 ) -> None:
-    """Where the Trainer itself goes on with new weights."""
+    """The Trainer itself would continue with new weights."""
     ends: dict[str, tuple[str, str]] = {}
     for name, raises in (("uninterrupted", [None]), ("interrupted", [6, None])):
         monkeypatch.setenv("POLYAXON_RUN_OUTPUTS_PATH", str(tmp_path / name))
@@ -185,7 +185,7 @@ def test_a_model_whose_weights_are_saved_under_other_names_goes_on_with_all_of_t
 
 
 class Last(TrainerCallback):
-    """Keeps what the weights were after the last step."""
+    """Keep a digest of the weights after the last step."""
 
     digest = ""
 
@@ -205,12 +205,12 @@ def test_another_width_of_a_model_whose_weights_are_saved_under_other_names_is_r
 
 
 def adapted(rank: int = 4, targets: tuple[str, str] = ("query", "value")) -> PeftModel:
-    """A tiny BERT of which little is trained, and saved."""
+    """Return a tiny BERT with an adapter: only the adapter is trained and saved."""
     config = LoraConfig(task_type=TaskType.SEQ_CLS, r=rank, target_modules=list(targets), lora_dropout=0.1)
     return get_peft_model(tiny(), config)
 
 
-def test_an_adapter_is_what_is_saved_and_goes_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_only_an_adapter_is_saved_and_resumes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     ends = {}
     for name, raises in (("uninterrupted", [None]), ("interrupted", [10, None])):
         monkeypatch.setenv("POLYAXON_RUN_OUTPUTS_PATH", str(tmp_path / name))
@@ -227,13 +227,13 @@ def test_an_adapter_is_what_is_saved_and_goes_on(monkeypatch: pytest.MonkeyPatch
     assert ends["interrupted"] == ends["uninterrupted"]
 
 
-def test_another_adapter_is_told_of(outputs: Path, new_process: Callable[[], None]) -> None:
+def test_another_adapter_is_refused(outputs: Path, new_process: Callable[[], None]) -> None:
     trainer(PolyaxonCallback(), model=adapted(), num_train_epochs=1).train()
     new_process()
     with pytest.raises(TrackingError, match=r"query.lora_A.weight is \(8, 16\), saved as \(4, 16\);"):
         trainer(PolyaxonCallback(), model=adapted(8)).train()
     new_process()
-    # As many weights of the same shapes: PEFT goes on with new ones.
+    # As many weights of the same shapes: PEFT would continue with new ones.
     with pytest.raises(TrackingError, match=r"key.lora_A.weight was not saved; .*value.lora_A.weight was saved and is"):
         trainer(PolyaxonCallback(), model=adapted(targets=("query", "key"))).train()
 
@@ -309,7 +309,7 @@ def test_the_newest_that_is_intact_is_used(
         trainer(PolyaxonCallback(), num_train_epochs=2).train()
 
 
-def test_a_model_or_an_optimizer_that_is_not_the_one_saved_is_told_of(
+def test_a_model_or_an_optimizer_that_is_not_the_one_saved_is_refused(
     outputs: Path, new_process: Callable[[], None]
 ) -> None:
     trainer(PolyaxonCallback(), num_train_epochs=1).train()
@@ -333,7 +333,7 @@ def test_a_model_or_an_optimizer_that_is_not_the_one_saved_is_told_of(
     assert resume_directory(outputs).latest() == before
 
 
-def test_checkpoints_of_another_framework_are_told_of(outputs: Path) -> None:
+def test_checkpoints_of_another_framework_are_refused(outputs: Path) -> None:
     with resume_directory(outputs).save(3, suffix=".ckpt") as path:
         Path(path).write_text("of Lightning")
     with pytest.raises(TrackingError, match="which Hugging Face's Trainer did not save"):
@@ -379,7 +379,7 @@ def test_a_training_that_was_stopped_early_stays_so(
     assert second.args.max_steps == -1
 
 
-def test_a_second_training_of_a_trainer_has_checkpoints_of_its_own(outputs: Path) -> None:
+def test_a_second_training_of_a_trainer_has_its_own_checkpoints(outputs: Path) -> None:
     training = trainer(PolyaxonCallback(), num_train_epochs=1)
     training.train()
     training.train()
@@ -401,7 +401,7 @@ def test_a_time_interval_and_a_partial_epoch(outputs: Path) -> None:
     assert steps == [1, 2, 3, 4, 5, 6]
 
 
-def test_save_only_model_is_for_the_users_folders_alone(outputs: Path) -> None:
+def test_save_only_model_is_only_for_the_users_folders(outputs: Path) -> None:
     training = trainer(PolyaxonCallback(), num_train_epochs=1, save_only_model=True)
     training.train()
     assert training.args.save_only_model
@@ -410,14 +410,14 @@ def test_save_only_model_is_for_the_users_folders_alone(outputs: Path) -> None:
     assert (Path(saved.path) / "optimizer.pt").exists()
 
 
-def test_an_absolute_output_dir_is_left_alone(outputs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_absolute_output_dir_is_kept(outputs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     elsewhere = tmp_path / "elsewhere"
     trainer(PolyaxonCallback(), output_dir=str(elsewhere), num_train_epochs=1).train()
     assert (elsewhere / "checkpoint-4").is_dir()
     assert f"Checkpoints go to {elsewhere}, outside the outputs path {outputs}" in caplog.text
 
 
-def test_wrong_use_is_told_of_before_training(outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_use_is_an_error_before_training(outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(TrackingError, match="several PolyaxonCallbacks"):
         trainer(PolyaxonCallback(), PolyaxonCallback())
     late = trainer()
@@ -451,7 +451,7 @@ def test_the_private_names_that_are_used_are_there() -> None:
 
 
 class _Steps(TrainerCallback):
-    """Notes the steps that are done."""
+    """Keep the steps that are done."""
 
     def __init__(self, steps: list[int]) -> None:
         self.steps = steps

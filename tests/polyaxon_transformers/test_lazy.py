@@ -24,7 +24,7 @@ ROWS = [
 
 
 class Lazy(nn.Module):
-    """The Trainer counts the parameters before it trains, so that those need a batch before; buffers do not."""
+    """A model whose parameters may need a batch before training, because the Trainer counts them first; buffers do not."""
 
     def __init__(self, *, first_batch: bool, width: int = 8) -> None:
         super().__init__()
@@ -70,7 +70,7 @@ def train(make: Callable[[], nn.Module], *, epochs: int, seed: int = 0, **option
     ],
     ids=["seen a batch", "seen a batch at the first start", "buffers"],
 )
-def test_lazy_layers_go_on(
+def test_lazy_layers_resume(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     new_process: Callable[[], None],

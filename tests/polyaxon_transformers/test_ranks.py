@@ -15,7 +15,7 @@ COMMAND = [*TORCHRUN, str(SCRIPTS["transformers"])]
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
-    """What both processes print at the end of a training that nothing interrupts."""
+    """Return what both processes of an uninterrupted training print."""
     status, stdout, stderr = train_ranks(COMMAND, tmp_path_factory.mktemp("uninterrupted"))
     assert status == 0, stderr
     assert stderr.count("Starting fresh") == 1
@@ -31,7 +31,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
         pytest.param({"DIE_AT_STEP": "9", "SIGNAL": "SIGTERM"}, 10, id="preempted"),
     ],
 )
-def test_what_happens_to_one_rank_ends_all_and_all_go_on(
+def test_what_happens_to_one_rank_ends_all_and_all_resume(
     tmp_path: Path, uninterrupted: set[str], died: dict[str, str], step: int
 ) -> None:
     status, _, stderr = train_ranks(COMMAND, tmp_path, FOREGROUND="1", ON_RANK="1", **died)
@@ -50,7 +50,7 @@ def test_a_write_that_fails_on_the_first_rank_ends_all(tmp_path: Path) -> None:
     assert newest(tmp_path).step == 4
 
 
-def test_ranks_that_see_different_checkpoints_are_told_so(tmp_path: Path) -> None:
+def test_ranks_that_see_different_checkpoints_get_an_error(tmp_path: Path) -> None:
     outputs = tmp_path / "outputs"
     for rank in ("0", "1"):
         (tmp_path / f"outputs{rank}").mkdir()

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Once(TrainerCallback):
-    """Raises once, after a step; notes the steps that are done, and the weights that training begins with."""
+    """Raise once, after a step. Keeps the steps that are done, and a digest of the weights before the first one."""
 
     def __init__(self, step: int | None = None, error: type[BaseException] = ArithmeticError) -> None:
         self.step, self.error = step, error
@@ -102,7 +102,7 @@ def test_the_next_stage_of_a_model_continues_in_memory_and_resumes_from_its_own_
 
 
 def test_a_trial_after_one_that_failed_leaves_its_folders(outputs: Path, new_process: Callable[[], None]) -> None:
-    """Its best model, say, which the Trainer loads when the script is started again."""
+    """The best model of the first trial is needed when the script is started again."""
 
     def trials(at: int | None) -> list[Trainer]:
         made = []

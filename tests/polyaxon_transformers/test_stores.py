@@ -1,4 +1,4 @@
-"""The callback for Hugging Face's Trainer with outputs in object stores, each step in a process of its own."""
+"""The callback for Hugging Face's Trainer with outputs in object stores, each step in its own process."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def run_torchrun(directory: Path, outputs: str, **environment: str) -> Ended:
     return train_ranks(COMMAND, outputs, directory=directory, **environment)
 
 
-def test_a_killed_training_goes_on_in_another_pod_to_the_same_end(store: Store, tmp_path: Path) -> None:
+def test_a_killed_training_resumes_in_another_pod_to_the_same_end(store: Store, tmp_path: Path) -> None:
     killed = run(tmp_path / "killed", store.url, DIE_AT_STEP="10", EVERY_N_TRAIN_STEPS="3")
     assert killed.returncode == -9, killed.stderr
     resumed = run(tmp_path / "resumed", store.url, EVERY_N_TRAIN_STEPS="3")
@@ -90,7 +90,7 @@ def test_a_state_is_unpacked_once_on_a_machine_and_goes_also_after_a_kill(store:
 
 
 @pytest.mark.parametrize("store", ["s3"], indirect=True)
-def test_a_disk_without_room_to_unpack_a_state_is_told_of(
+def test_a_disk_without_room_to_unpack_a_state_is_reported(
     store: Store, new_process: Callable[[], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("POLYAXON_RUN_OUTPUTS_PATH", store.url)

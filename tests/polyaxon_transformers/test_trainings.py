@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 class At(TrainerCallback):
-    """Does something after a step, and notes the steps that are done."""
+    """Call a function after a step, and keep the steps that are done."""
 
     def __init__(self, step: int | None = None, does: Callable[[Any], None] = lambda control: None) -> None:
         self.step, self.does = step, does
@@ -45,7 +45,7 @@ def kill(control: Any) -> None:
 
 
 def fail(control: Any) -> None:
-    raise ArithmeticError("of the user's code")
+    raise ArithmeticError("in the user's code")
 
 
 def folders(outputs: Path, name: str = "bert") -> set[str]:
@@ -113,7 +113,7 @@ def test_a_training_that_a_time_limit_ended_continues_at_the_next_start(
 
 
 def test_folders_of_a_training_before_are_the_oldest(tmp_path: Path, new_process: Callable[[], None]) -> None:
-    """The same script twice on a laptop: the second must not lose each folder as soon as it is saved."""
+    """Run the same script twice on a laptop: the second training must not lose each folder as soon as it is saved."""
     trainer(PolyaxonCallback(), num_train_epochs=5, load_best_model_at_end=False).train()
     assert folders(tmp_path / "outputs") == {"checkpoint-16", "checkpoint-20"}
     new_process()
@@ -147,7 +147,7 @@ def test_save_total_limit_keeps_what_the_trainer_keeps_and_the_best_of_the_newes
     assert folders(outputs) == {path.name for path in Path("native").glob("checkpoint-*")}
 
 
-def test_who_is_told_of_a_save_finds_it_and_what_is_put_there_stays(outputs: Path) -> None:
+def test_on_save_finds_the_folder_and_what_is_put_there_stays(outputs: Path) -> None:
     found = []
 
     class Reads(TrainerCallback):
@@ -254,7 +254,7 @@ def test_an_evaluation_that_is_made_up_for_may_end_training(outputs: Path, new_p
     assert asked == [["hidden_states"]] * 2
 
 
-def test_callbacks_go_on_with_what_the_script_gives_them_now(outputs: Path, new_process: Callable[[], None]) -> None:
+def test_callbacks_resume_with_what_the_script_gives_them_now(outputs: Path, new_process: Callable[[], None]) -> None:
     class NeverBetter(TrainerCallback):
         def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], **_: Any) -> None:
             metrics["eval_loss"] = 1.0
@@ -284,7 +284,7 @@ def test_a_signal_after_the_last_step_ends_the_process(outputs: Path, new_proces
 def test_an_error_that_a_signal_brought_about_ends_as_the_signal_asks(
     outputs: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Where it goes to the whole process group, it ends the workers of the data loader, too."""
+    """A signal to the whole process group also ends the workers of the data loader."""
 
     class Loses(Trainer):
         def training_step(self, *arguments: Any, **options: Any) -> torch.Tensor:
@@ -317,7 +317,9 @@ def test_an_error_while_saving_does_not_hide_the_users_own(outputs: Path, caplog
     assert "was not saved; the previous checkpoint is untouched: TypeError" in caplog.text
 
 
-def test_a_smaller_batch_after_too_little_memory_counts_anew(outputs: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_smaller_batch_after_too_little_memory_counts_from_scratch(
+    outputs: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     class Runs(Trainer):
         failed = False
 
@@ -366,7 +368,7 @@ def test_a_model_is_gone_with_its_trainer(outputs: Path) -> None:
     assert model() is None
 
 
-def test_an_override_that_saves_elsewhere_is_told_how(outputs: Path) -> None:
+def test_an_override_that_saves_elsewhere_gets_an_error_that_says_how(outputs: Path) -> None:
     class Elsewhere(Trainer):
         def _save_checkpoint(self, *_: Any) -> None:
             self.save_model(os.path.join(self.args.output_dir, f"checkpoint-{self.state.global_step}"))

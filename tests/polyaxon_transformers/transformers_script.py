@@ -45,7 +45,7 @@ class Words(Dataset[dict[str, torch.Tensor]]):
 
 
 class Trouble(TrainerCallback):
-    """Dies, or has no room, where the environment says so."""
+    """Cause the faults that the environment names."""
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         time.sleep(float(os.environ.get("SECONDS_PER_BATCH", "0")))
@@ -65,17 +65,17 @@ class Trouble(TrainerCallback):
         if faults.is_due(f"NO_ROOM_{moment}", *place):
             faults.fill_disk()
         if faults.is_due(f"RAISE_{moment}", *place):
-            raise ArithmeticError("of the user's code")
+            raise ArithmeticError("in the user's code")
 
     def _wait_for_what_is_written(self, output_dir: str) -> None:
-        """Where a test has to know which save is there: the one before may still be on its way."""
+        """Wait for the save that the test expects, because the background write may not be finished."""
         if "ONCE_SAVED" in os.environ:
             while not any(Path(output_dir).parent.glob(f"resume/step={os.environ['ONCE_SAVED']:0>10}-*")):
                 time.sleep(0.01)
 
 
 def die_before_the_resume_state_of(step: str) -> None:
-    """Be killed when it is about to appear under its name."""
+    """Kill this process when the state of this step is about to get its final name."""
     replace = os.replace
 
     def die(source: str, target: str) -> None:
@@ -87,7 +87,7 @@ def die_before_the_resume_state_of(step: str) -> None:
 
 
 def tiny(width: int = 16) -> BertForSequenceClassification:
-    """With dropout, embeddings that share nothing, and two classes."""
+    """Return a model with dropout, embeddings that share nothing, and two classes."""
     return BertForSequenceClassification(
         BertConfig(
             vocab_size=50,

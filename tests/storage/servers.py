@@ -44,7 +44,7 @@ def free_port() -> int:
 
 
 class Server:
-    """A store as a process of its own, which can be killed and started again."""
+    """A store in its own process, which can be killed and started again."""
 
     kind: str
     protocol: str
@@ -58,7 +58,7 @@ class Server:
         raise NotImplementedError
 
     def environment(self, port: int) -> dict[str, str]:
-        """What a client needs to reach it at `port`, its own or that of a proxy before it."""
+        """Return the variables by which a client reaches the server, at its own port or at a proxy's."""
         raise NotImplementedError
 
     def url(self, bucket: str) -> str:
@@ -68,7 +68,7 @@ class Server:
         self.file_system().mkdir(name)
 
     def file_system(self) -> fsspec.AbstractFileSystem:
-        """A client beside those that are tested, whatever the environment says."""
+        """Return a client next to those that are tested, whatever the environment says."""
         raise NotImplementedError
 
     def start(self) -> None:
@@ -159,7 +159,7 @@ class Azure(Server):
         return {"AZURE_STORAGE_CONNECTION_STRING": self.connection_string(port)}
 
     def kill(self) -> None:
-        """Have it end at once, but write down what it has, which otherwise it does every few seconds."""
+        """End the server at once, after it wrote its content, which otherwise it writes every few seconds."""
         assert self._process is not None
         self._process.terminate()
         self._process.wait()
@@ -276,7 +276,7 @@ _OF_ONE_CONNECTION = {"connection", "content-length", "expect", "keep-alive", "t
 
 
 class Store:
-    """A bucket of its own for one test."""
+    """A bucket for one test."""
 
     def __init__(self, server: Server, bucket: str, port: int) -> None:
         self.server = server
@@ -287,16 +287,16 @@ class Store:
 
     @property
     def url(self) -> str:
-        """The outputs path of a run, as the platform gives it."""
+        """Return the outputs path of a run, as the platform gives it."""
         return f"{self.server.url(self.bucket)}/user/project/7"
 
     def names(self, directory: str = "") -> list[str]:
-        """All objects below the outputs path, or a directory in it."""
+        """Return the names of all objects below the outputs path, or below a directory in it."""
         root = f"{self.bucket}/user/project/7/{directory}".rstrip("/")
         return sorted(path.removeprefix(f"{root}/") for path in self.fs.find(root))
 
     def path(self, name: str) -> str:
-        """The object `name` for `fs`."""
+        """Return the path of the object `name` for `fs`."""
         return f"{self.bucket}/user/project/7/{name}"
 
 

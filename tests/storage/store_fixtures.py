@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="session")
 def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Server]]:
-    """The stores that were started, by their kind."""
+    """Return the stores that were started, by their kind."""
     started: dict[str, Server] = {}
     yield started
     for server in started.values():
@@ -34,7 +34,7 @@ def store(
     tmp_path_factory: pytest.TempPathFactory,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Store:
-    """A bucket of a store that runs on this machine; the environment leads to it."""
+    """Return a bucket of a store that runs on this machine; the environment leads to it."""
     if request.param not in servers:
         server = KINDS[request.param](tmp_path_factory.mktemp(request.param))
         server.start()
@@ -47,7 +47,7 @@ def store(
 
 @pytest.fixture
 def proxy(store: Store, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
-    """A proxy on the way to the store: what is requested, and what goes wrong."""
+    """Return a proxy before the store, which records requests and answers them with faults."""
     proxy = Proxy(store.server.port)
     store.environment = store.server.environment(proxy.port)
     _entered(store, monkeypatch, tmp_path_factory)

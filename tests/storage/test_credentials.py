@@ -52,7 +52,7 @@ CheckpointManager(get_outputs_path("custom")).latest()
 
 
 class Tokens(ThreadingHTTPServer):
-    """Where a service account of Google's gets its tokens."""
+    """The server from which a service account of Google's gets its tokens."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Tokens)
@@ -276,7 +276,7 @@ def test_checkpoints_are_listed_where_the_driver_knows_no_times(ftp: FTP) -> Non
     assert (listed["step"], listed["modified"], listed["age_seconds"]) == (7, None, None)
 
 
-def test_a_wrong_password_is_told_of_before_training_and_not_shown(ftp: FTP) -> None:
+def test_a_wrong_password_is_reported_before_training_and_not_shown(ftp: FTP) -> None:
     process = train(POLYAXON_RUN_OUTPUTS_PATH=f"ftp://alice:hidden@127.0.0.1:{ftp.port}/run")
     last = process.stderr.splitlines()[-1]
     assert "which could not be used (The request failed: 530 wrong)" in last
@@ -344,7 +344,7 @@ def test_the_password_for_a_directory_is_used_for_what_is_in_it(
         ("memory://bucket/a", "memory://bucket/a", "memory://bucket/a"),
     ],
 )
-def test_what_does_not_name_the_place_is_for_the_driver_alone(url: str, clean: str, driver: str) -> None:
+def test_what_does_not_name_the_place_is_only_for_the_driver(url: str, clean: str, driver: str) -> None:
     found = locate(url)
     assert (found.url, found.secret_url) == (clean, driver)
     assert repr(found) == f"Location({clean!r})"
@@ -364,7 +364,7 @@ def test_what_does_not_name_the_place_is_for_the_driver_alone(url: str, clean: s
         "s3://bucket/a?X-Amz-Signature=hidden",
     ],
 )
-def test_a_url_whose_secrets_cannot_be_told_from_the_place_is_an_error(url: str) -> None:
+def test_a_url_whose_secrets_cannot_be_distinguished_from_the_place_is_an_error(url: str) -> None:
     with pytest.raises(TrackingError, match=r"^Received the URL '[\w:]+://.*Expected ") as raised:
         locate(url)
     assert not [part for part in ("alice", "hid", "xyzzy") if part in str(raised.value)]
@@ -386,7 +386,7 @@ def message(store: Store, outputs: str | None = None, **environment: str) -> str
     return process.stderr.splitlines()[-1]
 
 
-def test_a_missing_bucket_is_told_of_before_training(store: Store) -> None:
+def test_a_missing_bucket_is_reported_before_training(store: Store) -> None:
     text = message(store, store.url.replace(store.bucket, "bucket-that-is-not-there"), **store.environment)
     url = locate(store.url).url.replace(store.bucket, "bucket-that-is-not-there")
     assert text.startswith(
@@ -425,7 +425,7 @@ def test_a_training_may_be_allowed_to_list_its_own_directory_only(store: Store, 
     assert refused
 
 
-def test_refused_credentials_are_told_of_before_training(store: Store, proxy: Proxy) -> None:
+def test_refused_credentials_are_reported_before_training(store: Store, proxy: Proxy) -> None:
     environment = store.environment
     if isinstance(store.server, Azure):
         connection_string = store.server.connection_string(proxy.port, key="AAAA" + SECRET.replace("/", "") + "A==")
@@ -440,7 +440,7 @@ def test_refused_credentials_are_told_of_before_training(store: Store, proxy: Pr
     )
 
 
-def test_a_store_that_is_not_reached_is_told_of_before_training(store: Store, proxy: Proxy) -> None:
+def test_a_store_that_is_not_reached_is_reported_before_training(store: Store, proxy: Proxy) -> None:
     proxy.answer = lambda _: 505
     text = message(store, **store.environment)
     assert "which could not be used (The request failed: " in text
@@ -448,7 +448,7 @@ def test_a_store_that_is_not_reached_is_told_of_before_training(store: Store, pr
 
 
 @pytest.mark.parametrize("store", ["s3", "azure"], indirect=True)  # without any, Google's is anonymous
-def test_missing_credentials_are_told_of_before_training(store: Store, tmp_path: Path) -> None:
+def test_missing_credentials_are_reported_before_training(store: Store, tmp_path: Path) -> None:
     environment = {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{store.server.port}", "AWS_EC2_METADATA_DISABLED": "true"}
     outputs = store.url if store.kind == "s3" else f"abfs://{store.bucket}/run"
     text = message(store, outputs, HOME=str(tmp_path), **environment)
@@ -457,7 +457,7 @@ def test_missing_credentials_are_told_of_before_training(store: Store, tmp_path:
         assert "which could not be used (No credentials were found: Unable to locate credentials)." in text
 
 
-def test_a_store_that_is_not_there_is_told_of_before_training(store: Store) -> None:
+def test_a_store_that_is_not_there_is_reported_before_training(store: Store) -> None:
     environment = {"AWS_ENDPOINT_URL": "http://127.0.0.1:9", "STORAGE_EMULATOR_HOST": "http://127.0.0.1:9"}
     if isinstance(store.server, Azure):
         environment["AZURE_STORAGE_CONNECTION_STRING"] = store.server.connection_string(9)

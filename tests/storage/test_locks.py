@@ -1,4 +1,4 @@
-"""Staging directories: which are litter, where locks tell nothing of other machines, and that all of them go."""
+"""Staging directories: which are litter, where locks do not show other machines, and that all of them go."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from polyaxon_tracking.training import Run
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-# Saves slowly: a line on its standard output says that a save has begun, one on its input has it go on.
+# Saves slowly: a line on its standard output says that a save has begun, one on its input lets it continue.
 SLOW = """
 import sys
 from polyaxon_tracking import CheckpointManager
@@ -57,7 +57,7 @@ def manager(tmp_path: Path) -> CheckpointManager:
 
 @pytest.fixture
 def mounts(tmp_path: Path) -> Iterator[list[Path]]:
-    """Two mounts of one directory through FUSE: each has locks of its own, as those of two machines have."""
+    """Yield two FUSE mounts of one directory: each has its own locks, as the mounts of two machines have."""
     may_mount = os.access("/dev/fuse", os.R_OK | os.W_OK) and (os.geteuid() == 0 or shutil.which("fusermount"))
     if not may_mount:
         pytest.skip("needs a kernel with FUSE, and a user who may mount")
@@ -78,7 +78,7 @@ def mounts(tmp_path: Path) -> Iterator[list[Path]]:
 
 
 def start(directory: str | Path, code: str = ELSEWHERE + SLOW) -> tuple[subprocess.Popen[str], Path]:
-    """A process in the middle of its first save, and the file that it writes."""
+    """Start a process, and return it in the middle of its first save, with the file that it writes."""
     process = subprocess.Popen(
         [sys.executable, "-c", code, str(directory)],
         stdin=subprocess.PIPE,
@@ -91,7 +91,7 @@ def start(directory: str | Path, code: str = ELSEWHERE + SLOW) -> tuple[subproce
 
 
 def killed(directory: str | Path, code: str = ELSEWHERE + SLOW) -> Path:
-    """What a process that was killed in a save left."""
+    """Return what a process left that was killed in a save."""
     process, file = start(directory, code)
     process.kill()
     assert process.wait() == -signal.SIGKILL
@@ -117,21 +117,21 @@ def make_old(directory: Path, seconds: float = 2 * HOUR) -> None:
 # What another machine does
 
 
-def test_what_another_machine_is_writing_is_left_alone(manager: CheckpointManager) -> None:
+def test_what_another_machine_is_writing_is_not_touched(manager: CheckpointManager) -> None:
     process, _ = start(manager.directory)
     for step in (1, 2):
         save(manager, step)
     Run()  # no start takes it for litter either
-    told = process.communicate("\n\n")[1]
-    assert process.returncode == 0, told
+    errors = process.communicate("\n\n")[1]
+    assert process.returncode == 0, errors
     assert sorted(checkpoint.step for checkpoint in manager.checkpoints()) == [1, 2, 1001, 1002]
     assert hidden(manager.directory) == []
 
 
 def test_two_mounts_that_keep_locks_to_themselves(mounts: list[Path]) -> None:
     processes = [start(mount / "checkpoints", SLOW)[0] for mount in mounts]
-    told = [process.communicate("\n\n")[1] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], told
+    errors = [process.communicate("\n\n")[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], errors
     for mount in mounts:
         assert {checkpoint.verify() for checkpoint in CheckpointManager(mount / "checkpoints").checkpoints()} == {None}
         assert hidden(mount) == []
@@ -249,7 +249,7 @@ def test_a_save_whose_staging_directory_was_removed_says_so(
     message = str(raised.value)
     assert message.startswith(f"[Errno 2] {manager.directory}/step=0000000002.ckpt was not saved, and no existing file")
     assert f"the directory {staged}, where it was being written, was removed meanwhile" in message
-    assert message.endswith("Give each training an outputs path of its own, and keep such jobs away from .staging-*")
+    assert message.endswith("Give each training its own outputs path, and keep such jobs away from .staging-*")
     latest = manager.latest()
     assert latest is not None
     assert latest.step == 1

@@ -34,12 +34,12 @@ def steps(manager: CheckpointManager) -> list[int]:
 
 
 def messages(caplog: pytest.LogCaptureFixture) -> list[str]:
-    """What this package logged, and not a driver."""
+    """Return what this package logged, without the drivers' messages."""
     return [record.getMessage() for record in caplog.records if record.name == "polyaxon_tracking"]
 
 
 def copies() -> list[Path]:
-    """What is left in ``$TMPDIR``, empty directories aside."""
+    """Return the files that are left in ``$TMPDIR``."""
     return [path for path in Path(os.environ["TMPDIR"]).rglob("*") if path.is_file()]
 
 
@@ -97,7 +97,7 @@ def test_a_damaged_checkpoint_is_skipped_and_stays(
     assert copies() == []
 
 
-def test_a_local_copy_is_removed_when_training_goes_on(manager: CheckpointManager) -> None:
+def test_a_local_copy_is_removed_when_training_resumes(manager: CheckpointManager) -> None:
     save(manager, 1)
     found = manager.latest()
     assert found is not None
@@ -157,7 +157,7 @@ def test_large_files_go_and_come_in_parts(store: Store, manager: CheckpointManag
     assert Path(found.path).read_bytes() == content
 
 
-def test_several_trainings_keep_theirs_and_are_told(store: Store, caplog: pytest.LogCaptureFixture) -> None:
+def test_several_trainings_keep_theirs_and_are_warned(store: Store, caplog: pytest.LogCaptureFixture) -> None:
     one, other = (CheckpointManager(f"{store.url}/checkpoints") for _ in "ab")
     for step in (1, 2, 3):
         save(one, 10 * step)
@@ -181,7 +181,7 @@ def test_requests_for_a_checkpoint_are_few_however_many_objects_there_are(store:
     proxy.requests.clear()
     assert manager.latest() is not None
     resuming = len(proxy.requests)
-    # A listing is one page of 1,000, or two; Azure's driver looks at the directory beside it.
+    # A listing is one page of 1,000, or two; Azure's driver also looks at the directory.
     assert (saving, resuming) <= (12, 8), proxy.requests
 
 
@@ -322,7 +322,7 @@ def test_a_server_that_is_killed_in_the_middle_of_an_upload_and_restarted_loses_
     assert steps(manager) == ([2] if server.kind == "s3" else [2, 1])
 
 
-def test_a_disk_without_room_for_the_copy_is_told_of_before_training(
+def test_a_disk_without_room_for_the_copy_is_reported_before_training(
     store: Store, manager: CheckpointManager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save(manager, 1, content="x" * 100_000)
@@ -346,7 +346,7 @@ manager.latest()
     assert copies() == []
 
 
-def test_a_full_disk_while_a_checkpoint_is_written_leaves_the_one_before(
+def test_a_full_disk_while_a_checkpoint_is_written_leaves_the_previous_one(
     store: Store, manager: CheckpointManager
 ) -> None:
     save(manager, 1)
@@ -412,7 +412,7 @@ def test_a_long_upload_says_how_far_it_is(
     assert f"Uploading {saved.path}: 5 of 5 MB" in caplog.messages
 
 
-def test_who_waits_for_an_upload_in_the_background_is_told_how_far_it_is(
+def test_who_waits_for_an_upload_in_the_background_sees_its_progress(
     store: Store, proxy: Proxy, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "polyaxon_tracking")

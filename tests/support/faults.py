@@ -33,7 +33,7 @@ def die(name: str | None = None) -> None:
 
 
 def fill_disk() -> None:
-    """Let no file of this process grow beyond a few bytes."""
+    """Limit the files of this process to a few bytes."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
 
 

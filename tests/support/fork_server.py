@@ -43,7 +43,7 @@ def import_frameworks(modules: list[str]) -> None:
 
 
 def serve(channel: socket.socket) -> tuple[dict[str, Any], list[int]]:
-    """Fork a child for each message on the channel. Returns in the child alone, with the message and its streams."""
+    """Fork a child for each message on the channel. Returns only in the child, with the message and its streams."""
     running: dict[int, tuple[int, int]] = {}  # by the child's pidfd: its process id, and where to report it
     while True:
         for ready in select.select([channel, *running], [], [])[0]:

@@ -1,4 +1,4 @@
-"""Start trainings in processes of their own without importing their framework each time: see `fork_server.py`.
+"""Start trainings in their own processes without importing their framework each time: see `fork_server.py`.
 
 A process that is started here has its own process id, session, signals, environment, directory, standard streams and
 exit status. Tests of how a process starts (imports, launchers, ``python -m``, the examples) start a new interpreter
@@ -138,7 +138,7 @@ def start(
         stdout: the descriptor that standard output goes to; a pipe by default.
         stderr: the same of standard error.
         directory: the working directory; this process's by default.
-        environment: what is set beside this process's environment.
+        environment: what is set in addition to this process's environment.
     """
     its_environment = os.environ | environment
     channel = _server(framework, its_environment.get("KERAS_BACKEND", "torch"))
@@ -161,7 +161,7 @@ def start(
 
 
 def _stream(descriptor: int | None, descriptors: contextlib.ExitStack) -> tuple[IO[str] | None, int]:
-    """Return what to read a stream of the process from, if nobody else does, and what the process writes to."""
+    """Return the file from which a stream of the process is read, if it is a pipe, and the descriptor that the process writes to."""
     if descriptor is not None:
         return None, descriptor
     reading, writing = os.pipe()

@@ -1,4 +1,4 @@
-"""What tests of the command share: checkpoints to list, and the reports that it prints as JSON."""
+"""Helpers of the command's tests: checkpoints to list, and the reports that it prints as JSON."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Report(NamedTuple):
     code: int
     rows: dict[str, dict[str, str]]
 
-    def told(self, name: str) -> tuple[str, object]:
+    def status_and_value(self, name: str) -> tuple[str, object]:
         return self.rows[name]["status"], self.rows[name]["value"]
 
     def advice(self, name: str) -> str:

@@ -1,4 +1,4 @@
-"""Play the next start of a script in this process."""
+"""Simulate the next start of a script in this process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A process of the fork server is what the tests want to kill: a process of its own, as a new interpreter would be."""
+"""A process of the fork server is as independent as a new interpreter, so killing it is a real kill."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def described(framework: str, *arguments: str, **environment: str) -> dict[str, 
     return description
 
 
-def test_it_is_a_process_of_its_own(framework: str, tmp_path: Path) -> None:
+def test_it_is_an_independent_process(framework: str, tmp_path: Path) -> None:
     first, second = described(framework, "an argument", MINE="1"), described(framework)
     assert first["pid"] == first["session"] == first["group"] != second["pid"]
     assert (first["arguments"], first["mine"], first["main"]) == (["-c", "an argument"], "1", "__main__")
@@ -126,13 +126,13 @@ time.sleep(60)
     other.communicate(60)
 
 
-def test_its_classes_can_be_pickled_and_its_modules_lie_beside_the_script(tmp_path: Path) -> None:
-    (tmp_path / "beside.py").write_text("value = 7")
+def test_its_classes_can_be_pickled_and_its_modules_lie_next_to_the_script(tmp_path: Path) -> None:
+    (tmp_path / "neighbour.py").write_text("value = 7")
     script = tmp_path / "script.py"
     script.write_text(
-        "import pickle, beside\n"
+        "import pickle, neighbour\n"
         "class Mine: pass\n"
-        "print(type(pickle.loads(pickle.dumps(Mine()))) is Mine, beside.value, __file__)\n"
+        "print(type(pickle.loads(pickle.dumps(Mine()))) is Mine, neighbour.value, __file__)\n"
     )
     assert forked.run("lightning", script).stdout == f"True 7 {script}\n"
 

@@ -76,7 +76,7 @@ def wait_for_ranks(process: subprocess.Popen[str]) -> Ended:
     try:
         stdout, stderr = process.communicate(timeout=120)
     except subprocess.TimeoutExpired:
-        process.terminate()  # torchrun ends its workers, which have sessions of their own
+        process.terminate()  # torchrun ends its workers, which have their own sessions
         try:
             print(*process.communicate(timeout=30), sep="\n")
         except subprocess.TimeoutExpired:

@@ -64,6 +64,6 @@ def test_version_1_in_a_container_that_does_not_see_its_own_path(tmp_path: Path)
     assert memory._of_cgroups(str(tmp_path / "membership"), str(tmp_path / "cgroup")) == GIB
 
 
-def test_a_system_that_tells_nothing_has_no_limit(tmp_path: Path) -> None:
+def test_a_system_that_reports_nothing_has_no_limit(tmp_path: Path) -> None:
     nothing = str(tmp_path / "nothing")
     assert memory._of_machine(nothing) == memory._of_cgroups(nothing, nothing) == sys.maxsize

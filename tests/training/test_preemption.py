@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C as a request, in a loop of one's own."""
+"""SIGTERM and Ctrl-C as a request, in the user's own loop."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_the_handlers_that_were_there_come_back() -> None:
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
 
 
-def test_where_training_no_longer_goes_on_the_signal_does_what_it_did() -> None:
+def test_where_training_is_over_the_signal_does_what_it_did() -> None:
     preemption = PreemptionHandler(lambda _: False)
     preemption.install()
     with pytest.raises(KeyboardInterrupt):
@@ -130,7 +130,7 @@ signal.signal(number, lambda *arguments: found(*arguments))  # of a framework th
 first.uninstall()
 """,
     "never taken away": """
-first = PreemptionHandler(lambda _: False)  # of a framework that tells nobody of exceptions
+first = PreemptionHandler(lambda _: False)  # of a framework that notifies nobody of exceptions
 first.install()
 """,
     "under way": """
@@ -149,7 +149,7 @@ with PreemptionHandler() as second:
     print("requested", second.requested == number, flush=True)
     if "twice" in sys.argv:
         os.kill(os.getpid(), number)
-        print("went on", flush=True)
+        print("continued", flush=True)
     second.exit()
 """
 

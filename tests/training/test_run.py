@@ -80,7 +80,7 @@ def test_an_outputs_path_that_is(below: bool, outputs: Path) -> None:
 
 @contextlib.contextmanager
 def unprivileged() -> Iterator[None]:
-    """As a user whom permissions stop: root, as which tests may run, may write anywhere."""
+    """Run the block as a user whom permissions stop, because root may write anywhere."""
     if os.geteuid():
         yield
         return
@@ -98,10 +98,10 @@ def test_an_outputs_path_that_is_not_writable(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("POLYAXON_RUN_OUTPUTS_PATH", str(directory))
     try:
         with unprivileged():
-            told = message()
+            text = message()
     finally:
         shutil.rmtree(directory)
-    assert told == (
+    assert text == (
         f"Received the outputs path '{directory}', which cannot be written to: Permission denied. Expected a directory that "
         f"this user may write to. Mount the volume for writing, or set POLYAXON_RUN_OUTPUTS_PATH to another path."
     )
@@ -214,7 +214,7 @@ def test_a_dataset_on_a_mount_whose_server_is_gone(tmp_path: Path) -> None:
         )
 
 
-def test_names_alone_are_not_enough_off_the_cluster() -> None:
+def test_only_names_are_not_enough_off_the_cluster() -> None:
     assert message(datasets=["digits"]).startswith(f"Received the dataset name 'digits', but {DATA} is not set")
 
 
@@ -225,7 +225,7 @@ def test_a_string_in_place_of_a_list() -> None:
     )
 
 
-def test_paths_and_names_are_told_whole_though_a_word_in_them_may_precede_secrets(
+def test_paths_and_names_are_shown_whole_though_a_word_in_them_may_precede_secrets(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(DATA, json.dumps({"tokens": "/data/tokens/wiki", "secret-santa": str(tmp_path)}))
@@ -242,7 +242,7 @@ def test_paths_and_names_are_told_whole_though_a_word_in_them_may_precede_secret
     assert "hunter2" not in message(datasets=["token"])
 
 
-def test_a_string_in_place_of_a_list_tells_no_secret() -> None:
+def test_a_string_in_place_of_a_list_shows_no_secret() -> None:
     assert "hunter2" not in message(datasets="s3://key:hunter2@bucket/digits")
 
 
@@ -283,7 +283,7 @@ def test_the_level_of_the_named_loggers_follows_the_run(
     logging.getLogger("mine").setLevel(logging.NOTSET)
 
 
-def test_without_a_level_loggers_are_left_alone() -> None:
+def test_without_a_level_loggers_are_not_changed() -> None:
     Run(loggers=["mine"])
     assert logging.getLogger("mine").level == logging.NOTSET
 
@@ -320,7 +320,7 @@ class Model:
         return 0
 
 
-def test_each_training_of_a_script_has_checkpoints_of_its_own(outputs: Path) -> None:
+def test_each_training_of_a_script_has_its_own_checkpoints(outputs: Path) -> None:
     def place(*objects: object) -> str:
         return os.path.relpath(Run().checkpoint_manager(*objects).directory, outputs / "checkpoints")
 
@@ -395,7 +395,7 @@ def test_a_name_that_climbs_out_is_refused(outputs: Path) -> None:
 
 
 @pytest.mark.parametrize("inside", [True, False])
-def test_an_absolute_path_is_left_alone(
+def test_an_absolute_path_is_kept(
     inside: bool, outputs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = str((outputs if inside else tmp_path) / "best.pt")

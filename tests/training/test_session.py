@@ -369,7 +369,7 @@ def test_a_failed_write_in_the_background_that_the_end_notices_is_repeated(begun
 # Its end
 
 
-def test_the_next_training_has_checkpoints_of_its_own_only_after_the_end(begun: Callable[..., Training]) -> None:
+def test_the_next_training_has_its_own_checkpoints_only_after_the_end(begun: Callable[..., Training]) -> None:
     model = Model()
     failed = begun(model=model)
     failed.session.save_after_exception(ValueError(), 0, failed.save)

@@ -41,7 +41,7 @@ assert_type(get_data_path("digits", default=Path("data")), str | Path)
 assert_type(get_outputs_refs_paths(), dict[str, list[str]] | None)
 assert_type(get_log_level(), str | int | None)
 
-# A loop of one's own.
+# The user's own loop.
 checkpoints = CheckpointManager(Path("checkpoints"), max_to_keep=3)
 with checkpoints.save(100, epoch=2, suffix=".pt") as path:
     assert_type(path, str)
@@ -65,7 +65,7 @@ directory = open_directory("s3://bucket/outputs")
 assert_type(directory, Directory)
 assert_type(directory.names(), list[str])
 
-# An integration of one's own.
+# The user's own integration.
 run = Run(datasets=["digits"], loggers=["mine"], resume=True)
 assert_type(run.checkpoint_manager(run), CheckpointManager)
 assert_type((run.outputs_path, run.on_cluster, run.should_resume), tuple[str, bool, bool])
