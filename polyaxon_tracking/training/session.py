@@ -205,12 +205,10 @@ class TrainingSession:
         signal = self._signal or self.preemption.requested
         assert signal is not None
         self.is_active = False
-        is_saved = self._save_last(step, save, is_due=step != self.saved_step)
+        self._save_last(step, save, signal.name, is_due=step != self.saved_step)
         # Launchers kill all ranks when the first one exits, even a rank that is still writing.
         with contextlib.suppress(RuntimeError):  # another rank was killed
             self.process_group.gather(None)
-        if is_saved and step == self.saved_step:
-            self.log.saved(step, signal.name)
         self.process_group.close()
         self.preemption.exit(signal)
 
@@ -242,15 +240,13 @@ class TrainingSession:
         requested = self.preemption.requested
         self.preemption.uninstall()
         was_active, self.is_active = self.is_active, False
-        is_due = (
-            was_active and step not in (self.saved_step, self.stepping_from) and not self.process_group.is_distributed
-        )
+        can_save = was_active and not self.process_group.is_distributed
+        is_due = can_save and step not in (self.saved_step, self.stepping_from)
         if is_due and not has_trained_weights():
             is_due = False
             self.log.other_weights(step)
-        is_saved = self._save_last(step, save, is_due=is_due) and step == self.saved_step
-        if is_saved and was_active and (is_due or requested):
-            self.log.saved(step, requested.name if requested else type(error).__name__)
+        reason = requested.name if requested else type(error).__name__
+        self._save_last(step, save, reason if was_active and (is_due or requested) else None, is_due=is_due)
         if requested and not isinstance(error, (SystemExit, KeyboardInterrupt)):
             _logger.warning("After %s: %s: %s", requested.name, type(error).__name__, error)
             self.preemption.exit()
@@ -279,8 +275,8 @@ class TrainingSession:
         self.preemption.uninstall()
         self.process_group.close()
 
-    def _save_last(self, step: int, save: Callable[[], None], *, is_due: bool) -> bool:
-        """Save if `is_due`, wait for this process's writes, and return whether all of that succeeded.
+    def _save_last(self, step: int, save: Callable[[], None], reason: str | None, *, is_due: bool) -> None:
+        """Save if `is_due`, wait for this process's writes, and log that `step` is saved after `reason`, if any.
 
         An error is logged and not raised, because it must not replace what ends training.
         """
@@ -290,5 +286,6 @@ class TrainingSession:
             self._wait_for_own_writes()
         except Exception as error:  # noqa: BLE001  # whatever the framework's code raises
             self.log.not_saved(step, error)
-            return False
-        return True
+        else:
+            if reason is not None and step == self.saved_step:
+                self.log.saved(step, reason)
