@@ -17,6 +17,7 @@ __all__ = [
     "MissedEpochEnd",
     "StateBeforeEpochEnd",
     "averages_on_exception",
+    "epoch_iterator",
     "is_helper",
     "notify_of_epoch_ends",
 ]
@@ -117,10 +118,8 @@ class MissedEpochEnd(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Skip the other batches of the epoch, and put back the train step and the other callbacks."""
-        for frame, _ in traceback.walk_stack(sys._getframe()):  # noqa: SLF001
-            if frame.f_code.co_name == "fit" and "epoch_iterator" in frame.f_locals:
-                frame.f_locals["epoch_iterator"].reset()  # so that the next epoch has all data
-                break
+        if (iterator := epoch_iterator()) is not None:
+            iterator.reset()  # so that the next epoch has all data
         self._callback_list.callbacks = [self, *self._other_callbacks]
         self.model.train_function = self._train_function
         self.model.stop_training = True
@@ -154,6 +153,17 @@ class MissedEpochEnd(keras.callbacks.Callback):
     def _current_learning_rate(self) -> float:
         optimizer = self.model.optimizer
         return 0.0 if optimizer is None else float(keras.ops.convert_to_numpy(optimizer.learning_rate))
+
+
+def epoch_iterator() -> Any:
+    """Return the iterator over the batches of the ``fit`` that is running, or ``None`` outside of a ``fit``.
+
+    Keras keeps the iterator in a local variable, so it is found on the call stack.
+    """
+    for frame, _ in traceback.walk_stack(sys._getframe()):  # noqa: SLF001
+        if "epoch_iterator" in frame.f_locals:
+            return frame.f_locals["epoch_iterator"]
+    return None
 
 
 def averages_on_exception(optimizer: keras.optimizers.Optimizer | None) -> bool:

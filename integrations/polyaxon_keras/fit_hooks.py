@@ -8,13 +8,12 @@ import sys
 import traceback
 from typing import TYPE_CHECKING, Any
 
-from polyaxon_keras.epoch_end import is_helper
+from polyaxon_keras.epoch_end import epoch_iterator, is_helper
 from polyaxon_keras.framework import keras
 from polyaxon_tracking import TrackingError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from types import FrameType
 
     from polyaxon_tracking.training import Run
 
@@ -22,6 +21,7 @@ __all__ = [
     "build_model",
     "callback_list",
     "fit_callbacks",
+    "iterations_of",
     "refuse_second_restorer",
     "set_initial_epoch",
     "stopped_early",
@@ -117,14 +117,11 @@ def training_weights(callbacks: list[keras.callbacks.Callback]) -> Iterator[bool
 def build_model(model: keras.Model) -> None:
     """Build `model` for the batches of the ``fit`` that is running, as Keras itself does on the other backends.
 
-    On TensorFlow, Keras builds the model in the first step, and weights cannot be loaded before that. Only a local
-    variable of ``fit`` and a private attribute of Keras give the types of the batches without consuming a batch.
+    On TensorFlow, Keras builds the model in the first step, and weights cannot be loaded before that. Only a private
+    attribute of Keras gives the types of the batches without consuming a batch.
     """
-    frame: FrameType | None = sys._getframe()  # noqa: SLF001
-    while frame is not None and "epoch_iterator" not in frame.f_locals:
-        frame = frame.f_back
-    if frame is not None:
-        batch = frame.f_locals["epoch_iterator"]._distributed_dataset.element_spec  # noqa: SLF001
+    if (iterator := epoch_iterator()) is not None:
+        batch = iterator._distributed_dataset.element_spec  # noqa: SLF001
         x, _, _ = keras.utils.unpack_x_y_sample_weight(batch)
         model(keras.tree.map_structure(_symbolic_tensor, x))
 
@@ -132,6 +129,12 @@ def build_model(model: keras.Model) -> None:
 def _symbolic_tensor(spec: Any) -> keras.KerasTensor:
     """Return a symbolic tensor with the shape and dtype of `spec`, but with any batch size."""
     return keras.KerasTensor((None, *spec.shape[1:]), spec.dtype.name)
+
+
+def iterations_of(model: keras.Model) -> int:
+    """Return how many steps the optimizer of ``compile`` has done."""
+    optimizer = model.optimizer
+    return 0 if optimizer is None else int(keras.ops.convert_to_numpy(optimizer.iterations))
 
 
 def set_initial_epoch(model: keras.Model, epoch: int | None) -> None:

@@ -9,7 +9,14 @@ from polyaxon_keras.callback_states import CallbackStates
 from polyaxon_keras.epoch_end import MissedEpochEnd, StateBeforeEpochEnd, averages_on_exception, notify_of_epoch_ends
 from polyaxon_keras.exceptions import ExceptionHook, track_steps, untrack_steps
 from polyaxon_keras.fit_history import FitHistory
-from polyaxon_keras.fit_hooks import build_model, callback_list, set_initial_epoch, stopped_early, training_weights
+from polyaxon_keras.fit_hooks import (
+    build_model,
+    callback_list,
+    iterations_of,
+    set_initial_epoch,
+    stopped_early,
+    training_weights,
+)
 from polyaxon_keras.framework import keras
 from polyaxon_keras.hyperparameters import hyperparameters
 from polyaxon_keras.process_group import JaxProcessGroup
@@ -91,7 +98,7 @@ class Training:
         if keras.backend.backend() != "jax":  # there all variables change together, after the whole step
             for optimizer in training_state.optimizers_of(self.model).values():
                 track_steps(optimizer, self._record_optimizer_step)
-        self._iterations_at_start = self._iterations()
+        self._iterations_at_start = iterations_of(self.model)
         newest = self.session.find_checkpoint((".weights.h5",), "Keras") if self._should_resume else None
         current = hyperparameters(self.model, self._callback.params["steps"])
         self._hyperparameters = current.as_saved()
@@ -126,7 +133,7 @@ class Training:
             MissedEpochEnd(self.model, callback_list(), missed)
             self._step_saved_before_epoch_end = newest.step
         self._step = newest.step
-        self._iterations_at_start = self._iterations() - newest.step
+        self._iterations_at_start = iterations_of(self.model) - newest.step
         set_initial_epoch(self.model, newest.epoch)
 
     def finish(self) -> None:
@@ -249,7 +256,7 @@ class Training:
         """Save the steps since the last save if an exception in ``fit`` ends the process."""
         self.writer.is_unchanged = False
         can_be_saved = self.session.stepping_from is None and not self._process_group.is_distributed
-        if can_be_saved and self._iterations() - self._iterations_at_start == self._step + 1:
+        if can_be_saved and iterations_of(self.model) - self._iterations_at_start == self._step + 1:
             self._step, self._batch = self._step + 1, self._batch + 1  # raised before this callback's hook
             self._logs = self.model.get_metrics_result()
         self.session.save_after_exception(
@@ -261,10 +268,6 @@ class Training:
 
     def _record_optimizer_step(self, *, is_running: bool) -> None:
         self.session.stepping_from = self._step if is_running else None
-
-    def _iterations(self) -> int:
-        optimizer = self.model.optimizer
-        return 0 if optimizer is None else int(keras.ops.convert_to_numpy(optimizer.iterations))
 
     # The training state
 
