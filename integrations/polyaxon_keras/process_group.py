@@ -45,10 +45,11 @@ class JaxProcessGroup(ProcessGroup):
         if not self.is_distributed:
             return [value]
         content = np.frombuffer(pickle.dumps(value), np.uint8)
-        sizes = _allgather(np.asarray(content.size))
-        padded = np.zeros(sizes.max(), np.uint8)
-        padded[: content.size] = content
-        rows = zip(_allgather(padded), sizes, strict=True)
+        with self.waiting():
+            sizes = _allgather(np.asarray(content.size))
+            padded = np.zeros(sizes.max(), np.uint8)
+            padded[: content.size] = content
+            rows = zip(_allgather(padded), sizes, strict=True)
         return [pickle.loads(row[:size].tobytes()) for row, size in rows]  # noqa: S301  # of this training itself
 
     def reduce_flags(self, flags: Flags) -> Flags:

@@ -13,7 +13,15 @@ from polyaxon_lightning.framework import pl
 from polyaxon_lightning.hooks import skip_unused_hooks
 from polyaxon_lightning.loggers import reads_no_checkpoint, warn_of_files_outside
 from polyaxon_lightning.process_group import launching_trainer, share_errors_of_saves
-from polyaxon_lightning.resuming import ckpt_path_argument, forget_missing_files, is_chosen_by_lightning, load, restore
+from polyaxon_lightning.resuming import (
+    ckpt_path_argument,
+    forget_missing_files,
+    is_chosen_by_lightning,
+    is_newer,
+    load,
+    loaded_step,
+    restore,
+)
 from polyaxon_lightning.searches import skip_searches
 from polyaxon_lightning.sharded import writes_itself, writes_parts
 from polyaxon_lightning.training_state import TrainingStateCheckpoint
@@ -186,7 +194,7 @@ class PolyaxonCallback(Callback):
             return
         state, session = self._training_state, self._training_state.session
         state.hyperparameters.record_optimizers(trainer)
-        own_path = self._load_if_late(trainer, state)
+        own_path = self._path_in_use(trainer, state)
         resumed = self._resumed
         if resumed is not None or own_path is not None:
             skip_searches(trainer, state.found_by_searches)
@@ -218,17 +226,29 @@ class PolyaxonCallback(Callback):
             for callback in trainer.checkpoint_callbacks:
                 save_in_foreground(callback)
 
-    def _load_if_late(self, trainer: pl.Trainer, state: TrainingStateCheckpoint) -> Any:
-        """Load the checkpoint that `setup` found, if that is not done; return the user's `ckpt_path` if it counts."""
-        own_path, resumed = trainer.ckpt_path, self._resumed
-        if trainer.strategy.restore_checkpoint_after_setup:  # which happens after `on_fit_start`
+    def _path_in_use(self, trainer: pl.Trainer, state: TrainingStateCheckpoint) -> Any:
+        """Return the `ckpt_path` that the Trainer resumes from, or ``None`` if that is the checkpoint of `setup`.
+
+        That checkpoint is loaded here if `setup` could not load it, or if the Trainer has loaded an older one since.
+        """
+        own_path: Any = trainer.ckpt_path
+        resumed = self._resumed
+        restores_later = trainer.strategy.restore_checkpoint_after_setup  # and not before `on_fit_start`
+        if restores_later:
             own_path = own_path or ckpt_path_argument(trainer)
-        if resumed is None or not (own_path in (None, "last") or is_chosen_by_lightning(trainer)):
+        is_loaded_over = own_path not in (None, "last")
+        if resumed is None or (is_loaded_over and (restores_later or not is_chosen_by_lightning(trainer))):
             return own_path
-        if own_path is not None or self._loads_late(trainer):
+        if is_loaded_over:
+            newer = is_newer(trainer, resumed)
+            state.session.log.passed_over(os.fspath(own_path), loaded_step(trainer), resumed, newer=newer)
+            if newer:
+                self._resumed = None
+                return own_path
+        if is_loaded_over or self._loads_late(trainer):
             if not load(trainer, state.io, resumed, functools.partial(self._accept, trainer, resumed)):
                 self._resumed = None
-            elif not trainer.strategy.restore_checkpoint_after_setup:
+            elif not restores_later:
                 restore(trainer)
         return None
 

@@ -31,7 +31,13 @@ else:
     ModelCheckpoint = pl.callbacks.ModelCheckpoint
     TorchCheckpointIO = pl.plugins.io.TorchCheckpointIO
 
-__all__ = ["METADATA_KEY", "DurableCheckpointIO", "TrainingStateIO", "save_in_foreground", "training_state_io"]
+__all__ = [
+    "METADATA_KEY",
+    "DurableCheckpointIO",
+    "TrainingStateIO",
+    "save_in_foreground",
+    "training_state_io",
+]
 
 METADATA_KEY = "polyaxon_tracking"
 """The key, in a training state, of the values that Lightning leaves out of a checkpoint."""

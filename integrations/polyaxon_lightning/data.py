@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from polyaxon_lightning.framework import pl
 from polyaxon_torch import random_numbers, random_state
+from polyaxon_tracking import TrackingError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 __all__ = [
     "Batches",
+    "check_rows",
     "forget_loaders",
     "generator_states",
-    "is_stateful",
+    "log_repeated_data",
+    "rows",
     "set_generator_states",
-    "training_loaders",
+    "state_tensors",
+    "warn_of_other_rows",
 ]
+
+_logger = logging.getLogger("polyaxon_tracking")
 
 
 class Batches:
@@ -49,9 +56,9 @@ class Batches:
 
     def find_loaders(self, trainer: pl.Trainer) -> None:
         """Look at the data loaders again, because Lightning may have requested new data for an epoch."""
-        self._at_end, loaders = None, training_loaders(trainer)
+        self._at_end, loaders = None, _training_loaders(trainer)
         # With several processes, nothing is saved after an exception.
-        self._stateful = loaders if trainer.world_size == 1 and all(map(is_stateful, loaders)) else []
+        self._stateful = loaders if trainer.world_size == 1 and all(map(_is_stateful, loaders)) else []
 
     def end(self, step: int) -> None:
         """Keep what the next batch changes; `step` optimizer steps are done."""
@@ -76,14 +83,70 @@ class Batches:
         self._stateful, self._at_end = [], None
 
 
-def training_loaders(trainer: pl.Trainer) -> list[Any]:
+def _training_loaders(trainer: pl.Trainer) -> list[Any]:
     """Return the data loaders of the training batches."""
     return list(pl.utilities.CombinedLoader(trainer.train_dataloader).flattened)
 
 
-def is_stateful(loader: Any) -> bool:
+def _is_stateful(loader: Any) -> bool:
     """Return whether `loader` resumes within an epoch, because it has a state."""
     return hasattr(loader, "state_dict") and hasattr(loader, "load_state_dict")
+
+
+def log_repeated_data(trainer: pl.Trainer, batches: int) -> None:
+    """Log which data a training repeats that resumes within an epoch, after `batches` of its batches."""
+    if not all(map(_is_stateful, _training_loaders(trainer))):
+        _logger.info(
+            "Resuming within epoch %d after %d of its %s batches. The data loader has no state_dict, so it starts "
+            "again: some of this epoch's data is repeated, and some is left out",
+            trainer.current_epoch,
+            batches,
+            trainer.num_training_batches,
+        )
+
+
+def rows(trainer: pl.Trainer) -> list[int]:
+    """Return the number of rows in the data set of each training data loader, if all data sets have a length."""
+    if trainer.train_dataloader is None:
+        return []
+    sets: list[Any] = [getattr(loader, "dataset", None) for loader in _training_loaders(trainer)]
+    return [len(one) for one in sets] if all(hasattr(one, "__len__") for one in sets) else []
+
+
+def check_rows(trainer: pl.Trainer, metadata: dict[str, Any]) -> None:
+    """Check that the epoch can be resumed with the training data, which is requested for that.
+
+    Raises:
+        TrackingError: the data has fewer batches than the epoch had when the state was saved.
+    """
+    trainer.fit_loop.setup_data()
+    if metadata.get("rows") and trainer.num_training_batches <= metadata["batches"] and _differ(trainer, metadata):
+        raise TrackingError(
+            f"Received training data with {_text(rows(trainer))} rows, {trainer.num_training_batches} batches, while "
+            f"the checkpoint was saved within an epoch of {_text(metadata['rows'])} rows, after {metadata['batches']} "
+            f"of its batches. Expected the same data. Undo the change, pass PolyaxonCallback(resume=False) to start "
+            f"from scratch, or use another outputs path; the checkpoint stays as it is."
+        )
+    warn_of_other_rows(trainer, metadata)
+
+
+def warn_of_other_rows(trainer: pl.Trainer, metadata: dict[str, Any]) -> None:
+    """Warn if the training data has another length than when the state was saved."""
+    if trainer.is_global_zero and metadata.get("rows") and _differ(trainer, metadata):
+        _logger.warning(
+            "The training data has %s rows, and had %s when the checkpoint was saved: training continues with the data "
+            "as it is now",
+            _text(rows(trainer)),
+            _text(metadata["rows"]),
+        )
+
+
+def _differ(trainer: pl.Trainer, metadata: dict[str, Any]) -> bool:
+    return bool(rows(trainer) != metadata["rows"])
+
+
+def _text(numbers: list[int]) -> str:
+    return " and ".join(f"{number:,}" for number in numbers) or "an unknown number of"
 
 
 def forget_loaders(trainer: pl.Trainer) -> None:
@@ -118,3 +181,12 @@ def _generators(trainer: pl.Trainer) -> Iterator[torch.Generator]:
                 if isinstance(generator, torch.Generator) and id(generator) not in found:
                     found.add(id(generator))
                     yield generator
+
+
+def state_tensors(trainer: pl.Trainer) -> list[torch.Tensor]:
+    """Return the tensors of the model and of the optimizers."""
+    tensors = [*trainer.lightning_module.state_dict().values()]
+    for optimizer in trainer.optimizers:
+        for state in optimizer.state.values():
+            tensors += [value for value in state.values() if isinstance(value, torch.Tensor)]
+    return tensors

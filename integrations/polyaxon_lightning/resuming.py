@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import pickle
 import sys
 import traceback
@@ -23,7 +24,15 @@ if TYPE_CHECKING:
     from polyaxon_lightning.checkpoint_io import TrainingStateIO
     from polyaxon_tracking import Checkpoint
 
-__all__ = ["ckpt_path_argument", "forget_missing_files", "is_chosen_by_lightning", "load", "restore"]
+__all__ = [
+    "ckpt_path_argument",
+    "forget_missing_files",
+    "is_chosen_by_lightning",
+    "is_newer",
+    "load",
+    "loaded_step",
+    "restore",
+]
 
 _logger = logging.getLogger("polyaxon_tracking")
 
@@ -112,13 +121,29 @@ def _forget(callback: ModelCheckpoint, files: list[str]) -> None:
 
 
 def is_chosen_by_lightning(trainer: pl.Trainer) -> bool:
-    """Return whether Lightning itself chose `ckpt_path`, by the file times of an ``OnExceptionCheckpoint``.
-
-    What it saved may be long behind, and may have been saved in the middle of an optimizer step.
-    """
+    """Return whether Lightning itself chose `ckpt_path`: what an ``OnExceptionCheckpoint`` or Slurm's requeue saved."""
     on_exception = pl.callbacks.OnExceptionCheckpoint
     has_one = any(isinstance(callback, on_exception) for callback in trainer.checkpoint_callbacks)
-    return has_one and ckpt_path_argument(trainer) is None
+    return (has_one or _is_of_slurm(trainer)) and ckpt_path_argument(trainer) is None
+
+
+def is_newer(trainer: pl.Trainer, checkpoint: Checkpoint) -> bool:
+    """Return whether to resume from what Lightning itself chose, because it is newer than `checkpoint`.
+
+    What an ``OnExceptionCheckpoint`` saved may have been saved in the middle of an optimizer step, and is never used.
+    """
+    return _is_of_slurm(trainer) and loaded_step(trainer) > checkpoint.step
+
+
+def loaded_step(trainer: pl.Trainer) -> int:
+    """Return the number of steps in the checkpoint that the Trainer has loaded."""
+    step: int = trainer._checkpoint_connector._loaded_checkpoint["global_step"]  # noqa: SLF001
+    return step
+
+
+def _is_of_slurm(trainer: pl.Trainer) -> bool:
+    """Return whether the Trainer loads what Lightning saves when Slurm requeues a job."""
+    return os.path.basename(trainer.ckpt_path or "").startswith("hpc_ckpt_")
 
 
 def ckpt_path_argument(trainer: pl.Trainer) -> Any:

@@ -19,6 +19,16 @@ def writes_itself(trainer: pl.Trainer) -> bool:
     return type(trainer.strategy).save_checkpoint is not pl.strategies.Strategy.save_checkpoint
 
 
+def writes_parts(trainer: pl.Trainer) -> bool:
+    """Return whether each rank writes its own part of a checkpoint; each strategy has another private name for that."""
+    strategy = trainer.strategy
+    return (
+        getattr(strategy, "_save_distributed_checkpoint", False)
+        or getattr(strategy, "_state_dict_type", None) == "sharded"
+        or isinstance(strategy, pl.strategies.DeepSpeedStrategy)
+    )
+
+
 def save_sharded(trainer: pl.Trainer, session: TrainingSession, epoch: int) -> None:
     """Write every rank's part to a directory of rank 0, which publishes the directory when all have written."""
     group, step = session.process_group, trainer.global_step
@@ -28,13 +38,3 @@ def save_sharded(trainer: pl.Trainer, session: TrainingSession, epoch: int) -> N
     with group.share_errors():
         if staged is not None:
             staged.commit()
-
-
-def writes_parts(trainer: pl.Trainer) -> bool:
-    """Return whether each rank writes its own part of a checkpoint; each strategy has another private name for that."""
-    strategy = trainer.strategy
-    return (
-        getattr(strategy, "_save_distributed_checkpoint", False)
-        or getattr(strategy, "_state_dict_type", None) == "sharded"
-        or isinstance(strategy, pl.strategies.DeepSpeedStrategy)
-    )

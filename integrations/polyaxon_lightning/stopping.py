@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from polyaxon_lightning.framework import pl
 
-__all__ = ["is_leaving_epoch", "is_stopped_early"]
+__all__ = ["is_at_last_step", "is_leaving_epoch", "is_stopped_early"]
 
 
 def is_stopped_early(trainer: pl.Trainer) -> bool:
@@ -19,5 +19,12 @@ def is_stopped_early(trainer: pl.Trainer) -> bool:
 def is_leaving_epoch(trainer: pl.Trainer) -> bool:
     """Return whether training stops within an epoch, as for a time limit, and is to resume within that epoch."""
     if not trainer.should_stop:  # as after almost every batch
+        return False
+    return not (trainer.fit_loop.epoch_loop.batch_progress.is_last_batch or is_stopped_early(trainer))
+
+
+def is_at_last_step(trainer: pl.Trainer) -> bool:
+    """Return whether `max_steps` is reached within an epoch, which a later start with more steps is to finish."""
+    if not 0 <= trainer.max_steps <= trainer.global_step:
         return False
     return not (trainer.fit_loop.epoch_loop.batch_progress.is_last_batch or is_stopped_early(trainer))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import logging
 import signal
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -12,11 +11,14 @@ import torch
 from polyaxon_lightning.checkpoint_io import METADATA_KEY, TrainingStateIO, save_in_foreground, training_state_io
 from polyaxon_lightning.data import (
     Batches,
+    check_rows,
     forget_loaders,
     generator_states,
-    is_stateful,
+    log_repeated_data,
+    rows,
     set_generator_states,
-    training_loaders,
+    state_tensors,
+    warn_of_other_rows,
 )
 from polyaxon_lightning.framework import pl
 from polyaxon_lightning.hooks import skip_unused_hooks
@@ -24,11 +26,13 @@ from polyaxon_lightning.hyperparameters import HyperparametersOfTrainer
 from polyaxon_lightning.process_group import restore_saves
 from polyaxon_lightning.searches import allow_searches, found_by_searches
 from polyaxon_lightning.sharded import save_sharded, writes_itself
-from polyaxon_lightning.stopping import is_leaving_epoch, is_stopped_early
+from polyaxon_lightning.stopping import is_at_last_step, is_leaving_epoch, is_stopped_early
 from polyaxon_lightning.validation import (
     BeforeValidation,
+    batches_done,
     complete_batch,
     continue_after_batch,
+    count_epoch_as_unfinished,
     count_unfinished_batch_again,
     epoch_metrics,
     let_go_of_loops,
@@ -53,8 +57,6 @@ else:
 
 __all__ = ["TrainingStateCheckpoint"]
 
-_logger = logging.getLogger("polyaxon_tracking")
-
 
 class TrainingStateCheckpoint(Checkpoint):
     """Save the whole training state at the end of every epoch, and whenever the session asks for it.
@@ -70,7 +72,7 @@ class TrainingStateCheckpoint(Checkpoint):
         self.snapshot = snapshot
         self.hyperparameters = HyperparametersOfTrainer(session)
         self._should_reserve_memory = snapshot is not None and session.is_writer
-        self._ends_epoch = False
+        self._ends_epoch = self._leaves_epoch = False
         self._restored: dict[str, Any] | None = None
         self._is_resumed = False
         self._before: BeforeValidation | None = None
@@ -100,8 +102,11 @@ class TrainingStateCheckpoint(Checkpoint):
             "swaps": self._validation_swaps_weights,
             "hyperparameters": self.hyperparameters.as_saved(trainer),
             "searches": found_by_searches(trainer),
+            "rows": rows(trainer),
         }
         self._batches.put_into(trainer, checkpoint, metadata)
+        if self._leaves_epoch:
+            count_epoch_as_unfinished(checkpoint)
         if self._saves_before and self._before is not None:
             self._before.put_into(checkpoint, metadata)
 
@@ -113,7 +118,9 @@ class TrainingStateCheckpoint(Checkpoint):
         self._restored = checkpoint.get(METADATA_KEY)
         if self._restored is not None:
             self.hyperparameters.resumed = self._restored.get("hyperparameters")
-            self._restored["step"], self._restored["ends_batch"] = checkpoint["global_step"], complete_batch(checkpoint)
+            ends_batch = complete_batch(checkpoint)
+            done = {"step": checkpoint["global_step"], "batches": batches_done(checkpoint)}
+            self._restored |= done | {"ends_batch": ends_batch}
             if self._restored["ends_epoch"]:
                 take_epochs_for_ended(trainer)
 
@@ -126,9 +133,9 @@ class TrainingStateCheckpoint(Checkpoint):
         """
         self.session.preemption.install()  # before Lightning's own handlers, which call the previous ones
         allow_searches(trainer)
-        if self._restored is not None or trainer.strategy.restore_checkpoint_after_setup:
-            forget_loaders(trainer)
         if self._restored is None:
+            if trainer.strategy.restore_checkpoint_after_setup:
+                forget_loaders(trainer)
             return
         if self._restored["optimizers"] != _optimizers(trainer):
             raise TrackingError(
@@ -137,6 +144,9 @@ class TrainingStateCheckpoint(Checkpoint):
                 f"PolyaxonCallback(resume=False) to start from scratch, or use another outputs path; the checkpoint "
                 f"stays as it is."
             )
+        if not self._restored["ends_epoch"]:
+            check_rows(trainer, self._restored)
+        forget_loaders(trainer)
         if self._restored["ends_batch"]:
             continue_after_batch(trainer, self._restored)
 
@@ -152,6 +162,7 @@ class TrainingStateCheckpoint(Checkpoint):
             self._restore_random(trainer)
             if self._restored["ends_epoch"]:
                 start_epoch_like_the_others(trainer)
+                warn_of_other_rows(trainer, self._restored)
             if self._restored.get("within_batch"):
                 count_unfinished_batch_again(trainer)
             step_plateaus(trainer, self._restored["plateau"])
@@ -181,14 +192,8 @@ class TrainingStateCheckpoint(Checkpoint):
     ) -> None:
         """Log which data a training that resumes within an epoch repeats."""
         self.on_train_batch_start = None  # type: ignore[assignment,method-assign]  # it is logged once
-        if self._is_resumed and batch_idx and not all(map(is_stateful, training_loaders(trainer))):
-            _logger.info(
-                "Resuming within epoch %d after %d of its %s batches. The data loader has no state_dict, so it starts "
-                "again: some of this epoch's data is repeated, and some is left out",
-                trainer.current_epoch,
-                batch_idx,
-                trainer.num_training_batches,
-            )
+        if self._is_resumed and batch_idx:
+            log_repeated_data(trainer, batch_idx)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Stop if a signal waited for the end of the validation of the previous epoch."""
@@ -216,6 +221,8 @@ class TrainingStateCheckpoint(Checkpoint):
         if self._should_reserve_memory and step != self.session.saved_step:
             self._reserve_memory(trainer)
         is_left = is_leaving_epoch(trainer) and not self.session.process_group.is_distributed
+        if is_at_last_step(trainer):  # saved at the end of the epoch, which follows
+            return
         if action is Action.SAVE or (is_left and step != self.session.saved_step):
             self._save(trainer)
 
@@ -224,9 +231,10 @@ class TrainingStateCheckpoint(Checkpoint):
         self._before = None
         if is_leaving_epoch(trainer) and trainer.global_step == self.session.saved_step:
             return
-        self._ends_epoch = True
+        self._leaves_epoch = is_at_last_step(trainer)
+        self._ends_epoch = not self._leaves_epoch
         self._save(trainer)
-        self._ends_epoch = False
+        self._ends_epoch = self._leaves_epoch = False
         if trainer.fit_loop.restarting:  # Lightning omits these steps in the resumed epoch
             step_plateaus(trainer, plateau_metrics(trainer))
 
@@ -338,16 +346,7 @@ class TrainingStateCheckpoint(Checkpoint):
         """Allocate the memory for copies of the state, which is complete after the first optimizer step."""
         assert self.snapshot is not None
         self._should_reserve_memory = False
-        self.snapshot.reserve(_state_tensors(trainer))
-
-
-def _state_tensors(trainer: pl.Trainer) -> list[torch.Tensor]:
-    """Return the tensors of the model and of the optimizers."""
-    tensors = [*trainer.lightning_module.state_dict().values()]
-    for optimizer in trainer.optimizers:
-        for state in optimizer.state.values():
-            tensors += [value for value in state.values() if isinstance(value, torch.Tensor)]
-    return tensors
+        self.snapshot.reserve(state_tensors(trainer))
 
 
 def _optimizers(trainer: pl.Trainer) -> list[str]:

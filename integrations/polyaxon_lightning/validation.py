@@ -13,8 +13,10 @@ from polyaxon_torch import WeightSamples, random_state
 
 __all__ = [
     "BeforeValidation",
+    "batches_done",
     "complete_batch",
     "continue_after_batch",
+    "count_epoch_as_unfinished",
     "count_unfinished_batch_again",
     "epoch_metrics",
     "let_go_of_loops",
@@ -55,12 +57,16 @@ class BeforeValidation:
         for state, groups in zip(checkpoint["optimizer_states"], self._groups, strict=True):
             state["param_groups"] = groups
         checkpoint["loops"]["fit_loop"] |= self._progress
-        for count in checkpoint["loops"]["fit_loop"]["epoch_progress"].values():
-            count["processed"] = count["completed"]
+        count_epoch_as_unfinished(checkpoint)
         current, total = _counts(checkpoint)
         is_counted = current["completed"] == current["processed"]
         for count in (current, total):
             count["completed"] -= is_counted
+
+
+def batches_done(checkpoint: dict[str, Any]) -> int:
+    """Return how many batches of its epoch are done in `checkpoint`."""
+    return _counts(checkpoint)[0]["completed"]
 
 
 def complete_batch(checkpoint: dict[str, Any]) -> bool:
@@ -93,6 +99,12 @@ def continue_after_batch(trainer: pl.Trainer, metadata: dict[str, Any]) -> None:
             trainer._last_val_time = float("-inf")  # type: ignore[attr-defined]  # noqa: SLF001  # of a `val_check_interval` in time
 
     loop.advance = advance  # type: ignore[assignment,method-assign]
+
+
+def count_epoch_as_unfinished(checkpoint: dict[str, Any]) -> None:
+    """Take back the count of the epoch, because training is to resume within it."""
+    for count in checkpoint["loops"]["fit_loop"]["epoch_progress"].values():
+        count["processed"] = count["completed"]
 
 
 def count_unfinished_batch_again(trainer: pl.Trainer) -> None:

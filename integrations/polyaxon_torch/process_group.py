@@ -49,7 +49,8 @@ class TorchProcessGroup(ProcessGroup):
         if self._group is None:
             return [value]
         found: list[Any] = [None] * distributed.get_world_size()
-        distributed.all_gather_object(found, value, group=self._group)
+        with self.waiting():
+            distributed.all_gather_object(found, value, group=self._group)
         return found
 
     def reduce_flags(self, flags: Flags) -> Flags:

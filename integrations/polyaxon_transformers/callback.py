@@ -223,6 +223,7 @@ class PolyaxonCallback(TrainerCallback):
         # With `model_init`, each call of `train` makes the model again.
         trained = trainer if trainer.model_init is not None else trainer.accelerator.unwrap_model(trainer.model)
         checkpoints = self._run.checkpoint_manager(trained, max_to_keep=self._options.max_to_keep)
+        self._run.is_model_trained &= trainer.model_init is None
         sharing = _sharing.setdefault(users or folder, [])
         if checkpoints.directory not in sharing:
             sharing.append(checkpoints.directory)

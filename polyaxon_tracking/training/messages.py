@@ -34,10 +34,13 @@ class TrainingLog:
         self._is_enabled = is_enabled
 
     def start(self, checkpoint: Checkpoint | None) -> None:
-        """Log that training resumes from `checkpoint`, or why it starts from scratch."""
+        """Log that training resumes from `checkpoint`, that it continues in memory, or why it starts from scratch."""
         if not self._is_enabled:
             return
-        if checkpoint is None:
+        if checkpoint is None and self._run.is_model_trained:
+            directory = self._checkpoints.directory
+            _logger.info("Continuing with the model as it is in memory: its checkpoints now go to %s", directory)
+        elif checkpoint is None:
             _logger.info("Starting fresh: %s", self._run.why_fresh(self._checkpoints))
         else:
             _logger.info("Resuming from %s: epoch %d, step %d", checkpoint.source, checkpoint.epoch, checkpoint.step)
@@ -79,6 +82,20 @@ class TrainingLog:
                 checkpoint.source,
                 argument,
             )
+
+    def passed_over(self, source: str, step: int, checkpoint: Checkpoint, *, newer: bool) -> None:
+        """Log which is resumed from: `checkpoint`, or what something else saved in `source`, if that is `newer`.
+
+        Args:
+            source: the path of what something else saved.
+            step: its number of steps.
+            checkpoint: the newest checkpoint of this training.
+            newer: whether `source` is resumed from.
+        """
+        if self._is_enabled:
+            found = [(source, step), (checkpoint.source, checkpoint.step)]
+            used, passed_over = found if newer else found[::-1]
+            _logger.warning("Resuming from %s, of step %d: %s, of step %d, is passed over", *used, *passed_over)
 
     def saved(self, step: int, reason: str) -> None:
         """Warn that training ends, and that its last step is saved, because of `reason`: a signal or an exception."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import logging
+import threading
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from polyaxon_tracking.errors import TrackingError
@@ -17,6 +19,15 @@ if TYPE_CHECKING:
 __all__ = ["Flags", "ProcessGroup"]
 
 _T = TypeVar("_T")
+
+_logger = logging.getLogger("polyaxon_tracking")
+
+SECONDS_UNTIL_WARNING = 30
+
+_WAITING = (
+    "Rank %d has waited %d s for the other ranks. Either another rank is still writing or verifying a checkpoint, or "
+    "not all ranks take part: call a method that saves a checkpoint on every rank, and not on rank 0 only"
+)
 
 
 class Flags(NamedTuple):
@@ -54,6 +65,21 @@ class ProcessGroup:
     def gather(self, value: _T) -> list[_T]:
         """Return the `value` of every process, in the order of the ranks, once all processes have called `gather`."""
         return [value]
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Warn if the block, a collective, does not end soon: a rank that does not take part makes all others wait.
+
+        An integration uses this method in its `gather`.
+        """
+        seconds = SECONDS_UNTIL_WARNING
+        timer = threading.Timer(seconds, _logger.warning, (_WAITING, self.rank, seconds))
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
 
     def reduce_flags(self, flags: Flags) -> Flags:
         """Contribute this process's `flags`, and return the flags of all processes combined.

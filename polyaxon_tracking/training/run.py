@@ -7,6 +7,7 @@ import os
 import re
 import weakref
 from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
 from polyaxon_tracking.background import wait_for_all
 from polyaxon_tracking.checkpoints import CheckpointManager
@@ -38,10 +39,19 @@ LOCAL_OUTPUTS = "outputs"
 # The names of the directories with training states; the group is the number of the training, from the second on.
 RESUME = re.compile(r"resume(?:-(\d+))?")
 
-# The trainings of this process: the checkpoint directory of each training, and the objects that it trains, or `()` once
-# the training has finished. The references are weak because a model must be freed after its training. See
-# `Run.checkpoint_manager`.
-_begun: dict[str, tuple[weakref.ref[object], ...]] = {}
+
+class _Training(NamedTuple):
+    """The objects that a training trains, and whether the training has finished.
+
+    The references are weak because a model must be freed after its training. See `Run.checkpoint_manager`.
+    """
+
+    objects: tuple[weakref.ref[object], ...]
+    has_finished: bool = False
+
+
+# The trainings of this process, by the checkpoint directory of each.
+_begun: dict[str, _Training] = {}
 
 
 class Run:
@@ -107,6 +117,8 @@ class Run:
         """The directory of the outputs: an absolute local path, or a URL without secrets, in fsspec's form."""
         if not self.is_remote:
             sweep_below(join_below(self.outputs_path, "checkpoints"))
+        self.is_model_trained: bool = False
+        """Whether the model of the last `checkpoint_manager` has finished an earlier training in this process."""
         self._data_paths = _checked_datasets(datasets)
         if not self.on_cluster:
             why = f"{NO_OP} is true" if is_true(NO_OP) else f"{OUTPUTS_PATH} is not set"
@@ -223,18 +235,21 @@ class Run:
         """
         wait_for_all()  # so that a checkpoint still being written, by a training that raised, is found
         objects = (model, *others)
-        new = tuple(map(weakref.ref, objects))
+        new = _Training(tuple(map(weakref.ref, objects)))
+        finished = [one for one in [*_begun.values()] if one.has_finished]
+        self.is_model_trained = any(_refer_to(one.objects[:1], (model,)) for one in finished)
         number = 1
         while True:
             directory = join_below(self.checkpoints_path, "resume" if number == 1 else f"resume-{number}")
             begun = _begun.setdefault(directory, new)  # one atomic call, because trials may run in threads
-            if begun is new or _refer_to(begun, objects):
+            if begun is new or (not begun.has_finished and _refer_to(begun.objects, objects)):
                 return CheckpointManager(directory, max_to_keep)
             number += 1
 
     def mark_finished(self, checkpoints: CheckpointManager) -> None:
         """Record that the training for which `checkpoint_manager` returned `checkpoints` has finished."""
-        _begun[checkpoints.directory] = ()
+        begun = _begun.get(checkpoints.directory, _Training(()))
+        _begun[checkpoints.directory] = begun._replace(has_finished=True)
 
 
 def _refer_to(references: tuple[weakref.ref[object], ...], objects: tuple[object, ...]) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import weakref
 from typing import TYPE_CHECKING, Any
 
@@ -77,8 +78,10 @@ def test_another_model_is_another_training(outputs: Path, shared: bool) -> None:
 
 
 def test_the_next_stage_of_a_model_continues_in_memory_and_resumes_from_its_own_state(
-    outputs: Path, new_process: Callable[[], None]
+    outputs: Path, new_process: Callable[[], None], caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.INFO, "polyaxon_tracking")
+
     def first_stage() -> keras.Model:
         network = model("functional")
         fit(network, PolyaxonCallback(), epochs=2)
@@ -88,6 +91,7 @@ def test_the_next_stage_of_a_model_continues_in_memory_and_resumes_from_its_own_
     after_first = digest(network)
     fails(network, PolyaxonCallback(), once)
     assert (once.epochs, once.began_with) == ([0, 1], after_first)
+    assert [message.partition(" ")[0] for message in caplog.messages][:2] == ["Starting", "Continuing"]
     new_process()
     network, once = first_stage(), Once()
     assert digest(network) == after_first

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import pickle
 from typing import TYPE_CHECKING, Any
 
@@ -78,8 +79,10 @@ def test_another_model_is_another_training(outputs: Path, shared: bool) -> None:
 
 
 def test_the_next_stage_of_a_model_continues_in_memory_and_resumes_from_its_own_state(
-    outputs: Path, new_process: Callable[[], None]
+    outputs: Path, new_process: Callable[[], None], caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.INFO, "polyaxon_tracking")
+
     def stages(second: Once) -> tuple[str, Trainer]:
         set_seed(0)
         model = tiny()
@@ -91,6 +94,8 @@ def test_the_next_stage_of_a_model_continues_in_memory_and_resumes_from_its_own_
     after_first, training = stages(once)
     fails(training)
     assert (once.steps[0], once.began_with) == (1, after_first)
+    start = [message.partition(" ")[0] for message in caplog.messages if message.startswith(("Starting", "Continuing"))]
+    assert start == ["Starting", "Continuing"]
     after_second = digest(training.model)
     new_process()
     once = Once()
