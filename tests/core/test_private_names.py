@@ -1,4 +1,4 @@
-"""docs/decisions.md lists what the integrations use of frameworks that is private, as far as their source shows it."""
+"""The tables of docs/decisions.md agree with the source: private names of frameworks, and the functions of a save."""
 
 from __future__ import annotations
 
@@ -61,3 +61,16 @@ def test_every_search_of_the_call_stack_is_listed() -> None:
         if isinstance(node, ast.Attribute) and node.attr in {"_getframe", "walk_stack", "walk_tb", "f_back", "f_locals"}
     }
     assert listed("Searches of the call stack") == searches
+
+
+def test_every_function_that_a_save_passes_exists() -> None:
+    section = (ROOT / "docs" / "decisions.md").read_text().partition("\n## How one save reaches the disk\n")[2]
+    hops = re.findall(r"^\| `([\w/]+\.py): (\w+)`", section.partition("\n## ")[0], re.MULTILINE)
+    defined = {
+        (str(path.relative_to(ROOT)).removeprefix("integrations/"), function.name)
+        for path in [*SOURCES, *(ROOT / "polyaxon_tracking").rglob("*.py")]
+        for function in ast.walk(ast.parse(path.read_text()))
+        if isinstance(function, ast.FunctionDef)
+    }
+    assert len(hops) > 20
+    assert not set(hops) - defined
