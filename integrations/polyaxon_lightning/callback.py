@@ -153,7 +153,7 @@ class PolyaxonCallback(Callback):
         """Return the path of the dataset `name`, which must be one of `datasets`.
 
         Raises:
-            TrackingError: it was not given.
+            TrackingError: `name` is not in `datasets`.
         """
         return self._run.data_path(name)
 
@@ -363,7 +363,7 @@ def _without_training_state(callbacks: Sequence[Any]) -> list[Any]:
 def _note_launch() -> None:
     """Record the checkpoint directory of a training, in the process that is about to launch the training processes.
 
-    What the launched processes note is lost with them, and the next training in the script must not resume from there.
+    What the launched processes record is lost when they end, and the next training must not resume from there.
     Whether the training has finished is not known here, so only the same Trainer and model continue it.
     """
     trainer = launching_trainer()

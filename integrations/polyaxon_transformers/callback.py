@@ -120,7 +120,7 @@ class PolyaxonCallback(TrainerCallback):
         """Return the path of the dataset `name`, which must be one of `datasets`.
 
         Raises:
-            TrackingError: it was not given.
+            TrackingError: `name` is not in `datasets`.
         """
         return self._run.data_path(name)
 
@@ -128,7 +128,7 @@ class PolyaxonCallback(TrainerCallback):
         """Point the new Trainer at the outputs path.
 
         Raises:
-            TrackingError: it has another PolyaxonCallback too.
+            TrackingError: the Trainer has another PolyaxonCallback too.
         """
         trainer = _constructed_now()
         if sum(isinstance(callback, PolyaxonCallback) for callback in trainer.callback_handler.callbacks) > 1:
@@ -227,11 +227,11 @@ class PolyaxonCallback(TrainerCallback):
         sharing = _sharing.setdefault(users or folder, [])
         if checkpoints.directory not in sharing:
             sharing.append(checkpoints.directory)
-        if number := sharing.index(checkpoints.directory):  # the folders of the first are to stay
+        if number := sharing.index(checkpoints.directory):  # the first training keeps its folders
             args.output_dir = f"{folder}-{number + 1}"
             users = users and f"{users}-{number + 1}"
-            _logger.info("A training before has its folders in %s: this one's go to %s", folder, args.output_dir)
-        # What it saves is to be what all other callbacks have come to.
+            _logger.info("Folders of this training go to %s, because an earlier one has %s", args.output_dir, folder)
+        # Last, so that the saved state contains what all other callbacks have just done.
         trainer.pop_callback(self)
         trainer.add_callback(self)
         session = TrainingSession(self._run, checkpoints, self._options, TorchProcessGroup(self._options.write_timeout))
@@ -286,20 +286,20 @@ def _has_folders(output_dir: str) -> bool:
 class _Train:
     """The replacement of a Trainer's method `train`.
 
-    It holds the Trainer until that trains, since nobody else may: ``Trainer(...).train()``. From then on it does not,
-    so that the model goes when its user lets go of the Trainer.
+    It holds the Trainer until the Trainer trains, because nothing else may: ``Trainer(...).train()``. From then on, it
+    holds only a weak reference, so that the model is freed with the Trainer.
     """
 
     def __init__(self, trainer: Trainer, by: Callable[..., Any]) -> None:
         functools.update_wrapper(self, type(trainer).train)
         self._held: Trainer | None = trainer
         self._trainer = weakref.ref(trainer)
-        self._own = vars(trainer).get("train")  # of another library
+        self._own = vars(trainer).get("train")  # the method of another library
         self._by = by
 
     def __call__(self, *arguments: Any, **options: Any) -> Any:
         trainer, self._held = self._trainer(), None
-        assert trainer is not None  # who calls it has it from there
+        assert trainer is not None  # the caller has got this method from the Trainer
         own = self._own or functools.partial(type(trainer).train, trainer)
         return self._by(trainer, own, *arguments, **options)
 
