@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import errno
-import functools
 import logging
 import os
+import sys
 import time
 from typing import TYPE_CHECKING, TypeVar
 
@@ -27,6 +27,14 @@ _PATIENCE_SECONDS = 300.0
 _PATIENCE_AT_START_SECONDS = 15.0
 _LONGEST_PAUSE_SECONDS = 15.0
 
+# The connection errors of Python 3.10 and of the drivers, by their module.
+_CONNECTION_ERRORS = {
+    "asyncio": ["TimeoutError"],
+    "aiohttp": ["ClientError"],
+    "botocore.exceptions": ["HTTPClientError", "IncompleteReadError"],
+    "requests.exceptions": ["RequestException"],
+    "azure.core.exceptions": ["ServiceRequestError", "ServiceResponseError"],
+}
 # Exceptions of botocore and google.auth.
 _NO_CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError", "DefaultCredentialsError")
 
@@ -107,34 +115,9 @@ def _is_temporary(error: BaseException) -> bool:
     return any(isinstance(cause, _connection_errors()) or getattr(cause, "retryable", False) for cause in _chain(error))
 
 
-@functools.cache
 def _connection_errors() -> tuple[type[BaseException], ...]:
-    """Return the connection errors of the installed drivers; a driver that is missing has raised none."""
-    import asyncio
-
-    found: list[type[BaseException]] = [ConnectionError, TimeoutError, asyncio.TimeoutError]
-    try:
-        import aiohttp
-    except ModuleNotFoundError:
-        pass
-    else:
-        found.append(aiohttp.ClientError)
-    try:
-        import botocore.exceptions
-    except ModuleNotFoundError:
-        pass
-    else:
-        found += [botocore.exceptions.HTTPClientError, botocore.exceptions.IncompleteReadError]
-    try:
-        import requests
-    except ModuleNotFoundError:
-        pass
-    else:
-        found.append(requests.exceptions.RequestException)
-    try:
-        import azure.core.exceptions
-    except ModuleNotFoundError:
-        pass
-    else:
-        found += [azure.core.exceptions.ServiceRequestError, azure.core.exceptions.ServiceResponseError]
+    """Return the connection errors of Python and of the drivers that this process has imported."""
+    found: list[type[BaseException]] = [ConnectionError, TimeoutError]
+    for module, names in _CONNECTION_ERRORS.items():
+        found += [getattr(sys.modules[module], name) for name in names if module in sys.modules]
     return tuple(found)
