@@ -6,7 +6,7 @@ import functools
 import logging
 import os
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from polyaxon_lightning.checkpoint_io import METADATA_KEY, DurableCheckpointIO, save_in_foreground
 from polyaxon_lightning.framework import pl
@@ -140,7 +140,7 @@ class PolyaxonCallback(Callback):
             name=name,
         )
         self._weights_only = weights_only
-        self._launched = 0, ""
+        self._launch = _Launch(0, "", None)
         self._training_state: TrainingStateCheckpoint | None = None
         self._resumed: Checkpoint | None = None
 
@@ -181,7 +181,7 @@ class PolyaxonCallback(Callback):
             _logger.info("The Trainer has enable_checkpointing=False: nothing is saved, and nothing is resumed from")
             return
         # Lightning looks for "last" before any hook, in the directory it would use without this callback.
-        is_last_requested = trainer.ckpt_path is None and ckpt_path_argument(trainer) == "last"
+        is_last_requested = trainer.ckpt_path is None and self._ckpt_path_argument(trainer) == "last"
         self._resumed = None
         if self._run.should_resume or is_last_requested:
             self._resumed = self._training_state.session.find_checkpoint((".ckpt",), "PyTorch Lightning")
@@ -231,17 +231,17 @@ class PolyaxonCallback(Callback):
 
         That checkpoint is loaded here if `setup` could not load it, or if the Trainer has loaded an older one since.
         """
-        own_path: Any = trainer.ckpt_path
-        resumed = self._resumed
+        own_path, resumed = trainer.ckpt_path, self._resumed
+        argument = self._ckpt_path_argument(trainer)
         restores_later = trainer.strategy.restore_checkpoint_after_setup  # and not before `on_fit_start`
         if restores_later:
-            own_path = own_path or ckpt_path_argument(trainer)
-        is_loaded_over = own_path not in (None, "last")
-        if resumed is None or (is_loaded_over and (restores_later or not is_chosen_by_lightning(trainer))):
+            own_path = own_path or argument
+        is_loaded_over = own_path is not None and own_path != "last"
+        if resumed is None or (is_loaded_over and (restores_later or not is_chosen_by_lightning(trainer, argument))):
             return own_path
         if is_loaded_over:
             newer = is_newer(trainer, resumed)
-            state.session.log.passed_over(os.fspath(own_path), loaded_step(trainer), resumed, newer=newer)
+            state.session.log.passed_over(str(own_path), loaded_step(trainer), resumed, newer=newer)
             if newer:
                 self._resumed = None
                 return own_path
@@ -301,10 +301,13 @@ class PolyaxonCallback(Callback):
 
     def _checkpoints_of(self, model: pl.LightningModule) -> CheckpointManager:
         """Return the checkpoint manager for `model`; in a launched process, that of the recorded directory."""
-        launched_by, directory = self._launched
-        if launched_by not in (0, os.getpid()):
-            return CheckpointManager(directory, self._options.max_to_keep)
+        if self._launch.is_of_this_process():
+            return CheckpointManager(self._launch.directory, self._options.max_to_keep)
         return self._run.checkpoint_manager(model, max_to_keep=self._options.max_to_keep)
+
+    def _ckpt_path_argument(self, trainer: pl.Trainer) -> Any:
+        """Return the `ckpt_path` that ``fit`` was called with; in a launched process, the recorded one."""
+        return self._launch.ckpt_path if self._launch.is_of_this_process() else ckpt_path_argument(trainer)
 
     def _attach_training_state(self, trainer: pl.Trainer, model: pl.LightningModule) -> TrainingStateCheckpoint:
         """Add the callback that saves the training state, as the last of the Trainer's callbacks.
@@ -326,7 +329,7 @@ class PolyaxonCallback(Callback):
             return
         state = self._training_state
         trainer.strategy.checkpoint_io = io = DurableCheckpointIO(None if state is None else state.snapshot)
-        io.protected_path = ckpt_path_argument(trainer)
+        io.protected_path = self._ckpt_path_argument(trainer)
         if state is not None and not writes_itself(trainer):
             state.io.on_newest = io.keep_named
         if state is not None and state.snapshot is not None:
@@ -360,8 +363,23 @@ def _without_training_state(callbacks: Sequence[Any]) -> list[Any]:
     return [callback for callback in callbacks if not isinstance(callback, TrainingStateCheckpoint)]
 
 
+class _Launch(NamedTuple):
+    """What a process that launches the processes of a training records for them."""
+
+    pid: int
+    """The process that launches; 0 if none does."""
+    directory: str
+    """The checkpoint directory."""
+    ckpt_path: Any
+    """The `ckpt_path` that ``fit`` was called with."""
+
+    def is_of_this_process(self) -> bool:
+        """Return whether this process was launched."""
+        return self.pid not in (0, os.getpid())
+
+
 def _note_launch() -> None:
-    """Record the checkpoint directory of a training, in the process that is about to launch the training processes.
+    """Record what the processes of a training need, in the process that is about to launch them.
 
     What the launched processes record is lost when they end, and the next training must not resume from there.
     Whether the training has finished is not known here, so only the same Trainer and model continue it.
@@ -371,7 +389,8 @@ def _note_launch() -> None:
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, PolyaxonCallback):
                 checkpoints = callback._run.checkpoint_manager(trainer.lightning_module, trainer)  # noqa: SLF001
-                callback._launched = os.getpid(), checkpoints.directory  # noqa: SLF001
+                launch = _Launch(os.getpid(), checkpoints.directory, ckpt_path_argument(trainer))
+                callback._launch = launch  # noqa: SLF001
 
 
 if hasattr(os, "register_at_fork"):  # forking pickles nothing

@@ -120,11 +120,16 @@ def _forget(callback: ModelCheckpoint, files: list[str]) -> None:
         callback.kth_value = models[callback.kth_best_model_path]
 
 
-def is_chosen_by_lightning(trainer: pl.Trainer) -> bool:
-    """Return whether Lightning itself chose `ckpt_path`: what an ``OnExceptionCheckpoint`` or Slurm's requeue saved."""
+def is_chosen_by_lightning(trainer: pl.Trainer, argument: Any) -> bool:
+    """Return whether Lightning itself chose `ckpt_path`: what an ``OnExceptionCheckpoint`` or Slurm's requeue saved.
+
+    Args:
+        trainer: the Trainer.
+        argument: the `ckpt_path` that ``fit`` was called with.
+    """
     on_exception = pl.callbacks.OnExceptionCheckpoint
     has_one = any(isinstance(callback, on_exception) for callback in trainer.checkpoint_callbacks)
-    return (has_one or _is_of_slurm(trainer)) and ckpt_path_argument(trainer) is None
+    return (has_one or _is_of_slurm(trainer)) and argument is None
 
 
 def is_newer(trainer: pl.Trainer, checkpoint: Checkpoint) -> bool:
@@ -147,7 +152,10 @@ def _is_of_slurm(trainer: pl.Trainer) -> bool:
 
 
 def ckpt_path_argument(trainer: pl.Trainer) -> Any:
-    """Return the `ckpt_path` argument of the running ``trainer.fit``, which Lightning stores nowhere."""
+    """Return the `ckpt_path` argument of the running ``trainer.fit``, which Lightning stores nowhere.
+
+    In a process that was launched by ``fit``, there is none.
+    """
     for frame, _ in traceback.walk_stack(sys._getframe()):  # noqa: SLF001
         if frame.f_code.co_name == "fit" and frame.f_locals.get("self") is trainer:
             return frame.f_locals.get("ckpt_path")

@@ -109,7 +109,8 @@ def main() -> None:
     if "SIGNAL_AT_THE_END" in os.environ:
         training.callbacks.append(Late())  # type: ignore[attr-defined]
     loader = StatefulDataLoader if "STATEFUL" in os.environ else DataLoader
-    training.fit(model, data(shuffle=loader is StatefulDataLoader or not every, loader=loader), data())
+    batches = data(shuffle=loader is StatefulDataLoader or not every, loader=loader)
+    training.fit(model, batches, data(), ckpt_path=os.environ.get("CKPT_PATH"))
     # Optimizers and progress stay in the processes that were spawned.
     spawned = training.strategy.launcher is not None and not training.optimizers
     learning_rate = None if spawned else training.optimizers[0].param_groups[0]["lr"]

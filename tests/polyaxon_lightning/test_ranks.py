@@ -18,13 +18,13 @@ SCRIPT = str(SCRIPTS["lightning"])
 COMMANDS = {"ddp": [sys.executable], "ddp_spawn": [sys.executable], "torchrun": TORCHRUN}
 
 
-def start(launcher: str, outputs: Path, **environment: str) -> subprocess.Popen[str]:
+def start(launcher: str, outputs: Path, *, directory: Path | None = None, **environment: str) -> subprocess.Popen[str]:
     strategy = "ddp" if launcher == "torchrun" else launcher
-    return start_ranks([*COMMANDS[launcher], SCRIPT], outputs, STRATEGY=strategy, **environment)
+    return start_ranks([*COMMANDS[launcher], SCRIPT], outputs, directory=directory, STRATEGY=strategy, **environment)
 
 
-def train(launcher: str, outputs: Path, **environment: str) -> Ended:
-    return wait_for_ranks(start(launcher, outputs, **environment))
+def train(launcher: str, outputs: Path, *, directory: Path | None = None, **environment: str) -> Ended:
+    return wait_for_ranks(start(launcher, outputs, directory=directory, **environment))
 
 
 def digests(stdout: str) -> list[str]:
@@ -98,3 +98,15 @@ def test_ranks_that_see_different_checkpoints_get_an_error(tmp_path: Path) -> No
         rf"{tmp_path}/outputs0/checkpoints/resume, rank 1 from None in {tmp_path}/outputs1/checkpoints/resume"
     )
     assert len(re.findall(message, stderr)) == 2
+
+
+@pytest.mark.parametrize("launcher", ["ddp_spawn", "ddp"])
+def test_ckpt_path_last_resumes_from_the_newest_training_state(launcher: str, tmp_path: Path) -> None:
+    """Off the cluster, where only this argument makes the second start resume."""
+    off_the_cluster = {"POLYAXON_NO_OP": "1", "FOREGROUND": "1", "CKPT_PATH": "last"}
+    first, second = (
+        train(launcher, tmp_path, directory=tmp_path, **off_the_cluster, **died) for died in ({"DIE_AT_STEP": "8"}, {})
+    )
+    assert first.returncode != 0
+    assert second.returncode == 0, second.stderr
+    assert len(re.findall("Resuming from .*: epoch 4, step 8\n", second.stderr)) == 1
