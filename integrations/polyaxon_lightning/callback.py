@@ -6,13 +6,14 @@ import functools
 import logging
 import os
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
+from polyaxon_lightning.background import save_in_background
 from polyaxon_lightning.checkpoint_io import METADATA_KEY, DurableCheckpointIO, save_in_foreground
 from polyaxon_lightning.framework import pl
 from polyaxon_lightning.hooks import skip_unused_hooks
-from polyaxon_lightning.loggers import reads_no_checkpoint, warn_of_files_outside
-from polyaxon_lightning.process_group import launching_trainer, share_errors_of_saves
+from polyaxon_lightning.loggers import warn_of_files_outside
+from polyaxon_lightning.process_group import Launch, launching_trainer, share_errors_of_saves
 from polyaxon_lightning.resuming import (
     ckpt_path_argument,
     forget_missing_files,
@@ -140,7 +141,7 @@ class PolyaxonCallback(Callback):
             name=name,
         )
         self._weights_only = weights_only
-        self._launch = _Launch(0, "", None)
+        self._launch = Launch(0, "", None)
         self._training_state: TrainingStateCheckpoint | None = None
         self._resumed: Checkpoint | None = None
 
@@ -333,25 +334,7 @@ class PolyaxonCallback(Callback):
         if state is not None and not writes_itself(trainer):
             state.io.on_newest = io.keep_named
         if state is not None and state.snapshot is not None:
-            _save_in_background(trainer, io)
-
-
-def _save_in_background(trainer: pl.Trainer, io: DurableCheckpointIO) -> None:
-    """Let ModelCheckpoints save in the background, unless something reads each file as soon as it is saved.
-
-    A subclass may, and loggers that upload each checkpoint do: Lightning calls their ``after_save_checkpoint``.
-    """
-    if not all(map(reads_no_checkpoint, trainer.loggers)):
-        _logger.info(
-            "A logger of the Trainer reads each checkpoint that a ModelCheckpoint saves: those are saved in the "
-            "foreground"
-        )
-        return
-    for callback in trainer.checkpoint_callbacks:
-        if type(callback) is ModelCheckpoint:
-            if callback.save_last == "link":  # its target may never be written; equal states are linked anyway
-                callback.save_last = True
-            io.save_in_background(callback)
+            save_in_background(trainer, io)
 
 
 def _check_weights_only(weights_only: object) -> None:
@@ -361,21 +344,6 @@ def _check_weights_only(weights_only: object) -> None:
 
 def _without_training_state(callbacks: Sequence[Any]) -> list[Any]:
     return [callback for callback in callbacks if not isinstance(callback, TrainingStateCheckpoint)]
-
-
-class _Launch(NamedTuple):
-    """What a process that launches the processes of a training records for them."""
-
-    pid: int
-    """The process that launches; 0 if none does."""
-    directory: str
-    """The checkpoint directory."""
-    ckpt_path: Any
-    """The `ckpt_path` that ``fit`` was called with."""
-
-    def is_of_this_process(self) -> bool:
-        """Return whether this process was launched."""
-        return self.pid not in (0, os.getpid())
 
 
 def _note_launch() -> None:
@@ -389,7 +357,7 @@ def _note_launch() -> None:
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, PolyaxonCallback):
                 checkpoints = callback._run.checkpoint_manager(trainer.lightning_module, trainer)  # noqa: SLF001
-                launch = _Launch(os.getpid(), checkpoints.directory, ckpt_path_argument(trainer))
+                launch = Launch(os.getpid(), checkpoints.directory, ckpt_path_argument(trainer))
                 callback._launch = launch  # noqa: SLF001
 
 

@@ -6,14 +6,12 @@ import contextlib
 import functools
 import os
 import shutil
-import struct
-import zipfile
-import zlib
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from polyaxon_lightning.framework import pl
+from polyaxon_lightning.saved_files import SavedFile, absolute, copy_saved, damage, identity_of, is_url
 from polyaxon_torch import check_plain, has_nan, lazy_layers_allowed, plain_hyperparameters, plain_numbers
 from polyaxon_tracking import TrackingError, atomic_write, cached_path
 from polyaxon_tracking.training import open_directory
@@ -67,7 +65,7 @@ class DurableCheckpointIO(TorchCheckpointIO):
         """The path that a ModelCheckpoint is about to save to, in the background."""
         self._pending: set[str] = set()
         self._listed: dict[str, set[str]] = {}
-        self._last_saved: _Saved | None = None
+        self._last_saved: SavedFile | None = None
         self._named: set[str] = set()
         """The files that the newest training state names, such as the best model's."""
         self._removed: set[str] = set()
@@ -82,7 +80,7 @@ class DurableCheckpointIO(TorchCheckpointIO):
                 "`trainer.save_checkpoint(..., storage_options=...)` is not supported: see PolyaxonCallback"
             )
         is_background_path = os.fspath(path) == self.background_path
-        path, self.background_path = _absolute(path), None
+        path, self.background_path = absolute(path), None
         self._removed.discard(path)
         if self._snapshot is not None and is_background_path:
             self._pending.add(path)
@@ -101,7 +99,7 @@ class DurableCheckpointIO(TorchCheckpointIO):
         from a state whose best model is that file. So the file is removed only when a state that does not name it is
         written.
         """
-        self._named = {_absolute(path) for path in _named_files(state)}
+        self._named = {absolute(path) for path in _named_files(state)}
         self._remove_unneeded()
 
     def save_in_background(self, callback: ModelCheckpoint) -> None:
@@ -116,10 +114,10 @@ class DurableCheckpointIO(TorchCheckpointIO):
 
     def is_taken(self, path: str | Path) -> bool:
         """Return whether the file `path` exists or is being written; a store is listed once, not at every save."""
-        path = _absolute(path)
+        path = absolute(path)
         if path in self._removed:
             return False
-        if path in self._pending or not _is_url(path):
+        if path in self._pending or not is_url(path):
             return path in self._pending or os.path.exists(path)
         parent, name = os.path.split(path)
         if parent not in self._listed:
@@ -139,9 +137,9 @@ class DurableCheckpointIO(TorchCheckpointIO):
             TrackingError: the file is damaged.
         """
         self.wait()
-        local = cached_path(path) if _is_url(path) else path
-        if os.path.isfile(local) and (problem := _damage(local)):
-            place = _absolute(os.fspath(path).partition("?")[0]) if _is_url(path) else path
+        local = cached_path(path) if is_url(path) else path
+        if os.path.isfile(local) and (problem := damage(local)):
+            place = absolute(os.fspath(path).partition("?")[0]) if is_url(path) else path
             raise TrackingError(
                 f"Received the checkpoint {place}, which is damaged: {problem}. Expected the bytes that were saved. "
                 f"Give another file, or leave out `ckpt_path` to resume from the newest intact training state; the "
@@ -154,7 +152,7 @@ class DurableCheckpointIO(TorchCheckpointIO):
         """Remove the file or directory `path`, if it exists, when no earlier save and no training state needs it."""
         if path == self.protected_path:  # Lightning itself keeps it if it is local (its issue 21813)
             return
-        path = _absolute(path)
+        path = absolute(path)
         self._removed.add(path)
         if self._snapshot is None:
             self._remove_unneeded(path)
@@ -174,10 +172,10 @@ class DurableCheckpointIO(TorchCheckpointIO):
     def _save_pending(self, path: str, checkpoint: dict[str, Any]) -> None:
         self._unneeded.discard(path)
         saved = self._last_saved
-        if saved is None or saved.checkpoint is not checkpoint or not _copy(saved, path):
+        if saved is None or saved.checkpoint is not checkpoint or not copy_saved(saved, path):
             with atomic_write(path) as staged:
                 torch.save(checkpoint, staged)
-        self._last_saved = _Saved(checkpoint, path, _identity(path))
+        self._last_saved = SavedFile(checkpoint, path, identity_of(path))
         parent, name = os.path.split(path)
         self._listed.get(parent, set()).add(name)
         self._pending.discard(path)
@@ -292,12 +290,6 @@ def training_state_io(trainer: pl.Trainer, io: TrainingStateIO) -> Iterator[None
         trainer.strategy.checkpoint_io = plugin
 
 
-class _Saved(NamedTuple):
-    checkpoint: dict[str, Any]
-    path: str
-    identity: tuple[int, ...] | None
-
-
 def _named_files(state: dict[str, Any]) -> set[str]:
     """Return the paths that the states of ModelCheckpoints in the training state `state` hold."""
     named: set[str] = set()
@@ -305,57 +297,3 @@ def _named_files(state: dict[str, Any]) -> set[str]:
         if isinstance(callback, dict) and "best_k_models" in callback:
             named |= {*callback["best_k_models"], callback["best_model_path"], callback["last_model_path"]}
     return named - {""}
-
-
-def _is_url(path: str | Path) -> bool:
-    return "://" in os.fspath(path)
-
-
-def _absolute(path: str | Path) -> str:
-    """Return `path` as an absolute path, or as a URL without secrets, because log lines and errors show it."""
-    if not _is_url(path):
-        return os.path.abspath(path)
-    parent, _, name = os.fspath(path).rpartition("/")
-    return f"{open_directory(parent).path}/{name}"
-
-
-def _store(path: str) -> list[str]:
-    """Return the scheme and the bucket of a URL, or an empty list for a local path."""
-    return path.split("/", 3)[:3] if _is_url(path) else []
-
-
-def _identity(path: str) -> tuple[int, ...] | None:
-    """Return what identifies the file `path`, or None if there is no such local file."""
-    try:
-        status = os.lstat(path)
-    except FileNotFoundError:
-        return None
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
-
-
-def _copy(saved: _Saved, path: str) -> bool:
-    """Link or copy the saved file to `path`, such as ``last.ckpt``; return whether that was possible."""
-    if _store(saved.path) != _store(path) or saved.path == path or _identity(saved.path) != saved.identity:
-        return False
-    parent, name = os.path.split(path)
-    try:
-        open_directory(parent).copy(saved.path, name)
-    except FileNotFoundError:  # it was removed meanwhile
-        return False
-    return True
-
-
-def _damage(path: str | Path) -> str | None:
-    """Return what is wrong with the file `path`, from the CRC-32 of its zip members, or None if it is intact."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            member = archive.testzip()
-    except zipfile.BadZipFile as error:
-        with open(path, "rb") as file:
-            start = file.read(2)
-        if not start:
-            return "it is empty"
-        return str(error) if start == b"PK" else None  # torch's format of before 1.6 has no checksums
-    except (EOFError, LookupError, OSError, RuntimeError, ValueError, struct.error, zlib.error) as error:
-        return str(error) or type(error).__name__  # invalid headers, or a disk error
-    return member and f"the CRC-32 of its member {member} does not match"

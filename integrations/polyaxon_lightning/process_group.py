@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import functools
+import os
 import sys
 import traceback
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from polyaxon_lightning.framework import pl
 
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
     from polyaxon_torch import TorchProcessGroup
 
-__all__ = ["launching_trainer", "restore_saves", "share_errors_of_saves"]
+__all__ = ["Launch", "launching_trainer", "restore_saves", "share_errors_of_saves"]
 
 
 def share_errors_of_saves(strategy: Strategy, process_group: TorchProcessGroup) -> None:
@@ -51,3 +52,18 @@ def launching_trainer() -> pl.Trainer | None:
             # In a forked process, `launch` is not the innermost function of the launcher.
             return frame.f_locals.get("trainer") if frame.f_code.co_name == "launch" else None
     return None
+
+
+class Launch(NamedTuple):
+    """What a process that launches the processes of a training records for them."""
+
+    pid: int
+    """The process that launches; 0 if none does."""
+    directory: str
+    """The checkpoint directory."""
+    ckpt_path: Any
+    """The `ckpt_path` that ``fit`` was called with."""
+
+    def is_of_this_process(self) -> bool:
+        """Return whether this process was launched."""
+        return self.pid not in (0, os.getpid())

@@ -21,7 +21,7 @@ from polyaxon_tracking.errors import TrackingError, closest
 from polyaxon_tracking.redaction import shown, shown_path
 from polyaxon_tracking.storage.credentials import locate
 from polyaxon_tracking.storage.disk import is_there
-from polyaxon_tracking.training.run import checked_outputs
+from polyaxon_tracking.training.inputs import checked_outputs
 from polyaxon_tracking.urls import is_url, local_path
 
 __all__ = ["environment", "supervise"]

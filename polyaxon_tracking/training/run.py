@@ -4,40 +4,34 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import weakref
-from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from polyaxon_tracking.background import wait_for_all
 from polyaxon_tracking.checkpoints import CheckpointManager
 from polyaxon_tracking.environment import (
-    DATA_PATHS,
     NO_OP,
     OUTPUTS_PATH,
     check_dataset_name,
-    get_data_paths,
     get_outputs_path,
     is_true,
-    unknown_dataset,
 )
 from polyaxon_tracking.errors import TrackingError, closest
 from polyaxon_tracking.redaction import mask_urls, shown_path
-from polyaxon_tracking.storage.disk import is_there
 from polyaxon_tracking.storage.locks import sweep_below
-from polyaxon_tracking.storage.probe import READ_RIGHT, WRITABLE, try_saving, what_failed, what_to_do
 from polyaxon_tracking.training.hyperparameters import IfChanged, check_if_changed
+from polyaxon_tracking.training.inputs import check_name, checked_datasets, checked_loggers, checked_outputs
 from polyaxon_tracking.training.logging import set_log_level
 from polyaxon_tracking.urls import is_url, join_below, local_path, path_text
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
 
 __all__ = ["Run"]
 
 _logger = logging.getLogger("polyaxon_tracking")
 
 LOCAL_OUTPUTS = "outputs"
-
-# The names of the directories with training states; the group is the number of the training, from the second on.
-RESUME = re.compile(r"resume(?:-(\d+))?")
 
 
 class _Training(NamedTuple):
@@ -97,12 +91,12 @@ class Run:
         name: str | None = None,
         writes_in_place: bool = False,
     ) -> None:
-        _check_name(name)
+        check_name(name)
         check_if_changed(if_changed)
         self._name = name
         if not (resume is None or isinstance(resume, bool)):
             raise TrackingError(f"Received resume={resume!r}. Expected True, False or None.")
-        self._loggers = ["polyaxon_tracking", *framework_loggers, *_checked_loggers(loggers)]
+        self._loggers = ["polyaxon_tracking", *framework_loggers, *checked_loggers(loggers)]
         set_log_level(self._loggers)
         outputs = get_outputs_path()
         self.on_cluster: bool = outputs is not None
@@ -119,7 +113,7 @@ class Run:
             sweep_below(join_below(self.outputs_path, "checkpoints"))
         self.is_model_trained: bool = False
         """Whether the model of the last `checkpoint_manager` has finished an earlier training in this process."""
-        self._data_paths = _checked_datasets(datasets)
+        self._data_paths = checked_datasets(datasets)
         if not self.on_cluster:
             why = f"{NO_OP} is true" if is_true(NO_OP) else f"{OUTPUTS_PATH} is not set"
             _logger.info("%s: outputs go to %s", why, self.outputs_path)
@@ -262,103 +256,3 @@ def _is_below(outputs: str, path: str) -> bool:
         return f"{path}/".startswith(f"{outputs}/")
     outputs = os.path.realpath(outputs)
     return os.path.commonpath([outputs, os.path.realpath(local_path(path))]) == outputs
-
-
-def checked_outputs(path: str, source: str = OUTPUTS_PATH, *, in_place: bool = False) -> str:
-    """Return the outputs path, absolute or as a URL without secrets, after files were written there as a save does.
-
-    Args:
-        path: the outputs path.
-        source: where `path` came from, for messages.
-        in_place: whether saves also change a file before its end.
-
-    Raises:
-        TrackingError: one of the steps failed.
-    """
-    if is_url(path):
-        from polyaxon_tracking.storage.object_store import check_writable  # here and not above: only URLs need it
-
-        return check_writable(path, source)
-    path = os.path.abspath(local_path(path))
-    step = WRITABLE
-    try:
-        for step in try_saving(path, in_place=in_place):  # noqa: B007  # for the message
-            pass
-    except OSError as error:
-        # `from None`: the message already holds everything that the error says
-        raise TrackingError(
-            f"Received the outputs path {shown_path(path)}, {what_failed(error, step)}. Expected a directory that "
-            f"this user may write to. {what_to_do(error, step)}, or set {source} to another path."
-        ) from None
-    return path
-
-
-def _checked_loggers(loggers: object) -> list[str]:
-    expected = "Expected a list of names"
-    if isinstance(loggers, str):
-        raise TrackingError(f"Received loggers={loggers!r}, a string. {expected}: [{loggers!r}].")
-    given = list(loggers) if isinstance(loggers, Iterable) else [loggers]
-    names = [name for name in given if isinstance(name, str)]
-    if len(names) < len(given):
-        raise TrackingError(f"Received loggers={loggers!r}. {expected} of loggers, such as ['mine'].")
-    return names
-
-
-def _check_name(name: object) -> None:
-    if name is None:
-        return
-    if not isinstance(name, str) or name in {"", ".", ".."} or set(name) & set("/\\\0") or RESUME.fullmatch(name):
-        raise TrackingError(
-            f"Received name={name!r}. Expected the name of a directory for this training, such as 'fold-3': not empty, "
-            f"without '/', and not 'resume'."
-        )
-
-
-def _checked_datasets(datasets: Iterable[str] | Mapping[str, str | os.PathLike[str]]) -> dict[str, str]:
-    if isinstance(datasets, str):
-        name = shown_path(datasets)
-        raise TrackingError(
-            f"Received datasets={name}, a string. Expected a list of names, such as [{name}], or a mapping from name "
-            f"to the path on this machine, such as {{{name}: 'data/digits'}}."
-        )
-    if not isinstance(datasets, Iterable):
-        raise TrackingError(
-            f"Received datasets={datasets!r}. Expected a list of names, or a mapping from name to the path on this "
-            f"machine."
-        )
-    names = list(datasets)
-    if wrong := [name for name in names if not isinstance(name, str)]:
-        raise TrackingError(f"Received datasets with the names {wrong}. Expected the names to be strings.")
-    if isinstance(datasets, Mapping):
-        wrong = [name for name, path in datasets.items() if not isinstance(path, str | os.PathLike)]
-        if wrong:
-            raise TrackingError(
-                f"Received datasets without a path: {wrong}. Expected a path on this machine for each, or a list of "
-                f"names if the cluster knows all of them."
-            )
-    on_cluster = get_data_paths()
-    local = {name: os.fspath(path) for name, path in datasets.items()} if isinstance(datasets, Mapping) else {}
-    available = local if on_cluster is None else on_cluster
-    problems = []
-    for name in names:
-        if name not in available:
-            problems.append(unknown_dataset(name, on_cluster))
-        elif problem := _problem_of_data(available[name]):
-            source = "`datasets=`" if on_cluster is None else DATA_PATHS
-            problems.append(
-                f"The dataset {shown_path(name)} is expected at {shown_path(available[name])}, according to {source}"
-                f"{problem}."
-            )
-    if problems:
-        raise TrackingError("\n".join(problems))
-    return {name: available[name] for name in names}
-
-
-def _problem_of_data(path: str) -> str | None:
-    """Return why there is no data at the local `path`, and what to do about it; ``None`` if there is any."""
-    try:
-        if is_url(path) or is_there(local_path(path)):
-            return None
-    except OSError as error:
-        return f", and cannot be read: {error.strerror}. {what_to_do(error, otherwise=READ_RIGHT)}, or correct the path"
-    return ", and there is nothing. Correct the path, or put the data there"
