@@ -62,7 +62,7 @@ class Checkpoint(NamedTuple):
 
     @property
     def has_nan(self) -> bool:
-        """Whether the weights in the checkpoint hold NaN, as after a loss that became NaN."""
+        """Return whether the weights in the checkpoint hold NaN, as after a loss that became NaN."""
         match = _NAME.fullmatch(self.name)
         return match is not None and match[5] is not None
 

@@ -30,7 +30,7 @@ _logger = logging.getLogger("polyaxon_tracking")
 
 
 class Batches:
-    """What to save of the batches since the last optimizer step: the gradients, and the state before a failed batch.
+    """The state of the batches since the last optimizer step: the gradients, and the state before a failed batch.
 
     If an exception ends training within a batch, the data loader has already given that batch, and random numbers are
     drawn. So if all data loaders have a state, it is kept at the end of each batch, together with the random numbers,

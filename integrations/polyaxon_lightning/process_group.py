@@ -55,7 +55,7 @@ def launching_trainer() -> pl.Trainer | None:
 
 
 class Launch(NamedTuple):
-    """What a process that launches the processes of a training records for them."""
+    """The record that a process leaves for the processes of a training that it launches."""
 
     pid: int
     """The process that launches; 0 if none does."""

@@ -83,7 +83,7 @@ class TrainingStateCheckpoint(Checkpoint):
 
     @property
     def found_by_searches(self) -> dict[str, Any]:
-        """What searches had found in the training that is resumed."""
+        """Return the results of the searches in the training that is resumed."""
         found: dict[str, Any] = {} if self._restored is None else self._restored.get("searches", {})
         return found
 

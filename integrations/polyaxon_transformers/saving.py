@@ -32,7 +32,7 @@ STATE_SUFFIX = ".checkpoint"
 
 
 class StateToSave(NamedTuple):
-    """What a training state holds besides the folder that the Trainer saves."""
+    """The part of a training state that is not in the folder that the Trainer saves."""
 
     epoch: int
     """The number of epochs done."""

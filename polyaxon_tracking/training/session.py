@@ -29,7 +29,7 @@ _logger = logging.getLogger("polyaxon_tracking")
 
 
 class Action(enum.Enum):
-    """What an integration must do at the end of a batch."""
+    """The action that an integration must take at the end of a batch."""
 
     NOTHING = enum.auto()
     """Continue."""
