@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any
 
 from polyaxon_keras import training_state
-from polyaxon_keras.callback_states import CallbackStates
 from polyaxon_keras.epoch_end import MissedEpochEnd, StateBeforeEpochEnd, averages_on_exception, notify_of_epoch_ends
 from polyaxon_keras.exceptions import ExceptionHook, track_steps, untrack_steps
-from polyaxon_keras.fit_history import FitHistory
 from polyaxon_keras.fit_hooks import (
     build_model,
     callback_list,
@@ -20,6 +19,7 @@ from polyaxon_keras.fit_hooks import (
 from polyaxon_keras.framework import keras
 from polyaxon_keras.hyperparameters import hyperparameters
 from polyaxon_keras.process_group import JaxProcessGroup
+from polyaxon_keras.training_values import TrainingValues
 from polyaxon_keras.writer import ModelWriter
 from polyaxon_tracking.training import Action, Run, SaveOptions, TrainingSession, accept_hyperparameters
 
@@ -60,11 +60,10 @@ class Training:
         )
         self.writer = ModelWriter(self.session, self._process_group)
         self._should_resume = run.should_resume
-        self._callback_states = CallbackStates(callbacks_to_restore)
         callbacks = callback_list()  # it is not kept, so that it goes with this `fit`, however that ends
         self.writer.free_memory_with(callbacks)
         self._fit_callbacks = notify_of_epoch_ends(callbacks, self._begin_epoch_end, self._end_epoch_end)
-        self._history = FitHistory(self._fit_callbacks)
+        self._values = TrainingValues(callback, callbacks_to_restore, self._fit_callbacks)
         self._epoch = 0
         self._batch = -1
         self._step = 0
@@ -75,10 +74,6 @@ class Training:
         self._step_saved_before_epoch_end = -1
         self._action_at_epoch_end = Action.NOTHING
         self._should_check_for_swap = False
-        self._validation_swaps_weights = False
-        self._hyperparameters: dict[str, Any] = {}
-        self._stopped_at: int | None = None
-        """The number of epochs done when training was stopped early, for example by ``EarlyStopping``."""
 
     @property
     def model(self) -> keras.Model:
@@ -101,12 +96,12 @@ class Training:
         self._iterations_at_start = iterations_of(self.model)
         newest = self.session.find_checkpoint((".weights.h5",), "Keras") if self._should_resume else None
         current = hyperparameters(self.model, self._callback.params["steps"])
-        self._hyperparameters = current.as_saved()
+        self._values.hyperparameters = current.as_saved()
         if newest is not None:
             metadata = training_state.read_metadata(newest.path)
             saved = metadata["training"].get("hyperparameters")
             if accept_hyperparameters(self.session, newest.source, saved, current):
-                self._hyperparameters = current.as_saved(saved)
+                self._values.hyperparameters = current.as_saved(saved)
                 self._resume_from(newest, metadata)
             else:
                 newest = None
@@ -115,20 +110,14 @@ class Training:
         self.session.log.start(newest)
         epochs = self._callback.params["epochs"]
         if newest is not None and newest.epoch >= epochs:
-            epoch = self._stopped_at
+            epoch = self._values.stopped_at
             self.session.log.nothing_left(epoch=epoch or 0, limit=f"epochs={epochs}" if epoch is None else None)
 
     def _resume_from(self, newest: Checkpoint, metadata: dict[str, Any]) -> None:
-        rank, training = self._process_group.rank, metadata["training"]
-        training_state.load(
-            self.model, newest.path, metadata, newest.source, rank, build=lambda: build_model(self.model)
-        )
-        self._callback.best = training["best"]
-        self._callback_states.set(training["callbacks"], newest.source)
-        self._history.set(training.get("history"))
-        self._validation_swaps_weights = training.get("swaps", False)
-        self._stopped_at = training.get("stopped")
-        if missed := training.get("missed"):
+        build, rank = functools.partial(build_model, self.model), self._process_group.rank
+        training_state.load(self.model, newest.path, metadata, newest.source, rank, build=build)
+        self._values.set(metadata["training"], newest.source)
+        if missed := metadata["training"].get("missed"):
             self._logs = missed["logs"]
             MissedEpochEnd(self.model, callback_list(), missed)
             self._step_saved_before_epoch_end = newest.step
@@ -139,11 +128,10 @@ class Training:
     def finish(self) -> None:
         """Wait for all writes, and mark this training as finished."""
         self.writer.is_unchanged = False
-        self._callback_states.restore()
-        self._history.restore()
+        self._values.restore()
         epochs = self._callback.params["epochs"]
         if stopped_early(self._fit_callbacks) and self._epoch + 1 < epochs:
-            self._stopped_at = self._epoch + 1
+            self._values.stopped_at = self._epoch + 1
             self._save(epochs)  # so that resuming trains no further epochs
         self.session.wait()
         self._exception_hook.uninstall()
@@ -157,8 +145,7 @@ class Training:
     def begin_epoch(self, epoch: int) -> None:
         """Reset the batch counter, and restore the state of the other callbacks."""
         self.writer.is_unchanged = False
-        self._callback_states.restore()
-        self._history.begin_epoch()
+        self._values.begin_epoch()
         self._epoch, self._batch, self._before = epoch, -1, None
 
     def end_batch(self, batch: int, logs: dict[str, Any]) -> None:
@@ -189,7 +176,8 @@ class Training:
         action = self.session.end_batch(self._step)
         if self._should_check_for_swap:
             self._should_check_for_swap = False
-            self._validation_swaps_weights = self._validation_swaps_weights or not self._has_weights_before_epoch_end()
+            if not self._has_weights_before_epoch_end():
+                self._values.validation_swaps_weights = True
         if action is not Action.STOP or self._before is None:
             return
         if self._step_saved_before_epoch_end == self._step or self._has_weights_before_epoch_end():
@@ -209,7 +197,7 @@ class Training:
             self.session.saved_step = None  # saved as a state within the epoch, before its end was known
         if action is Action.STOP:
             self._stop()
-        if action is Action.SAVE or (self._validation_swaps_weights and not is_saved):
+        if action is Action.SAVE or (self._values.validation_swaps_weights and not is_saved):
             self._save_within_epoch()
 
     def save_at_epoch_end(self, epoch: int, logs: dict[str, Any]) -> None:
@@ -224,7 +212,7 @@ class Training:
             if is_left and not stopped_early(self._fit_callbacks):
                 self._save(epoch)
             else:
-                self._history.end_epoch(epoch, logs)
+                self._values.end_epoch(epoch, logs)
                 self._save(epoch + 1)
 
     def _end_epoch_end(self, epoch: int, logs: dict[str, Any]) -> None:
@@ -240,7 +228,7 @@ class Training:
     def _state_before_epoch_end(self) -> StateBeforeEpochEnd:
         # A process cannot read the parts of sharded weights that other processes hold.
         sample_weights = not self._process_group.is_distributed
-        return StateBeforeEpochEnd(self.model, self._logs, self._training_values(), sample_weights=sample_weights)
+        return StateBeforeEpochEnd(self.model, self._logs, self._values.get(), sample_weights=sample_weights)
 
     def _has_weights_before_epoch_end(self) -> bool:
         """Return whether the weights equal those before the end of the epoch.
@@ -271,17 +259,6 @@ class Training:
 
     # The training state
 
-    def _training_values(self) -> dict[str, Any]:
-        best = self._callback.best
-        return {
-            "best": None if best is None else float(best),
-            "callbacks": self._callback_states.get(),
-            "history": self._history.get(),
-            "swaps": self._validation_swaps_weights,
-            "stopped": self._stopped_at,
-            "hyperparameters": self._hyperparameters,
-        }
-
     def _save_within_epoch(self) -> None:
         """Save the current state or, at the end of the epoch, the state before that end."""
         before = self._before
@@ -291,7 +268,7 @@ class Training:
 
     def _save(self, epoch: int, before: StateBeforeEpochEnd | None = None) -> None:
         model, step = self.model, self._step
-        training, random = self._training_values(), training_state.random_state()
+        training, random = self._values.get(), training_state.random_state()
         if before is not None:
             training, random = before.training, before.random
         metadata = training_state.make_metadata(model, training, self._process_group.gather(random))

@@ -6,14 +6,15 @@ import logging
 from typing import TYPE_CHECKING
 
 from polyaxon_lightning.framework import pl
-from polyaxon_lightning.loggers import reads_no_checkpoint
 
 if TYPE_CHECKING:
     from lightning.pytorch.callbacks import ModelCheckpoint
+    from lightning.pytorch.loggers import Logger
 
     from polyaxon_lightning.checkpoint_io import DurableCheckpointIO
 else:
     ModelCheckpoint = pl.callbacks.ModelCheckpoint
+    Logger = pl.loggers.Logger
 
 __all__ = ["save_in_background"]
 
@@ -25,7 +26,7 @@ def save_in_background(trainer: pl.Trainer, io: DurableCheckpointIO) -> None:
 
     A subclass may, and loggers that upload each checkpoint do: Lightning calls their ``after_save_checkpoint``.
     """
-    if not all(map(reads_no_checkpoint, trainer.loggers)):
+    if not all(map(_reads_no_checkpoint, trainer.loggers)):
         _logger.info(
             "A logger of the Trainer reads each checkpoint that a ModelCheckpoint saves: those are saved in the "
             "foreground"
@@ -36,3 +37,11 @@ def save_in_background(trainer: pl.Trainer, io: DurableCheckpointIO) -> None:
             if callback.save_last == "link":  # its target may never be written; equal states are linked anyway
                 callback.save_last = True
             io.save_in_background(callback)
+
+
+def _reads_no_checkpoint(logger: Logger) -> bool:
+    """Return whether `logger` does not read each checkpoint as soon as it is saved, as to upload it."""
+    hook = type(logger).after_save_checkpoint
+    quiet = (Logger, pl.loggers.TensorBoardLogger, pl.loggers.CSVLogger)
+    # Lightning's loggers that upload artifacts have an option for it, which is off by default.
+    return hook in {kind.after_save_checkpoint for kind in quiet} or getattr(logger, "_log_model", None) is False

@@ -12,7 +12,7 @@ from polyaxon_lightning.background import save_in_background
 from polyaxon_lightning.checkpoint_io import METADATA_KEY, DurableCheckpointIO, save_in_foreground
 from polyaxon_lightning.framework import pl
 from polyaxon_lightning.hooks import skip_unused_hooks
-from polyaxon_lightning.loggers import warn_of_files_outside
+from polyaxon_lightning.outputs import redirect_checkpoints, warn_of_files_outside
 from polyaxon_lightning.process_group import Launch, launching_trainer, share_errors_of_saves
 from polyaxon_lightning.resuming import (
     ckpt_path_argument,
@@ -24,7 +24,7 @@ from polyaxon_lightning.resuming import (
     restore,
 )
 from polyaxon_lightning.searches import skip_searches
-from polyaxon_lightning.sharded import writes_itself, writes_parts
+from polyaxon_lightning.sharded import refuse_parts_in_store, writes_itself
 from polyaxon_lightning.training_state import TrainingStateCheckpoint
 from polyaxon_torch import TorchProcessGroup
 from polyaxon_torch.snapshot import Snapshot
@@ -170,7 +170,7 @@ class PolyaxonCallback(Callback):
             return
         self._run.configure_driver()  # Lightning's callbacks look into their directories themselves
         user_checkpoints = _without_training_state(trainer.checkpoint_callbacks)
-        self._redirect(user_checkpoints)
+        redirect_checkpoints(user_checkpoints, self._run)
         saves = stage == "fit" and bool(user_checkpoints)
         self._training_state = self._attach_training_state(trainer, pl_module) if saves else None
         self._replace_checkpoint_io(trainer)
@@ -273,24 +273,8 @@ class PolyaxonCallback(Callback):
             )
         if sum(isinstance(callback, PolyaxonCallback) for callback in trainer.callbacks) > 1:  # type: ignore[attr-defined]
             raise TrackingError("Received several PolyaxonCallbacks in one Trainer. Expected one: remove the others.")
-        if self._run.is_remote and stage == "fit" and writes_parts(trainer):
-            raise TrackingError(
-                f"Received the outputs path {self._run.outputs_path}, in an object store, and a strategy that saves a "
-                f"checkpoint in parts, {type(trainer.strategy).__name__}. Expected a volume that all machines share, "
-                f"or checkpoints as one file, as with ModelParallelStrategy(save_distributed_checkpoint=False) or "
-                f"FSDPStrategy(state_dict_type='full')."
-            )
-
-    def _redirect(self, checkpoint_callbacks: list[Any]) -> None:
-        for callback in checkpoint_callbacks:
-            if isinstance(callback, ModelCheckpoint):
-                if callback.save_last == "link" and self._run.is_remote:  # a store has no links, and copies
-                    callback.save_last = True
-                if callback.dirpath is None:
-                    callback.dirpath = self._run.checkpoints_path
-                else:
-                    self._run.warn_if_outside(os.fspath(callback.dirpath))
-                    callback.dirpath = self._run.clean_path(os.fspath(callback.dirpath))  # checkpoints hold this path
+        if stage == "fit":
+            refuse_parts_in_store(trainer, self._run)
 
     def __getstate__(self) -> dict[str, Any]:
         """Record the checkpoint directory, because pickling may mean that training processes are being launched.

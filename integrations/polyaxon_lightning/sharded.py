@@ -7,11 +7,14 @@ from typing import TYPE_CHECKING
 
 from polyaxon_lightning.framework import pl
 from polyaxon_torch import has_nan
+from polyaxon_tracking import TrackingError
 
 if TYPE_CHECKING:
-    from polyaxon_tracking.training import TrainingSession
+    from lightning.pytorch.strategies import Strategy
 
-__all__ = ["save_sharded", "writes_itself", "writes_parts"]
+    from polyaxon_tracking.training import Run, TrainingSession
+
+__all__ = ["refuse_parts_in_store", "save_sharded", "writes_itself"]
 
 
 def writes_itself(trainer: pl.Trainer) -> bool:
@@ -19,9 +22,19 @@ def writes_itself(trainer: pl.Trainer) -> bool:
     return type(trainer.strategy).save_checkpoint is not pl.strategies.Strategy.save_checkpoint
 
 
-def writes_parts(trainer: pl.Trainer) -> bool:
+def refuse_parts_in_store(trainer: pl.Trainer, run: Run) -> None:
+    """Raise a `TrackingError` if each rank would write its own part of a checkpoint to an object store."""
+    if run.is_remote and _writes_parts(trainer.strategy):
+        raise TrackingError(
+            f"Received the outputs path {run.outputs_path}, in an object store, and a strategy that saves a checkpoint "
+            f"in parts, {type(trainer.strategy).__name__}. Expected a volume that all machines share, or checkpoints "
+            f"as one file, as with ModelParallelStrategy(save_distributed_checkpoint=False) or "
+            f"FSDPStrategy(state_dict_type='full')."
+        )
+
+
+def _writes_parts(strategy: Strategy) -> bool:
     """Return whether each rank writes its own part of a checkpoint; each strategy has another private name for that."""
-    strategy = trainer.strategy
     return (
         getattr(strategy, "_save_distributed_checkpoint", False)
         or getattr(strategy, "_state_dict_type", None) == "sharded"
