@@ -137,8 +137,8 @@ def test_a_checkpoint_that_is_damaged_is_refused(store: Store, monkeypatch: pyte
 
 def test_weights_of_another_run_are_loaded_from_a_reference(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("POLYAXON_RUN_OUTPUTS_PATH", store.url)
-    trained = Classifier()
-    trainer(PolyaxonCallback(), max_epochs=1).fit(trained, data(), data())
+    model = Classifier()
+    trainer(PolyaxonCallback(), max_epochs=1).fit(model, data(), data())
     code = """
 import torch
 from lightning_script import Classifier, digest
@@ -152,7 +152,7 @@ print("loaded", digest(model))
     process = forked.run("lightning", "-c", code, POLYAXON_REFS_OUTPUTS_PATHS=json.dumps({"experiments": [store.url]}))
     from lightning_script import digest
 
-    assert trained(process, "loaded") == f"loaded {digest(trained)}"
+    assert trained(process, "loaded") == f"loaded {digest(model)}"
 
 
 def test_the_platforms_credentials_suffice_and_are_in_no_checkpoint(store: Store, proxy: Proxy) -> None:
