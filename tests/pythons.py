@@ -22,7 +22,7 @@ OLDEST = (3, 10)
 
 # What depends on the version of Python. Stores and the other frameworks are left to `make test`.
 STAGES = {
-    "core": ["tests/core", "tests/training", "tests/storage/test_locks.py", "polyaxon_tracking"],
+    "core": ["tests/core", "tests/training", "polyaxon_tracking"],
     "command": ["tests/cli", "--ignore=tests/cli/test_stores.py"],
     "Keras on JAX": ["tests/polyaxon_keras/test_callback.py", "tests/polyaxon_keras/test_processes.py"],
 }
