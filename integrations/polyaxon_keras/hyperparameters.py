@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from polyaxon_keras.fit_hooks import iterations_of
 from polyaxon_tracking.training import Hyperparameters
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ def hyperparameters(model: keras.Model, steps_per_epoch: int | None) -> Hyperpar
         rate = config.get("learning_rate")
         if isinstance(rate, float):
             del config["learning_rate"]
-            if not int(model.optimizer.iterations):  # otherwise an earlier ``fit`` may have changed it
+            if not iterations_of(model):  # otherwise an earlier ``fit`` may have changed it
                 restored["optimizer.learning_rate"] = rate
         script["optimizer"] = {"class": type(model.optimizer).__name__, **config}
     return Hyperparameters(restored=restored, script=script)

@@ -64,7 +64,8 @@ def _of_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     options: dict[str, Any] = {"class": type(optimizer).__name__}
     for index, group in enumerate(optimizer.param_groups):
         rate = group.get("initial_lr", group.get("lr"))  # a scheduler may have changed `lr` already
-        options[str(index)] = {name: value for name, value in group.items() if name != "initial_lr"} | {"lr": rate}
+        known = {name: value for name, value in group.items() if name not in ("params", "initial_lr")}
+        options[str(index)] = known | {"lr": rate}
     return options
 
 

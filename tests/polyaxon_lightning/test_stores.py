@@ -15,7 +15,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning_script import Classifier, data, trainer
 from servers import FTP, Azure
-from training_scripts import files_below, train, trained, without_checksums
+from training_scripts import files_below, flip_a_bit, train, trained, without_checksums
 
 from polyaxon_lightning import PolyaxonCallback
 from polyaxon_tracking import CheckpointManager, cached_path
@@ -121,14 +121,15 @@ def test_the_requests_of_an_epoch_are_few(store: Store, proxy: Proxy, monkeypatc
     assert (requests(7) - requests(2)) / 5 <= 16, proxy.requests
 
 
-def test_a_checkpoint_that_is_damaged_is_refused(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_checkpoint_that_is_damaged_is_refused(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("POLYAXON_RUN_OUTPUTS_PATH", store.url)
     checkpoint = ModelCheckpoint()
     trainer(PolyaxonCallback(), checkpoint, max_epochs=1).fit(Classifier(), data(), data())
     name = checkpoint.best_model_path.rpartition("/")[2]
-    content = bytearray(store.fs.cat_file(store.path(f"checkpoints/{name}")))
-    content[len(content) // 2] ^= 1
-    store.fs.pipe_file(store.path(f"checkpoints/{name}"), bytes(content))
+    copy = tmp_path / name
+    copy.write_bytes(store.fs.cat_file(store.path(f"checkpoints/{name}")))
+    flip_a_bit(copy)
+    store.fs.pipe_file(store.path(f"checkpoints/{name}"), copy.read_bytes())
     with pytest.raises(ValueError, match=rf"Received the checkpoint {re.escape(checkpoint.best_model_path)}, which is"):
         trainer(PolyaxonCallback(resume=False), max_epochs=2).fit(
             Classifier(), data(), data(), ckpt_path=checkpoint.best_model_path
