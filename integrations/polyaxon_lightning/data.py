@@ -23,6 +23,7 @@ __all__ = [
     "rows",
     "set_generator_states",
     "state_tensors",
+    "training_loaders",
     "warn_of_other_rows",
 ]
 
@@ -56,7 +57,7 @@ class Batches:
 
     def find_loaders(self, trainer: pl.Trainer) -> None:
         """Look at the data loaders again, because Lightning may have requested new data for an epoch."""
-        self._at_end, loaders = None, _training_loaders(trainer)
+        self._at_end, loaders = None, training_loaders(trainer)
         # With several processes, nothing is saved after an exception.
         self._stateful = loaders if trainer.world_size == 1 and all(map(_is_stateful, loaders)) else []
 
@@ -83,7 +84,7 @@ class Batches:
         self._stateful, self._at_end = [], None
 
 
-def _training_loaders(trainer: pl.Trainer) -> list[Any]:
+def training_loaders(trainer: pl.Trainer) -> list[Any]:
     """Return the data loaders of the training batches."""
     return list(pl.utilities.CombinedLoader(trainer.train_dataloader).flattened)
 
@@ -95,7 +96,7 @@ def _is_stateful(loader: Any) -> bool:
 
 def log_repeated_data(trainer: pl.Trainer, batches: int) -> None:
     """Log which data a training repeats that resumes within an epoch, after `batches` of its batches."""
-    if not all(map(_is_stateful, _training_loaders(trainer))):
+    if not all(map(_is_stateful, training_loaders(trainer))):
         _logger.info(
             "Resuming within epoch %d after %d of its %s batches. The data loader has no state_dict, so it starts "
             "again: some of this epoch's data is repeated, and some is left out",
@@ -109,7 +110,7 @@ def rows(trainer: pl.Trainer) -> list[int]:
     """Return the number of rows in the data set of each training data loader, if all data sets have a length."""
     if trainer.train_dataloader is None:
         return []
-    sets: list[Any] = [getattr(loader, "dataset", None) for loader in _training_loaders(trainer)]
+    sets: list[Any] = [getattr(loader, "dataset", None) for loader in training_loaders(trainer)]
     return [len(one) for one in sets] if all(hasattr(one, "__len__") for one in sets) else []
 
 

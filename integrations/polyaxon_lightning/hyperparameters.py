@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from polyaxon_lightning.framework import pl
+from polyaxon_lightning.data import training_loaders
+from polyaxon_torch import group_options
 from polyaxon_tracking.training import Hyperparameters, accept_hyperparameters
 
 if TYPE_CHECKING:
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
 
     import torch
 
+    from polyaxon_lightning.framework import pl
     from polyaxon_tracking.training import TrainingSession
 
 __all__ = ["HyperparametersOfTrainer"]
@@ -54,17 +56,18 @@ class HyperparametersOfTrainer:
         datamodule = getattr(trainer, "datamodule", None)
         script = {**getattr(datamodule, "hparams", {}), **trainer.lightning_module.hparams}
         if trainer.train_dataloader is not None:  # from the start of training on
-            loaders = pl.utilities.CombinedLoader(trainer.train_dataloader).flattened
-            sizes = {index: {"batch_size": getattr(one, "batch_size", None)} for index, one in enumerate(loaders)}
-            script["train_dataloaders"] = sizes
+            loaders = enumerate(training_loaders(trainer))
+            script["train_dataloaders"] = {
+                index: {"batch_size": getattr(one, "batch_size", None)} for index, one in loaders
+            }
         return Hyperparameters(restored=self._of_optimizers, script=script)
 
 
 def _of_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     options: dict[str, Any] = {"class": type(optimizer).__name__}
     for index, group in enumerate(optimizer.param_groups):
-        rate = group.get("initial_lr", group.get("lr"))  # a scheduler may have changed `lr` already
-        known = {name: value for name, value in group.items() if name not in ("params", "initial_lr")}
+        known = group_options(group)
+        rate = known.pop("initial_lr", group.get("lr"))  # a scheduler may have changed `lr` already
         options[str(index)] = known | {"lr": rate}
     return options
 

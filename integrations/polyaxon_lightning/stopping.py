@@ -20,11 +20,16 @@ def is_leaving_epoch(trainer: pl.Trainer) -> bool:
     """Return whether training stops within an epoch, as for a time limit, and is to resume within that epoch."""
     if not trainer.should_stop:  # as after almost every batch
         return False
-    return not (trainer.fit_loop.epoch_loop.batch_progress.is_last_batch or is_stopped_early(trainer))
+    return _is_epoch_unfinished(trainer)
 
 
 def is_at_last_step(trainer: pl.Trainer) -> bool:
     """Return whether `max_steps` is reached within an epoch, which a later start with more steps is to finish."""
     if not 0 <= trainer.max_steps <= trainer.global_step:
         return False
+    return _is_epoch_unfinished(trainer)
+
+
+def _is_epoch_unfinished(trainer: pl.Trainer) -> bool:
+    """Return whether batches of the epoch are left, for a later start to train."""
     return not (trainer.fit_loop.epoch_loop.batch_progress.is_last_batch or is_stopped_early(trainer))

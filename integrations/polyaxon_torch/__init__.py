@@ -4,6 +4,7 @@ from polyaxon_torch.lazy import differing_shapes, settle_lazy_layers
 from polyaxon_torch.nan import has_nan
 from polyaxon_torch.plain_values import (
     check_plain,
+    group_options,
     lazy_layers_allowed,
     make_rates_plain,
     plain_hyperparameters,
@@ -18,6 +19,7 @@ __all__ = [
     "WeightSamples",
     "check_plain",
     "differing_shapes",
+    "group_options",
     "has_nan",
     "lazy_layers_allowed",
     "make_rates_plain",

@@ -22,7 +22,14 @@ from polyaxon_tracking import TrackingError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-__all__ = ["check_plain", "lazy_layers_allowed", "make_rates_plain", "plain_hyperparameters", "plain_numbers"]
+__all__ = [
+    "check_plain",
+    "group_options",
+    "lazy_layers_allowed",
+    "make_rates_plain",
+    "plain_hyperparameters",
+    "plain_numbers",
+]
 
 
 def plain_numbers(value: Any) -> Any:
@@ -38,6 +45,11 @@ def plain_hyperparameters(value: Any) -> Any:
     return _converted(value, _plain_hyperparameter)
 
 
+def group_options(group: dict[str, Any]) -> dict[str, Any]:
+    """Return the options of a parameter group of an optimizer, without its parameters."""
+    return {name: value for name, value in group.items() if name != "params"}
+
+
 def make_rates_plain(optimizers: Iterable[torch.optim.Optimizer], schedulers: Iterable[Any]) -> None:
     """Replace NumPy's numbers, such as a learning rate, in the options of optimizers and schedulers by Python's.
 
@@ -45,7 +57,7 @@ def make_rates_plain(optimizers: Iterable[torch.optim.Optimizer], schedulers: It
     """
     for optimizer in optimizers:
         for group in optimizer.param_groups:
-            group.update({name: plain_numbers(value) for name, value in group.items() if name != "params"})
+            group.update(plain_numbers(group_options(group)))
     for scheduler in schedulers:
         state = scheduler.state_dict()
         if (plain := plain_numbers(state)) is not state:

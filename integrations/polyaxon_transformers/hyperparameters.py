@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 from typing import TYPE_CHECKING, Any
 
+from polyaxon_torch import group_options
 from polyaxon_tracking.training import Hyperparameters
 
 if TYPE_CHECKING:
@@ -26,10 +27,7 @@ def hyperparameters(trainer: Trainer) -> Hyperparameters:
     args = trainer.args
     restored = {name: _plain(getattr(args, name)) for name in _RESTORED}
     if trainer.optimizer is not None:  # the script has made it, so the arguments do not count
-        groups = {
-            str(index): {name: value for name, value in group.items() if name != "params"}
-            for index, group in enumerate(trainer.optimizer.param_groups)
-        }
+        groups = {str(index): group_options(group) for index, group in enumerate(trainer.optimizer.param_groups)}
         restored = {"optimizer": {"class": type(trainer.optimizer).__name__, **groups}}
     script = {name: _plain(getattr(args, name)) for name in _SCRIPT if hasattr(args, name)}
     config: Any = getattr(trainer.model, "config", None)

@@ -48,13 +48,13 @@ class Hyperparameters:
 
     def changes(self, saved: Mapping[str, Any]) -> list[str]:
         """Return one text for each value that differs from `saved`, the result of an earlier `as_saved`."""
-        return [
-            f"{name}: {_shown(name, saved[name])} -> {_shown(name, value)} "
-            f"({_shown(name, value if name in self._script else saved[name])} is used, from the "
-            f"{'script' if name in self._script else 'checkpoint'})"
-            for name, value in (self._restored | self._script).items()
-            if name in saved and _differ(value, saved[name])
-        ]
+        texts = []
+        for name, value in (self._restored | self._script).items():
+            if name in saved and _differ(value, saved[name]):
+                before, now = _shown(name, saved[name]), _shown(name, value)
+                used, source = (now, "script") if name in self._script else (before, "checkpoint")
+                texts.append(f"{name}: {before} -> {now} ({used} is used, from the {source})")
+        return texts
 
     def as_saved(self, resumed: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Return what to save with a training state: the values that training uses.
