@@ -314,12 +314,13 @@ def test_integrations_are_found_with_what_they_need(doctor: Callable[..., Report
 
 
 def test_keras_without_a_backend(tmp_path: Path) -> None:
-    """In an interpreter that finds no other packages than these."""
+    """In an interpreter that finds no other packages than these, and Python's own."""
     entry_point = "[polyaxon_tracking.integrations]\nkeras = polyaxon_keras:PolyaxonCallback\n"
     requires = "Provides-Extra: keras\nRequires-Dist: keras; extra == 'keras'\n"
     distribution(tmp_path, "polyaxon-tracking", "0.1.0", requires=requires, entry_points=entry_point)
     distribution(tmp_path, "keras", "3.15.1")
-    code = f"import sys; from polyaxon_tracking.cli.doctor import versions; sys.path[:] = [{str(tmp_path)!r}]; print(*versions.integrations())"
+    own = "[path for path in sys.path if path.startswith(sys.base_prefix) and 'site-packages' not in path]"
+    code = f"import sys; from polyaxon_tracking.cli.doctor import versions; sys.path[:] = [{str(tmp_path)!r}, *{own}]; print(*versions.integrations())"
 
     def printed() -> str:
         return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
