@@ -35,8 +35,10 @@ OURS = (
     "keras_foreground",
     "transformers",
     "transformers_foreground",
+    "torch",
+    "torch_foreground",
 )
-BACKGROUND = ("lightning", "keras", "transformers", "lightning_async")
+BACKGROUND = ("lightning", "keras", "transformers", "torch", "lightning_async")
 NATIVES = (
     "lightning_native",
     "lightning_async",
@@ -45,6 +47,9 @@ NATIVES = (
     "keras_backup",
     "keras_double_backup",
     "transformers_native",
+    "torch_native",
+    "torch_fabric",
+    "torch_accelerate",
 )
 MOMENTS = ("saving", "first-save", "pruning", "resuming")
 OTHER_FILE_SYSTEM = "/dev/shm"  # a tmpfs on every Linux
@@ -185,7 +190,10 @@ def _run_until_killed(training: Training, moment: str, began: int, save: float, 
 def left_behind(outputs: Path) -> dict[str, int]:
     """Count the files under a final name that are whole, and those that are torn, as far as a quick look shows."""
     files = [
-        path for suffix in ("ckpt", "keras") for path in outputs.rglob(f"*.{suffix}") if ".staging" not in str(path)
+        path
+        for suffix in ("ckpt", "keras", "pt")
+        for path in outputs.rglob(f"*.{suffix}")
+        if ".staging" not in str(path)
     ]
     whole = [path for path in files if zipfile.is_zipfile(path)]
     folders = [path for path in outputs.rglob("checkpoint-*") if path.is_dir() and ".staging" not in str(path)]
@@ -203,7 +211,9 @@ def summary(subject: str, place: str, found: list[dict[str, Any]]) -> str:
     mixed = sum(trial["began"] is not None and not trial["whole"] for trial in starts)
     torn = sum(bool(trial.get("torn")) for trial in starts)
     description = getattr(trainings, subject).__doc__.partition("\n")[0].rstrip(".")
-    framework = {"transformers": "Hugging Face"}.get(name := subject.partition("_")[0], name.capitalize())
+    framework = {"transformers": "Hugging Face", "torch": "Your own loop"}.get(
+        name := subject.partition("_")[0], name.capitalize()
+    )
     return f"| {framework}: {description} | {place} | {len(starts)} | {nothing} | {back} | {mixed} | {torn} |"
 
 

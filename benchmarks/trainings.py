@@ -130,6 +130,126 @@ def lightning_async(outputs: Path, report: Report) -> None:
     _lightning(outputs, report, [saves], plugins=[AsyncCheckpointIO()], ckpt_path=ckpt_path)
 
 
+# Loops of one's own on torch
+
+
+def _torch_objects() -> tuple[Any, Any]:
+    import torch
+
+    class Model(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = torch.nn.Linear(1, 1)
+            self.register_buffer("ballast", torch.zeros(STATE_MEGABYTES << 18))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.ballast += 1
+            return self.layer(x).mean()
+
+    model = Model()
+    return model, torch.optim.SGD(model.parameters(), lr=1e-6)
+
+
+def _torch_steps(model: Any) -> set[int]:
+    ballast = getattr(model, "module", model).ballast
+    return {int(ballast.min()), int(ballast.max())}
+
+
+def torch(outputs: Path, report: Report, *, background: bool = True) -> None:
+    """TrainingLoop, and its save_best next to it."""
+    from torch import ones
+
+    from polyaxon_torch import TrainingLoop
+
+    os.environ["POLYAXON_RUN_OUTPUTS_PATH"] = str(outputs)
+    model, optimizer = _torch_objects()
+    with TrainingLoop(model=model, optimizer=optimizer, max_to_keep=1, background=background) as training:
+        report.begin(training.epoch, {*_torch_steps(model), training.step})
+        for epoch in training.epochs(EPOCHS):
+            report.saved(max(0, epoch - int(background)))
+            for batch in training.batches([ones(1, 1)]):
+                model(batch).backward()
+                optimizer.step()
+            training.save_best(-training.step)
+            report.saving(training.step)
+
+
+def torch_foreground(outputs: Path, report: Report) -> None:
+    """TrainingLoop(background=False), and its save_best next to it."""
+    torch(outputs, report, background=False)
+
+
+def _torch_by_hand(
+    report: Report, model: Any, optimizer: Any, first: int, save: Callable[[int], None], backward: Callable[[Any], None]
+) -> None:
+    from torch import ones
+
+    report.begin(first, _torch_steps(model))
+    for epoch in range(first, EPOCHS):
+        report.saved(epoch)
+        backward(model(ones(1, 1)))
+        optimizer.step()
+        report.saving(epoch + 1)
+        save(epoch + 1)
+
+
+def torch_native(outputs: Path, report: Report) -> None:
+    """torch.save to one file, torch.load."""
+    from torch import load
+    from torch import save as save_file
+
+    model, optimizer = _torch_objects()
+    outputs.mkdir(exist_ok=True)
+    file, first = outputs / "checkpoint.pt", 0
+    if file.exists():
+        state = load(file)
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        first = state["epoch"]
+
+    def save(epoch: int) -> None:
+        save_file({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "epoch": epoch}, file)
+
+    _torch_by_hand(report, model, optimizer, first, save, lambda loss: loss.backward())
+
+
+def torch_fabric(outputs: Path, report: Report) -> None:
+    """Fabric's fabric.save and fabric.load, one file."""
+    from lightning.fabric import Fabric
+
+    fabric = Fabric(accelerator="cpu", devices=1)
+    model, optimizer = fabric.setup(*_torch_objects())
+    state = {"model": model, "optimizer": optimizer, "epoch": 0}
+    file = outputs / "checkpoint.ckpt"
+    if file.exists():
+        fabric.load(file, state)
+
+    def save(epoch: int) -> None:
+        fabric.save(file, state | {"epoch": epoch})
+
+    _torch_by_hand(report, model, optimizer, state["epoch"], save, fabric.backward)
+
+
+def torch_accelerate(outputs: Path, report: Report) -> None:
+    """Accelerate's save_state and load_state, total_limit=2."""
+    from accelerate import Accelerator
+    from accelerate.utils import ProjectConfiguration
+
+    project = ProjectConfiguration(str(outputs), automatic_checkpoint_naming=True, total_limit=2)
+    accelerator = Accelerator(cpu=True, project_config=project)
+    model, optimizer = accelerator.prepare(*_torch_objects())
+    found = [int(path.name.rpartition("_")[2]) for path in (outputs / "checkpoints").glob("checkpoint_*")]
+    if found:
+        accelerator.load_state(str(outputs / "checkpoints" / f"checkpoint_{max(found)}"))
+        project.iteration = max(found) + 1
+    first = _torch_steps(model)
+
+    def save(_: int) -> None:
+        accelerator.save_state()
+
+    _torch_by_hand(report, model, optimizer, min(first), save, accelerator.backward)
+
+
 # Hugging Face's Trainer
 
 

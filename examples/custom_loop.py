@@ -1,50 +1,52 @@
-"""Handwritten digits in a plain PyTorch loop, with the getters and a checkpoint manager: no framework, no callback.
+"""Handwritten digits in a plain PyTorch loop that resumes after a kill, with no framework.
 
-`python examples/custom_loop.py`
+`python examples/custom_loop.py`; on two processes, `torchrun --nproc-per-node=2 examples/custom_loop.py`.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 
 import torch
-from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch import distributed, nn
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from digits import LOCAL, load
-from polyaxon_tracking import CheckpointManager, get_data_path, get_log_level, get_outputs_path
+from polyaxon_torch import TrainingLoop
+from polyaxon_tracking import get_log_level
 
 
 def main() -> None:
     logging.basicConfig(level=get_log_level() or "INFO")
-    (x, y), (x_test, y_test) = (map(torch.from_numpy, part) for part in load(get_data_path("digits", default=LOCAL)))
+    is_distributed = "RANK" in os.environ  # torchrun has started this process
+    if is_distributed:
+        distributed.init_process_group("gloo")
 
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 10))
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    network = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 10))
+    model = nn.parallel.DistributedDataParallel(network) if is_distributed else network
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=20)
 
-    # Ten lines make the loop survive a kill: find the newest intact checkpoint, load it, and save one every epoch.
-    checkpoints = CheckpointManager(get_outputs_path("checkpoints") or "outputs/checkpoints")
-    step = first_epoch = 0
-    if latest := checkpoints.latest():
-        state = torch.load(latest.path, weights_only=True)
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        step, first_epoch = latest.step, latest.epoch
-        logging.info("resuming from %s: epoch %d, step %d", latest.path, first_epoch, step)
+    with TrainingLoop(model=model, optimizer=optimizer, scheduler=scheduler, datasets={"digits": LOCAL}) as training:
+        (x, y), (x_test, y_test) = (map(torch.from_numpy, part) for part in load(training.data_path("digits")))
+        digits = TensorDataset(x, y)
+        sampler = DistributedSampler(digits) if is_distributed else None
+        loader = DataLoader(digits, batch_size=32, shuffle=sampler is None, sampler=sampler)
+        for _ in training.epochs(20):
+            for images, labels in training.batches(loader):
+                optimizer.zero_grad()
+                nn.functional.cross_entropy(model(images), labels).backward()
+                optimizer.step()
+            scheduler.step()
+            accuracy = (network(x_test).argmax(1) == y_test).float().mean()
+            training.save_best(accuracy, mode="max")
 
-    for epoch in range(first_epoch, 20):
-        order = torch.Generator().manual_seed(epoch)  # the same order of batches, resumed or not
-        for images, labels in DataLoader(TensorDataset(x, y), batch_size=32, shuffle=True, generator=order):
-            optimizer.zero_grad()
-            nn.functional.cross_entropy(model(images), labels).backward()
-            optimizer.step()
-            step += 1
-        with checkpoints.save(step, epoch + 1, suffix=".pt") as path:
-            torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, path)
-
-    accuracy = (model(x_test).argmax(1) == y_test).float().mean()
-    print(f"test accuracy {accuracy:.3f}, checkpoints {checkpoints.directory}")
+    accuracy = (network(x_test).argmax(1) == y_test).float().mean()
+    print(f"test accuracy {accuracy:.3f}, outputs {training.outputs_path}")
+    if is_distributed:
+        distributed.destroy_process_group()
 
 
 if __name__ == "__main__":

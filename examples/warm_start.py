@@ -22,7 +22,7 @@ def main() -> None:
         sys.exit(
             "This run refers to no experiment. Set POLYAXON_REFS_OUTPUTS_PATHS, as the first lines of the file say."
         )
-    learned = CheckpointManager(os.path.join(references[0], "checkpoints")).latest()
+    learned = CheckpointManager(os.path.join(references[0], "checkpoints", "resume")).latest()
     if learned is None:
         sys.exit(f"There is no checkpoint below {references[0]}. Run examples/custom_loop.py first.")
     (x, y), (x_test, y_test) = (map(torch.from_numpy, part) for part in load(get_data_path("digits", default=LOCAL)))

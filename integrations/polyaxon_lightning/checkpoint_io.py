@@ -84,7 +84,8 @@ class DurableCheckpointIO(TorchCheckpointIO):
         self._removed.discard(path)
         if self._snapshot is not None and is_background_path:
             self._pending.add(path)
-            self._snapshot.save(path, checkpoint, functools.partial(self._save_pending, path))
+            write = functools.partial(self._save_pending, path)
+            self._snapshot.save(path, checkpoint["global_step"], checkpoint, write)
             return
         self.wait()
         self._last_saved = None
@@ -262,8 +263,8 @@ class TrainingStateIO(TorchCheckpointIO):
         if self._snapshot is None:
             self._write(checkpoint)
         else:
-            what = f"step {checkpoint['global_step']} to {self._checkpoints.directory}"
-            self._snapshot.save(what, checkpoint, self._write)
+            step = checkpoint["global_step"]
+            self._snapshot.save(f"step {step} to {self._checkpoints.directory}", step, checkpoint, self._write)
 
     def load_checkpoint(self, path: str | Path, *_: Any, **__: Any) -> dict[str, Any]:
         """Read the checkpoint at `path` into host memory."""

@@ -5,13 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from polyaxon_lightning.data import training_loaders
-from polyaxon_torch import group_options
+from polyaxon_torch import optimizer_options, scheduler_options
 from polyaxon_tracking.training import Hyperparameters, accept_hyperparameters
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-    import torch
 
     from polyaxon_lightning.framework import pl
     from polyaxon_tracking.training import TrainingSession
@@ -36,8 +34,8 @@ class HyperparametersOfTrainer:
         """Record the options of the optimizers and schedulers, which Lightning has made and has not restored yet."""
         schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
         self._of_optimizers = {
-            "optimizers": {index: _of_optimizer(one) for index, one in enumerate(trainer.optimizers)},
-            "lr_schedulers": {index: _of_scheduler(one) for index, one in enumerate(schedulers)},
+            "optimizers": {index: optimizer_options(one) for index, one in enumerate(trainer.optimizers)},
+            "lr_schedulers": {index: scheduler_options(one) for index, one in enumerate(schedulers)},
         }
 
     def accept(self, trainer: pl.Trainer, source: str, saved: Mapping[str, Any] | None) -> bool:
@@ -61,20 +59,3 @@ class HyperparametersOfTrainer:
                 index: {"batch_size": getattr(one, "batch_size", None)} for index, one in loaders
             }
         return Hyperparameters(restored=self._of_optimizers, script=script)
-
-
-def _of_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    options: dict[str, Any] = {"class": type(optimizer).__name__}
-    for index, group in enumerate(optimizer.param_groups):
-        known = group_options(group)
-        rate = known.pop("initial_lr", group.get("lr"))  # a scheduler may have changed `lr` already
-        options[str(index)] = known | {"lr": rate}
-    return options
-
-
-def _of_scheduler(scheduler: Any) -> dict[str, Any]:
-    """Return the options of `scheduler`, without those that count its steps or repeat the optimizer's options."""
-    state = scheduler.state_dict() if hasattr(scheduler, "state_dict") else {}
-    skipped = ("_", "last_epoch", "base_lrs")
-    options = {name: value for name, value in state.items() if not name.startswith(skipped)}
-    return {"class": type(scheduler).__name__, **options}

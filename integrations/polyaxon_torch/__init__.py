@@ -1,32 +1,41 @@
-"""Code that the integrations of PyTorch frameworks share. This package is not an integration itself."""
+"""Loops of one's own on torch, and the code that the integrations of frameworks on torch share."""
 
+from polyaxon_torch import framework as _framework  # noqa: F401  # first: its error names the extra to install
+
+# isort: split
+from polyaxon_torch.data_position import DataPosition
 from polyaxon_torch.lazy import differing_shapes, settle_lazy_layers
 from polyaxon_torch.nan import has_nan
 from polyaxon_torch.plain_values import (
     check_plain,
-    group_options,
     lazy_layers_allowed,
     make_rates_plain,
+    optimizer_options,
     plain_hyperparameters,
     plain_numbers,
+    scheduler_options,
 )
 from polyaxon_torch.process_group import TorchProcessGroup
 from polyaxon_torch.rng import random_numbers, random_state, set_random_state
+from polyaxon_torch.training_loop import TrainingLoop
 from polyaxon_torch.weight_samples import WeightSamples
 
 __all__ = [
+    "DataPosition",
     "TorchProcessGroup",
+    "TrainingLoop",
     "WeightSamples",
     "check_plain",
     "differing_shapes",
-    "group_options",
     "has_nan",
     "lazy_layers_allowed",
     "make_rates_plain",
+    "optimizer_options",
     "plain_hyperparameters",
     "plain_numbers",
     "random_numbers",
     "random_state",
+    "scheduler_options",
     "set_random_state",
     "settle_lazy_layers",
 ]

@@ -24,11 +24,12 @@ if TYPE_CHECKING:
 
 __all__ = [
     "check_plain",
-    "group_options",
     "lazy_layers_allowed",
     "make_rates_plain",
+    "optimizer_options",
     "plain_hyperparameters",
     "plain_numbers",
+    "scheduler_options",
 ]
 
 
@@ -45,9 +46,27 @@ def plain_hyperparameters(value: Any) -> Any:
     return _converted(value, _plain_hyperparameter)
 
 
-def group_options(group: dict[str, Any]) -> dict[str, Any]:
+def _group_options(group: dict[str, Any]) -> dict[str, Any]:
     """Return the options of a parameter group of an optimizer, without its parameters."""
     return {name: value for name, value in group.items() if name != "params"}
+
+
+def optimizer_options(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Return the class of `optimizer` and the options of its parameter groups, as the script made them."""
+    options: dict[str, Any] = {"class": type(optimizer).__name__}
+    for index, group in enumerate(optimizer.param_groups):
+        known = _group_options(group)
+        rate = known.pop("initial_lr", group.get("lr"))  # a scheduler may have changed `lr` already
+        options[str(index)] = known | {"lr": rate}
+    return options
+
+
+def scheduler_options(scheduler: Any) -> dict[str, Any]:
+    """Return the options of `scheduler`, without those that count its steps or repeat the optimizer's options."""
+    state = scheduler.state_dict() if hasattr(scheduler, "state_dict") else {}
+    skipped = ("_", "last_epoch", "base_lrs")
+    options = {name: value for name, value in state.items() if not name.startswith(skipped)}
+    return {"class": type(scheduler).__name__, **options}
 
 
 def make_rates_plain(optimizers: Iterable[torch.optim.Optimizer], schedulers: Iterable[Any]) -> None:
@@ -57,7 +76,7 @@ def make_rates_plain(optimizers: Iterable[torch.optim.Optimizer], schedulers: It
     """
     for optimizer in optimizers:
         for group in optimizer.param_groups:
-            group.update(plain_numbers(group_options(group)))
+            group.update(plain_numbers(_group_options(group)))
     for scheduler in schedulers:
         state = scheduler.state_dict()
         if (plain := plain_numbers(state)) is not state:

@@ -56,7 +56,7 @@ class Snapshot:
         """Return whether a write has failed and its error has not been raised yet."""
         return self._writer.failed
 
-    def save(self, what: str, checkpoint: dict[str, Any], write: Callable[[dict[str, Any]], None]) -> None:
+    def save(self, what: str, step: int, checkpoint: dict[str, Any], write: Callable[[dict[str, Any]], None]) -> None:
         """Call `write` in the background thread with a copy of `checkpoint`.
 
         The copy is the same object as in the previous save if nothing has changed. If there is not enough memory for
@@ -64,13 +64,14 @@ class Snapshot:
 
         Args:
             what: what `write` writes, for messages.
-            checkpoint: the checkpoint, which must contain ``global_step``.
+            step: the step of the checkpoint.
+            checkpoint: the checkpoint.
             write: a function that saves the checkpoint that it is given.
 
         Raises:
             BaseException: the error of an earlier write.
         """
-        copy = self._copy(checkpoint)
+        copy = self._copy(step, checkpoint)
         if copy is None:
             self.wait()
             write(checkpoint)
@@ -96,8 +97,8 @@ class Snapshot:
         self._buffers.clear()
         self._last = None
 
-    def _copy(self, checkpoint: dict[str, Any]) -> _CheckpointCopy | None:
-        if checkpoint["global_step"] != self._step or not self._writer.pending:
+    def _copy(self, step: int, checkpoint: dict[str, Any]) -> _CheckpointCopy | None:
+        if step != self._step or not self._writer.pending:
             self.wait()  # also raises the error of an earlier write
             self._in_flight.clear()
         structure = io.BytesIO()
@@ -108,7 +109,7 @@ class Snapshot:
         self._saves += 1
         contents: list[torch.Tensor] = []
         last, self._last = self._last, None
-        same_step, self._step = checkpoint["global_step"] == self._step, checkpoint["global_step"]
+        same_step, self._step = step == self._step, step
         if last is not None and (last.structure, len(last.contents)) != (structure.getvalue(), len(pickler.storages)):
             last = None
         for index, (key, storage) in enumerate(pickler.storages.items()):

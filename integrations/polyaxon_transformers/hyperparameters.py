@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 from typing import TYPE_CHECKING, Any
 
-from polyaxon_torch import group_options
+from polyaxon_torch import optimizer_options
 from polyaxon_tracking.training import Hyperparameters
 
 if TYPE_CHECKING:
@@ -27,8 +27,7 @@ def hyperparameters(trainer: Trainer) -> Hyperparameters:
     args = trainer.args
     restored = {name: _plain(getattr(args, name)) for name in _RESTORED}
     if trainer.optimizer is not None:  # the script has made it, so the arguments do not count
-        groups = {str(index): group_options(group) for index, group in enumerate(trainer.optimizer.param_groups)}
-        restored = {"optimizer": {"class": type(trainer.optimizer).__name__, **groups}}
+        restored = {"optimizer": optimizer_options(trainer.optimizer)}
     script = {name: _plain(getattr(args, name)) for name in _SCRIPT if hasattr(args, name)}
     config: Any = getattr(trainer.model, "config", None)
     if hasattr(config, "to_diff_dict"):

@@ -132,7 +132,7 @@ def different_model(source: str, problems: list[str]) -> TrackingError:
         shown.append(f"and {more} more")
     return TrackingError(
         f"Received a model that is not the one saved in {source}. Expected the same layers, shapes and optimizer. Undo "
-        f"the change, pass PolyaxonCallback(resume=False) to start from scratch, or use another outputs path; the "
+        f"the change, pass resume=False to start from scratch, or use another outputs path; the "
         f"checkpoint stays as it is. What differs: {'; '.join(shown)}."
     )
 

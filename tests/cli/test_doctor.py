@@ -305,11 +305,10 @@ def test_integrations_are_found_with_what_they_need(doctor: Callable[..., Report
     )
     report = doctor(env=before(tmp_path))
     assert report.status_and_value("polyaxon_other") == ("info", "Callback: no-such-framework is not installed")
-    for framework in ("keras", "lightning", "transformers"):
+    for framework in ("keras", "lightning", "torch", "transformers"):
+        name = "TrainingLoop" if framework == "torch" else "PolyaxonCallback"
         missing = find_spec(framework) is None  # on other Pythons, without torch
-        expected = (
-            ("info", f"PolyaxonCallback: {framework} is not installed") if missing else ("ok", "PolyaxonCallback")
-        )
+        expected = ("info", f"{name}: {framework} is not installed") if missing else ("ok", name)
         assert report.status_and_value(f"polyaxon_{framework}") == expected
 
 

@@ -16,6 +16,7 @@ PACKAGES = ("polyaxon_tracking", "polyaxon_keras", "polyaxon_torch", "polyaxon_t
 
 MESSAGES = {
     "polyaxon_keras": 'polyaxon_keras needs Keras 3, which is not installed. Install it with: pip install "polyaxon-tracking[keras]", and one of the backends tensorflow, torch and jax, which the environment variable KERAS_BACKEND chooses',
+    "polyaxon_torch": 'polyaxon_torch needs PyTorch, and these packages are not installed: torch, numpy. Install them with: pip install "polyaxon-tracking[torch]"',
     "polyaxon_transformers": 'polyaxon_transformers needs Hugging Face\'s Trainer, and these packages are not installed: transformers, torch, accelerate. Install them with: pip install "polyaxon-tracking[transformers]"',
 }
 

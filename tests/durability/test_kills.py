@@ -31,7 +31,11 @@ def killed(framework: str, outputs: Path, *, kills: int, moment: str = "saving",
 
 
 @pytest.fixture(
-    params=["lightning", "lightning_foreground", "keras", "keras_foreground", "transformers", "transformers_foreground"]
+    params=[
+        f"{framework}{mode}"
+        for framework in ("lightning", "keras", "transformers", "torch")
+        for mode in ("", "_foreground")
+    ]
 )
 def framework(request: pytest.FixtureRequest) -> str:
     return str(request.param)

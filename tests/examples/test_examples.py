@@ -38,7 +38,14 @@ def accuracy(output: str) -> float:
 
 @pytest.mark.parametrize(
     ("script", "epochs"),
-    [("lightning_digits.py", 20), ("keras_digits.py", 20), ("transformers_digits.py", 12), ("custom_loop.py", 20)],
+    [
+        ("lightning_digits.py", 20),
+        ("keras_digits.py", 20),
+        ("transformers_digits.py", 12),
+        ("custom_loop.py", 20),
+        ("fabric_digits.py", 20),
+        ("accelerate_digits.py", 20),
+    ],
 )
 def test_an_example_learns_the_digits(tmp_path: Path, script: str, epochs: int) -> None:
     assert accuracy(run(script)) > 0.9

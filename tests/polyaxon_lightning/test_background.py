@@ -268,7 +268,7 @@ def test_what_changes_without_a_trace_is_not_taken_for_the_same(tmp_path: Path) 
     for value in (1.0, 2.0):
         weights.data[-1] = value
         threading.Timer(0.2, go_on.set).start()
-        background.save("a file", {"global_step": 1, "weights": weights}, write)
+        background.save("a file", 1, {"weights": weights}, write)
     background.wait()
     assert found == [1.0, 2.0]
 
@@ -290,7 +290,7 @@ def test_tensors_come_back_as_they_were() -> None:
         "nested": {"list": [1, (2.5, "three")]},
     }
     background, found = Snapshot(BackgroundWriter()), []
-    background.save("a file", state, found.append)
+    background.save("a file", 1, state, found.append)
     background.wait()
     copy = found[0]
     assert_same(copy, state)
@@ -307,7 +307,7 @@ def test_the_tensors_of_a_gpu_are_copied_to_the_host() -> None:
     expected = {"global_step": 1, "large": large.cpu(), "small": small.cpu()}
     background, found = Snapshot(BackgroundWriter()), []
     for _ in range(2):
-        background.save("a file", {"global_step": 1, "large": large, "small": small}, found.append)
+        background.save("a file", 1, {"large": large, "small": small}, found.append)
         large += 0
     background.wait()
     large.zero_()

@@ -25,6 +25,7 @@ from typing import IO
 FRAMEWORKS = {
     "keras": ["keras", "h5py"],
     "keras_on_tensorflow_data": ["keras", "h5py", "tensorflow"],
+    "torch": ["torch", "torch.distributed", "torchdata.stateful_dataloader"],
     "lightning": ["lightning.pytorch", "torchdata.stateful_dataloader"],
     "transformers": ["transformers.trainer", "transformers.models.bert.modeling_bert"],
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 TESTS = Path(__file__).parents[1]
 SCRIPTS = {
     "lightning": TESTS / "polyaxon_lightning" / "lightning_script.py",
+    "torch": TESTS / "polyaxon_torch" / "loop_script.py",
     "keras": TESTS / "polyaxon_keras" / "keras_script.py",
     "transformers": TESTS / "polyaxon_transformers" / "transformers_script.py",
 }
@@ -76,12 +78,12 @@ def wait_for_ranks(process: subprocess.Popen[str]) -> Ended:
     try:
         stdout, stderr = process.communicate(timeout=120)
     except subprocess.TimeoutExpired:
-        process.terminate()  # torchrun ends its workers, which have their own sessions
-        try:
-            print(*process.communicate(timeout=30), sep="\n")
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            print(*process.communicate(), sep="\n")
+        # The workers of torchrun have their own sessions, and keep the pipes open.
+        workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        for pid in [process.pid, *map(int, workers)]:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(pid, signal.SIGKILL)
+        print(*process.communicate(), sep="\n")
         raise
     return Ended(process.returncode, stdout, stderr)
 

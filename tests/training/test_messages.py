@@ -8,7 +8,7 @@ from polyaxon_tracking.training import different_model
 
 ADVICE = (
     "Received a model that is not the one saved in /saved. Expected the same layers, shapes and optimizer. Undo the change, pass "
-    "PolyaxonCallback(resume=False) to start from scratch, or use another outputs path; the checkpoint stays as it is. "
+    "resume=False to start from scratch, or use another outputs path; the checkpoint stays as it is. "
 )
 
 
