@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from polyaxon_tracking import Checkpoint
     from polyaxon_tracking.training import TrainingSession
+    from polyaxon_transformers.machines import Machines
 
 __all__ = [
     "ResumedState",
@@ -45,19 +46,20 @@ class ResumedState:
     Args:
         trainer: the Trainer.
         session: the session of this training.
+        machines: the machines of the training.
         checkpoint: the checkpoint, a folder or a folder packed in one file.
 
     Raises:
         TrackingError: there is no room to unpack it.
     """
 
-    def __init__(self, trainer: Trainer, session: TrainingSession, checkpoint: Checkpoint) -> None:
+    def __init__(self, trainer: Trainer, session: TrainingSession, machines: Machines, checkpoint: Checkpoint) -> None:
         self.checkpoint = checkpoint
         self._unpacked: StagedFile | None = None
         self.folder = checkpoint.path
         """The folder from which the Trainer resumes; the Trainer itself saved its files."""
         if checkpoint.path.endswith(".tar"):
-            self.folder = self._unpack(trainer, session)
+            self.folder = self._unpack(trainer, session, machines)
         self.metadata = read_metadata(self.folder)
         """What the Trainer leaves out of its state: see `polyaxon_transformers.training`."""
         self.random_at_epoch_begin = read_random_state(self.folder, session.process_group.rank)
@@ -68,15 +70,15 @@ class ResumedState:
         self.has_evaluated = any(key.startswith("eval_") for entry in state.log_history for key in entry)
         """Whether there was an evaluation before."""
 
-    def _unpack(self, trainer: Trainer, session: TrainingSession) -> str:
+    def _unpack(self, trainer: Trainer, session: TrainingSession, machines: Machines) -> str:
         """Unpack the checkpoint once on each machine, and return the folder, which is kept until the end of training.
 
         The folder is in a staging directory: if this process is killed, the next start removes it.
         """
-        here, group = tempfile.gettempdir(), session.process_group
+        here = tempfile.gettempdir()
         path, source = self.checkpoint.path, self.checkpoint.source
         try:
-            with group.share_errors():
+            with session.process_group.share_errors():
                 if trainer.is_local_process_zero():
                     needed, free = os.path.getsize(path), shutil.disk_usage(here).free
                     if needed > free:
@@ -89,9 +91,7 @@ class ResumedState:
                         unpack(path, folder)
         finally:
             session.checkpoints.release()
-        # The processes of one machine have consecutive ranks.
-        first = group.rank - int(trainer.args.local_process_index)
-        return group.gather(self._unpacked.path if self._unpacked is not None else "")[first]
+        return machines.first_value(self._unpacked.path if self._unpacked is not None else "")
 
     def fetch_best(self, trainer: Trainer, upload_url: str | None) -> None:
         """Download the folder with the best model, if it was uploaded and this machine does not have it."""

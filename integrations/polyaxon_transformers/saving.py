@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from polyaxon_tracking.training import Directory, StagedFile, TrainingSession
+    from polyaxon_transformers.machines import Machines
 
 __all__ = ["STATE_SUFFIX", "FolderSaver", "StateToSave", "make_state_plain", "save_natively"]
 
@@ -52,12 +53,14 @@ class FolderSaver:
     Args:
         trainer: the Trainer.
         session: the session of this training.
+        machines: the machines of the training.
         upload_url: where the folders that `save_strategy` asks for are uploaded, or ``None`` if they are not.
     """
 
-    def __init__(self, trainer: Trainer, session: TrainingSession, upload_url: str | None) -> None:
+    def __init__(self, trainer: Trainer, session: TrainingSession, machines: Machines, upload_url: str | None) -> None:
         self._trainer = trainer
         self._session = session
+        self._machines = machines
         self._upload_url = upload_url
         self.is_remote = "://" in session.checkpoints.directory
         """Whether the checkpoints are in an object store."""
@@ -66,6 +69,15 @@ class FolderSaver:
         self._is_checked = False
         self.best_in_state: str | None = None
         """The name of the folder with the best model, in the newest training state."""
+
+    def check(self) -> None:
+        """Check that the training state can be saved completely.
+
+        Raises:
+            TrackingError: each machine would write its part of the state, and only the first one's part is uploaded.
+        """
+        if self.is_remote:
+            self._machines.check_state_is_whole(self._session.checkpoints.directory)
 
     def save_state(self, state: StateToSave) -> None:
         """Save the training state. This is a collective."""
@@ -76,7 +88,10 @@ class FolderSaver:
         with self._session.saving(step):
             with self._session.process_group.staging(stage) as (staged, path):
                 folder = os.path.join(os.path.dirname(path), folder_name(step))
-                self._write(folder, self._trainer.state.best_model_checkpoint)
+                with self._machines.own_folder(folder) if self.is_remote else contextlib.nullcontext(folder) as own:
+                    self._write(own, self._trainer.state.best_model_checkpoint)
+                    if self.is_remote:
+                        self._machines.collect(own)
                 with self._session.process_group.share_errors():
                     if self._session.is_writer:
                         write_metadata(folder, state.metadata, state.random)
@@ -150,6 +165,7 @@ class FolderSaver:
     def _upload(self, upload_url: str) -> None:
         name = folder_name(self._trainer.state.global_step)
         folder = os.path.join(str(self._trainer.args.output_dir), name)
+        self._machines.collect(folder)
         directory = self._directory = open_directory(upload_url)
         prune = self._pruning()
 
@@ -214,8 +230,6 @@ class FolderSaver:
                         f"Transformers' own does: take that for `self.args.output_dir`."
                     )
                 state.save_to_json(os.path.join(folder, TRAINER_STATE_NAME))
-        if self.is_remote and not self._session.is_writer and trainer.is_local_process_zero():  # of another machine
-            shutil.rmtree(os.path.dirname(folder), ignore_errors=True)
 
     def _submit(self, what: str, finish: Callable[[], None]) -> None:
         with self._session.process_group.share_errors():

@@ -12,6 +12,7 @@ from transformers import EarlyStoppingCallback
 from polyaxon_tracking.training import Action, accept_hyperparameters
 from polyaxon_transformers.evaluation import EvaluationWatch
 from polyaxon_transformers.hyperparameters import hyperparameters
+from polyaxon_transformers.machines import Machines
 from polyaxon_transformers.methods import replaced_methods
 from polyaxon_transformers.random_states import RandomStates
 from polyaxon_transformers.resuming import ResumedState, load_best_model, load_checkpoint, optimizer_name
@@ -51,7 +52,8 @@ class Training:
         self._upload_url = upload_url
         self._ignore_keys = ignore_keys
         self._resumed: ResumedState | None = None
-        self._saver = FolderSaver(trainer, session, upload_url)
+        self._machines = Machines(trainer, session.process_group)
+        self._saver = FolderSaver(trainer, session, self._machines, upload_url)
         self._hyperparameters = hyperparameters(trainer)
         self._epoch = 0
         self._has_epoch_ended = False
@@ -69,7 +71,11 @@ class Training:
         """Install the signal handlers, and replace methods of the Trainer.
 
         It has no hooks before its loops, around what it loads and saves, and after all that belongs to a step.
+
+        Raises:
+            TrackingError: the training state could not be saved completely.
         """
+        self._saver.check()
         args = self.trainer.args
         evaluates_on_start = args.eval_on_start
         args.eval_on_start = evaluates_on_start and self._resumed is None  # callbacks have seen that evaluation before
@@ -101,7 +107,7 @@ class Training:
         if self._resumed is not None:
             self._resumed.close()
         # The signal handlers refer to this object, which must not keep the model in memory.
-        del self.trainer, self._saver, self._evaluation, self._random
+        del self.trainer, self._saver, self._machines, self._evaluation, self._random
 
     # Resume
 
@@ -115,7 +121,7 @@ class Training:
         checkpoint = self._session.find_checkpoint((STATE_SUFFIX, ".tar"), "Hugging Face's Trainer")
         if checkpoint is None:
             return None
-        self._resumed = ResumedState(self.trainer, self._session, checkpoint)
+        self._resumed = ResumedState(self.trainer, self._session, self._machines, checkpoint)
         saved = self._resumed.metadata.get("hyperparameters")
         if not accept_hyperparameters(self._session, checkpoint.source, saved, self._hyperparameters):
             self._resumed.close()

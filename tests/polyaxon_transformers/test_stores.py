@@ -10,7 +10,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from training_scripts import SCRIPTS, TORCHRUN, Ended, train, train_ranks, without_checksums
+from servers import free_port
+from training_scripts import (
+    SCRIPTS,
+    TORCHRUN,
+    Ended,
+    start_ranks,
+    train,
+    train_ranks,
+    wait_for_ranks,
+    without_checksums,
+)
 from transformers import BertForSequenceClassification
 from transformers_script import digest, trainer
 
@@ -38,6 +48,19 @@ def run_torchrun(directory: Path, outputs: str, **environment: str) -> Ended:
     """Train in two processes of torchrun, in a new directory."""
     directory.mkdir()
     return train_ranks(COMMAND, outputs, directory=directory, **environment)
+
+
+def run_on_two_machines(directory: Path, outputs: str, **environment: str) -> list[Ended]:
+    """Train in one process on each of two machines: each with its own torchrun, working directory and `$TMPDIR`."""
+    rendezvous = [f"--master-port={free_port()}", "--master-addr=127.0.0.1", "--nnodes=2", "--nproc-per-node=1"]
+    started = []
+    for number in range(2):
+        machine = directory / f"machine-{number}"
+        (machine / "tmp").mkdir(parents=True)
+        command = [TORCHRUN[0], *rendezvous, f"--node-rank={number}", str(SCRIPTS["transformers"])]
+        environment["TMPDIR"] = str(machine / "tmp")
+        started.append(start_ranks(command, outputs, directory=machine, **environment))
+    return [wait_for_ranks(one) for one in started]
 
 
 def test_a_killed_training_resumes_in_another_pod_to_the_same_end(store: Store, tmp_path: Path) -> None:
@@ -87,6 +110,36 @@ def test_a_state_is_unpacked_once_on_a_machine_and_goes_also_after_a_kill(store:
     assert resumed.returncode == uninterrupted.returncode == 0, resumed.stderr
     assert set(resumed.stdout.splitlines()) == set(uninterrupted.stdout.splitlines())
     assert unpacked() == []
+
+
+@pytest.mark.parametrize("store", ["s3"], indirect=True)
+def test_the_random_numbers_of_ranks_on_another_machine_are_in_the_store(store: Store, tmp_path: Path) -> None:
+    killed = run_on_two_machines(
+        tmp_path / "killed", store.url, DIE_AT_STEP="10", EVERY_N_TRAIN_STEPS="3", FOREGROUND="1"
+    )
+    assert all(ended.returncode for ended in killed)
+    [newest] = [name for name in store.names() if "step=0000000009" in name]
+    for name in newest, "checkpoints/bert/checkpoint-8.tar":
+        with tarfile.open(cached_path(f"{store.url}/{name}")) as archive:
+            assert {"rng_state_0.pth", "rng_state_1.pth"} < set(archive.getnames())
+    resumed = run_on_two_machines(tmp_path / "resumed", store.url)
+    uninterrupted = run_on_two_machines(tmp_path / "uninterrupted", str(tmp_path / "outputs"))
+    assert [ended.returncode for ended in resumed + uninterrupted] == [0] * 4, resumed
+    assert "step 9\n" in resumed[0].stderr
+    assert [ended.stdout for ended in resumed] == [ended.stdout for ended in uninterrupted]
+    assert [path for path in (tmp_path / "resumed").glob("machine-*/tmp/**/*") if path.is_file()] == []
+
+
+@pytest.mark.parametrize("store", ["s3"], indirect=True)
+def test_a_state_in_parts_on_several_machines_is_refused(store: Store, tmp_path: Path) -> None:
+    for ended in run_on_two_machines(tmp_path / "parts", store.url, PARTS="SHARDED_STATE_DICT"):
+        assert (ended.returncode, ended.stdout) == (1, "")
+        assert re.search(
+            r"TrackingError: Received FSDP with \S*SHARDED_STATE_DICT on several machines, and an object store for its "
+            r"checkpoints: s3://\S+resume\. .* Expected a volume that all machines share",
+            ended.stderr,
+        ), ended.stderr
+    assert store.names() == []
 
 
 @pytest.mark.parametrize("store", ["s3"], indirect=True)

@@ -10,6 +10,7 @@ from typing import Any
 
 import faults
 import torch
+from accelerate import FullyShardedDataParallelPlugin
 from torch import nn
 from torch.utils.data import Dataset
 from transformers import (
@@ -150,7 +151,11 @@ def main() -> None:
         per_device_train_batch_size=8 // int(os.environ.get("WORLD_SIZE", "1")),
         save_total_limit=int(os.environ.get("SAVE_TOTAL_LIMIT", "2")),
         metric_for_best_model="best" if "BEST_AT_STEP" in os.environ else "loss",
+        save_on_each_node=os.environ.get("GROUP_WORLD_SIZE", "1") != "1",  # to find the best model at the end
     )
+    if "PARTS" in os.environ:  # Accelerate does so itself if there is a GPU
+        training.is_fsdp_enabled = True
+        training.accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin(state_dict_type=os.environ["PARTS"])
     training.train()
     evaluations = [round(entry["eval_loss"], 6) for entry in training.state.log_history if "eval_loss" in entry]
     # In one piece: others print to the same place.
