@@ -16,27 +16,28 @@ else:
     ModelCheckpoint = pl.callbacks.ModelCheckpoint
     Logger = pl.loggers.Logger
 
-__all__ = ["save_in_background"]
+__all__ = ["attach_to_model_checkpoints"]
 
 _logger = logging.getLogger("polyaxon_tracking")
 
 
-def save_in_background(trainer: pl.Trainer, io: DurableCheckpointIO) -> None:
-    """Let ModelCheckpoints save in the background, unless something reads each file as soon as it is saved.
+def attach_to_model_checkpoints(trainer: pl.Trainer, io: DurableCheckpointIO, *, in_background: bool) -> None:
+    """Let ModelCheckpoints save with `io`, in the background unless something reads each file as soon as it is saved.
 
     A subclass may, and loggers that upload each checkpoint do: Lightning calls their ``after_save_checkpoint``.
     """
-    if not all(map(_reads_no_checkpoint, trainer.loggers)):
+    if in_background and not all(map(_reads_no_checkpoint, trainer.loggers)):
         _logger.info(
             "A logger of the Trainer reads each checkpoint that a ModelCheckpoint saves: those are saved in the "
             "foreground"
         )
-        return
+        in_background = False
     for callback in trainer.checkpoint_callbacks:
-        if type(callback) is ModelCheckpoint:
-            if callback.save_last == "link":  # its target may never be written; equal states are linked anyway
-                callback.save_last = True
-            io.save_in_background(callback)
+        if isinstance(callback, ModelCheckpoint):
+            is_plain = type(callback) is ModelCheckpoint
+            if in_background and is_plain and callback.save_last == "link":
+                callback.save_last = True  # the link's target may never be written; equal states are linked anyway
+            io.attach(callback, in_background=in_background and is_plain)
 
 
 def _reads_no_checkpoint(logger: Logger) -> bool:

@@ -8,20 +8,20 @@ import os
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from polyaxon_lightning.background import save_in_background
-from polyaxon_lightning.checkpoint_io import METADATA_KEY, DurableCheckpointIO, save_in_foreground
+from polyaxon_lightning.background import attach_to_model_checkpoints
+from polyaxon_lightning.checkpoint_io import METADATA_KEY, DurableCheckpointIO, detach
 from polyaxon_lightning.framework import pl
 from polyaxon_lightning.hooks import skip_unused_hooks
 from polyaxon_lightning.outputs import redirect_checkpoints, warn_of_files_outside
 from polyaxon_lightning.process_group import Launch, launching_trainer, share_errors_of_saves
 from polyaxon_lightning.resuming import (
     ckpt_path_argument,
-    forget_missing_files,
     is_chosen_by_lightning,
     is_newer,
     load,
     loaded_step,
     restore,
+    take_over_files,
 )
 from polyaxon_lightning.searches import skip_searches
 from polyaxon_lightning.sharded import refuse_parts_in_store, writes_itself
@@ -201,7 +201,7 @@ class PolyaxonCallback(Callback):
         if own_path is None:
             session.log.start(resumed)
             if resumed is not None:
-                forget_missing_files(trainer, resumed.source)
+                take_over_files(trainer, resumed.source)
         elif resumed is not None:  # the user's path is loaded afterwards
             session.log.unused(resumed, "ckpt_path", self._run.clean_path(os.fspath(own_path)))
         max_epochs = -1 if trainer.max_epochs is None else trainer.max_epochs
@@ -224,7 +224,7 @@ class PolyaxonCallback(Callback):
             trainer.callbacks = _without_training_state(trainer.callbacks)  # type: ignore[attr-defined]
             self._training_state = None
             for callback in trainer.checkpoint_callbacks:
-                save_in_foreground(callback)
+                detach(callback)
 
     def _path_in_use(self, trainer: pl.Trainer, state: TrainingStateCheckpoint) -> Any:
         """Return the `ckpt_path` that the Trainer resumes from, or ``None`` if that is the checkpoint of `setup`.
@@ -312,12 +312,13 @@ class PolyaxonCallback(Callback):
         if type(trainer.strategy.checkpoint_io) not in (TorchCheckpointIO, DurableCheckpointIO):
             return
         state = self._training_state
-        trainer.strategy.checkpoint_io = io = DurableCheckpointIO(None if state is None else state.snapshot)
+        io = DurableCheckpointIO() if state is None else DurableCheckpointIO(state.snapshot, state.io.own_files)
+        trainer.strategy.checkpoint_io = io
         io.protected_path = self._ckpt_path_argument(trainer)
-        if state is not None and not writes_itself(trainer):
-            state.io.on_newest = io.keep_named
-        if state is not None and state.snapshot is not None:
-            save_in_background(trainer, io)
+        if state is not None:
+            if not writes_itself(trainer):
+                state.io.on_newest = io.keep_named
+            attach_to_model_checkpoints(trainer, io, in_background=state.snapshot is not None)
 
 
 def _check_weights_only(weights_only: object) -> None:

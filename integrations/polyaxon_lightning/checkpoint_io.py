@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from polyaxon_lightning.framework import pl
+from polyaxon_lightning.own_files import OwnFiles
 from polyaxon_lightning.saved_files import SavedFile, absolute, copy_saved, damage, identity_of, is_url
 from polyaxon_torch import check_plain, has_nan, lazy_layers_allowed, plain_hyperparameters, plain_numbers
 from polyaxon_tracking import TrackingError, atomic_write, cached_path
 from polyaxon_tracking.training import open_directory
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
     from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
@@ -33,7 +34,7 @@ __all__ = [
     "METADATA_KEY",
     "DurableCheckpointIO",
     "TrainingStateIO",
-    "save_in_foreground",
+    "detach",
     "training_state_io",
 ]
 
@@ -52,17 +53,24 @@ class DurableCheckpointIO(TorchCheckpointIO):
 
     Lightning stages in ``$TMPDIR`` and moves, which copies in place where that is another file system, and syncs
     nothing. This class writes next to the target, syncs, and renames; to a store it uploads a complete file. Files of
-    the ModelCheckpoints that were passed to `save_in_background` are written in the background. Every other file is
-    written when ``trainer.save_checkpoint`` returns.
+    the ModelCheckpoints that were passed to `attach` are marked as files of this training, and may be written in the
+    background. Every other file is written when ``trainer.save_checkpoint`` returns.
+
+    Args:
+        snapshot: the snapshot from which to write in the background; with ``None``, training waits.
+        own_files: the files that the ModelCheckpoints of this training have saved; by default none.
     """
 
-    def __init__(self, snapshot: Snapshot | None = None) -> None:
+    def __init__(self, snapshot: Snapshot | None = None, own_files: OwnFiles | None = None) -> None:
         super().__init__()
         self._snapshot = snapshot
+        self._own_files = OwnFiles() if own_files is None else own_files
         self.protected_path: str | Path | None = None
         """The checkpoint from which training resumes, which is not removed."""
-        self.background_path: str | None = None
-        """The path that a ModelCheckpoint is about to save to, in the background."""
+        self.announced: tuple[str, bool] = "", False
+        """The path that a ModelCheckpoint is about to save to, and whether to save in the background."""
+        self._newest: dict[str, Any] = {}
+        """The newest training state's metadata, with its step."""
         self._pending: set[str] = set()
         self._listed: dict[str, set[str]] = {}
         self._last_saved: SavedFile | None = None
@@ -79,10 +87,13 @@ class DurableCheckpointIO(TorchCheckpointIO):
             raise TypeError(
                 "`trainer.save_checkpoint(..., storage_options=...)` is not supported: see PolyaxonCallback"
             )
-        is_background_path = os.fspath(path) == self.background_path
-        path, self.background_path = absolute(path), None
+        announced, in_background = self.announced
+        is_announced = os.fspath(path) == announced
+        path, self.announced = absolute(path), ("", False)
         self._removed.discard(path)
-        if self._snapshot is not None and is_background_path:
+        if is_announced:
+            checkpoint = self._own_files.marked(checkpoint, path)
+        if self._snapshot is not None and is_announced and in_background:
             self._pending.add(path)
             write = functools.partial(self._save_pending, path)
             self._snapshot.save(path, checkpoint["global_step"], checkpoint, write)
@@ -92,24 +103,33 @@ class DurableCheckpointIO(TorchCheckpointIO):
         self._unneeded.discard(path)
         with atomic_write(path) as staged:
             torch.save(checkpoint, staged)
+        self._list(path)
 
     def keep_named(self, state: dict[str, Any]) -> None:
         """Keep the files that the training state `state` names, which is the newest one, until the next is written.
 
         A ModelCheckpoint removes a file as soon as it has a better one. If a kill comes then, the next start resumes
         from a state whose best model is that file. So the file is removed only when a state that does not name it is
-        written.
+        written. So is a file that was saved after the state from which training resumed, and not again.
         """
         self._named = {absolute(path) for path in _named_files(state)}
-        self._remove_unneeded()
+        self._newest = state.get(METADATA_KEY, {}) | {"step": state["global_step"]}
+        # At the end of an epoch, every ModelCheckpoint has saved what it saves at this step.
+        passed = self._own_files.take_passed(self._newest["step"] + self._newest.get("ends_epoch", False))
+        self._remove_unneeded(*passed)
 
-    def save_in_background(self, callback: ModelCheckpoint) -> None:
-        """Write the files of `callback` in the background from now on.
+    def resume(self, callbacks: Iterable[Checkpoint]) -> None:
+        """Find what `callbacks` saved after the training state that was loaded, because training resumes from it."""
+        if self._newest:  # otherwise each rank wrote its part, which is not marked
+            self._own_files.resume(self._newest.get("training"), self._newest["step"], self._named, callbacks)
+
+    def attach(self, callback: ModelCheckpoint, *, in_background: bool) -> None:
+        """Mark the files of `callback` from now on, and write them in the background if `in_background`.
 
         A plugin is passed only a path. Every path that a ModelCheckpoint saves to comes from its method
         `format_checkpoint_name`, so that method is made to report the path.
         """
-        methods = _BackgroundMethods(callback, self)
+        methods = _AttachedMethods(callback, self, in_background=in_background)
         callback.format_checkpoint_name = methods.format_checkpoint_name  # type: ignore[method-assign]
         callback.file_exists = methods.file_exists  # type: ignore[method-assign]
 
@@ -124,6 +144,10 @@ class DurableCheckpointIO(TorchCheckpointIO):
         if parent not in self._listed:
             self._listed[parent] = set(open_directory(parent).names())
         return name in self._listed[parent]
+
+    def may_save_again(self, path: str | Path) -> bool:
+        """Return whether the file `path` was saved by this training, after the state from which it resumed."""
+        return self._own_files.is_leftover(absolute(path))
 
     def wait(self) -> None:
         """Wait for all writes, and raise the error of a write that failed."""
@@ -177,9 +201,12 @@ class DurableCheckpointIO(TorchCheckpointIO):
             with atomic_write(path) as staged:
                 torch.save(checkpoint, staged)
         self._last_saved = SavedFile(checkpoint, path, identity_of(path))
+        self._list(path)
+        self._pending.discard(path)
+
+    def _list(self, path: str) -> None:
         parent, name = os.path.split(path)
         self._listed.get(parent, set()).add(name)
-        self._pending.discard(path)
 
     def _remove_unneeded(self, *paths: str) -> None:
         self._unneeded.update(paths)
@@ -196,31 +223,41 @@ class DurableCheckpointIO(TorchCheckpointIO):
         self._listed.get(parent, set()).discard(name)
 
 
-class _BackgroundMethods:
-    """Two methods of a ModelCheckpoint whose files are written in the background; a copy of it has its own methods."""
+class _AttachedMethods:
+    """Two methods of a ModelCheckpoint whose files are marked; a copy of the ModelCheckpoint has its own methods."""
 
-    def __init__(self, callback: ModelCheckpoint, io: DurableCheckpointIO) -> None:
+    def __init__(self, callback: ModelCheckpoint, io: DurableCheckpointIO, *, in_background: bool) -> None:
         self._callback = callback
         self._io: DurableCheckpointIO | None = io
+        self._in_background = in_background
 
     def format_checkpoint_name(self, *arguments: Any, **options: Any) -> str:
-        path = ModelCheckpoint.format_checkpoint_name(self._callback, *arguments, **options)
+        path = type(self._callback).format_checkpoint_name(self._callback, *arguments, **options)
         if self._io is not None:
-            self._io.background_path = path
+            self._io.announced = path, self._in_background
         return path
 
     def file_exists(self, filepath: str | Path, trainer: pl.Trainer) -> bool:
-        """Return whether a path is taken, and gets a version: also if its file is still being written."""
-        if self._io is None:
-            return ModelCheckpoint.file_exists(self._callback, filepath, trainer)
-        return bool(trainer.strategy.broadcast(trainer.is_global_zero and self._io.is_taken(filepath)))
+        """Return whether a path is taken, and gets a version: also if its file is still being written.
+
+        A file that a kill left of the steps that are trained again is replaced, and gets no version.
+        """
+        io, native = self._io, type(self._callback).file_exists
+        if io is None:
+            return native(self._callback, filepath, trainer)
+        is_taken = False
+        if native is not ModelCheckpoint.file_exists:
+            is_taken = native(self._callback, filepath, trainer)
+        elif trainer.is_global_zero:
+            is_taken = io.is_taken(filepath)
+        return bool(trainer.strategy.broadcast(is_taken and not io.may_save_again(filepath)))
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_callback": self._callback, "_io": None}
+        return {"_callback": self._callback, "_io": None, "_in_background": False}
 
 
-def save_in_foreground(callback: Checkpoint) -> None:
-    """Restore the methods of `callback` that `DurableCheckpointIO.save_in_background` replaced."""
+def detach(callback: Checkpoint) -> None:
+    """Restore the methods of `callback` that `DurableCheckpointIO.attach` replaced."""
     for method in ("format_checkpoint_name", "file_exists"):
         vars(callback).pop(method, None)
 
@@ -240,6 +277,7 @@ class TrainingStateIO(TorchCheckpointIO):
         self._snapshot = snapshot
         self._weights_only = weights_only
         self._is_checked = not weights_only
+        self.own_files = OwnFiles()
         self.on_newest: Callable[[dict[str, Any]], None] = lambda _: None
         """Called with the training state that is now the newest: the one that was loaded, and each that was written."""
 

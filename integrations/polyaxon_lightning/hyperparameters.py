@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from polyaxon_lightning.framework import pl
     from polyaxon_tracking.training import TrainingSession
 
-__all__ = ["HyperparametersOfTrainer"]
+__all__ = ["HyperparametersOfTrainer", "optimizer_names"]
 
 
 class HyperparametersOfTrainer:
@@ -59,3 +59,8 @@ class HyperparametersOfTrainer:
                 index: {"batch_size": getattr(one, "batch_size", None)} for index, one in loaders
             }
         return Hyperparameters(restored=self._of_optimizers, script=script)
+
+
+def optimizer_names(trainer: pl.Trainer) -> list[str]:
+    """Return the names of the classes of the Trainer's optimizers."""
+    return [type(optimizer).__name__ for optimizer in trainer.optimizers]

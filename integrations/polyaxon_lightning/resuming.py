@@ -26,12 +26,12 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ckpt_path_argument",
-    "forget_missing_files",
     "is_chosen_by_lightning",
     "is_newer",
     "load",
     "loaded_step",
     "restore",
+    "take_over_files",
 ]
 
 _logger = logging.getLogger("polyaxon_tracking")
@@ -87,11 +87,17 @@ def restore(trainer: pl.Trainer) -> None:
     connector.restore_callbacks()
 
 
-def forget_missing_files(trainer: pl.Trainer, source: str) -> None:
-    """Let each ModelCheckpoint forget the files that its state in `source` names and that no longer exist."""
+def take_over_files(trainer: pl.Trainer, source: str) -> None:
+    """Make each ModelCheckpoint's restored state in `source` and the files in its directory agree.
+
+    It forgets the files that its state names and that no longer exist. Those that were saved after the state are
+    replaced, or removed later.
+    """
     io = trainer.strategy.checkpoint_io
     if not isinstance(io, DurableCheckpointIO):
         return
+    if trainer.is_global_zero:
+        io.resume(trainer.checkpoint_callbacks)
     for callback in trainer.checkpoint_callbacks:
         if isinstance(callback, pl.callbacks.ModelCheckpoint):
             named = sorted({*callback.best_k_models, callback.best_model_path} - {""})

@@ -13,7 +13,7 @@ from polyaxon_tracking.training import open_directory
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["SavedFile", "absolute", "copy_saved", "damage", "identity_of", "is_url"]
+__all__ = ["SavedFile", "absolute", "copy_saved", "damage", "identity_of", "is_url", "start_of"]
 
 
 class SavedFile(NamedTuple):
@@ -61,6 +61,12 @@ def copy_saved(saved: SavedFile, path: str) -> bool:
     except FileNotFoundError:  # it was removed meanwhile
         return False
     return True
+
+
+def start_of(path: str) -> bytes:
+    """Return the first bytes of the file `path`, or none if there is no such file."""
+    parent, name = os.path.split(path)
+    return open_directory(parent).start_of(name)
 
 
 def damage(path: str | Path) -> str | None:

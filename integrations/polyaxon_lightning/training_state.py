@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 
-from polyaxon_lightning.checkpoint_io import METADATA_KEY, TrainingStateIO, save_in_foreground, training_state_io
+from polyaxon_lightning.checkpoint_io import METADATA_KEY, TrainingStateIO, detach, training_state_io
 from polyaxon_lightning.data import (
     Batches,
     check_rows,
@@ -22,7 +22,7 @@ from polyaxon_lightning.data import (
 )
 from polyaxon_lightning.framework import pl
 from polyaxon_lightning.hooks import skip_unused_hooks
-from polyaxon_lightning.hyperparameters import HyperparametersOfTrainer
+from polyaxon_lightning.hyperparameters import HyperparametersOfTrainer, optimizer_names
 from polyaxon_lightning.process_group import restore_saves
 from polyaxon_lightning.searches import allow_searches, found_by_searches
 from polyaxon_lightning.sharded import save_sharded, writes_itself
@@ -95,7 +95,7 @@ class TrainingStateCheckpoint(Checkpoint):
             "random": self.session.process_group.gather(random_state() | {"loaders": generator_states(trainer)}),
             "ends_epoch": self._ends_epoch,
             "stopped": is_stopped_early(trainer),
-            "optimizers": _optimizers(trainer),
+            "optimizers": optimizer_names(trainer),
             "plateau": plateau_metrics(trainer) if self._ends_epoch else {},
             "metrics": {name: torch.as_tensor(value).cpu() for name, value in trainer.callback_metrics.items()},
             "epoch_metrics": {} if self._ends_epoch else epoch_metrics(trainer),
@@ -103,6 +103,7 @@ class TrainingStateCheckpoint(Checkpoint):
             "hyperparameters": self.hyperparameters.as_saved(trainer),
             "searches": found_by_searches(trainer),
             "rows": rows(trainer),
+            "training": self.io.own_files.training,
         }
         self._batches.put_into(trainer, checkpoint, metadata)
         if self._leaves_epoch:
@@ -137,9 +138,9 @@ class TrainingStateCheckpoint(Checkpoint):
             if trainer.strategy.restore_checkpoint_after_setup:
                 forget_loaders(trainer)
             return
-        if self._restored["optimizers"] != _optimizers(trainer):
+        if self._restored["optimizers"] != optimizer_names(trainer):
             raise TrackingError(
-                f"Received a model with the optimizers {_optimizers(trainer)}, while the checkpoint was saved with "
+                f"Received a model with the optimizers {optimizer_names(trainer)}, while the checkpoint was saved with "
                 f"{self._restored['optimizers']}. Expected the same. Undo the change, pass "
                 f"PolyaxonCallback(resume=False) to start from scratch, or use another outputs path; the checkpoint "
                 f"stays as it is."
@@ -279,7 +280,7 @@ class TrainingStateCheckpoint(Checkpoint):
             self._before = None
             self._batches.free()
             for callback in trainer.checkpoint_callbacks:
-                save_in_foreground(callback)
+                detach(callback)
             if self.snapshot is not None:
                 self.snapshot.free()
             let_go_of_loops(trainer)
@@ -347,7 +348,3 @@ class TrainingStateCheckpoint(Checkpoint):
         assert self.snapshot is not None
         self._should_reserve_memory = False
         self.snapshot.reserve(state_tensors(trainer))
-
-
-def _optimizers(trainer: pl.Trainer) -> list[str]:
-    return [type(optimizer).__name__ for optimizer in trainer.optimizers]

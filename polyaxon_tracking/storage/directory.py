@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 __all__: list[str] = []
 
+START_BYTES = 4096
+
 
 class Directory(abc.ABC):
     """A directory of files, each complete or absent, on a disk or in a store. This package writes all files through it.
@@ -93,6 +95,10 @@ class Directory(abc.ABC):
         Raises:
             FileNotFoundError: there is no file `name`; for a local directory, only reading the path raises.
         """
+
+    @abc.abstractmethod
+    def start_of(self, name: str) -> bytes:
+        """Return the first `START_BYTES` bytes of the file `name`; none if this process has no such file to read."""
 
     @abc.abstractmethod
     def release(self, path: str) -> None:

@@ -12,7 +12,7 @@ import contextlib
 import os
 import shutil
 
-from polyaxon_tracking.storage.directory import Directory
+from polyaxon_tracking.storage.directory import START_BYTES, Directory
 from polyaxon_tracking.storage.disk import nothing_written, sync_directory, sync_file
 from polyaxon_tracking.storage.locks import StagingDirectory
 
@@ -76,6 +76,14 @@ class LocalDirectory(Directory):
     def fetch(self, name: str) -> str:
         """Return the path of the file `name`."""
         return os.path.join(self.path, name)
+
+    def start_of(self, name: str) -> bytes:
+        """Return the first bytes of the file `name`; none of a directory."""
+        try:
+            with open(self.fetch(name), "rb") as file:
+                return file.read(START_BYTES)
+        except (FileNotFoundError, IsADirectoryError, PermissionError):  # the last on Windows too, for a directory
+            return b""
 
     def release(self, path: str) -> None:
         """Do nothing, because `fetch` returned the file itself, not a copy."""

@@ -140,6 +140,18 @@ def download(url: str, file: str, progress: Progress) -> None:
     with_retries("Not downloaded", location, lambda: fs.get_file(path, file, callback=_progress_callback(progress)))
 
 
+def start_of(url: str, size: int) -> bytes:
+    """Return the first `size` bytes of the object `url`, or fewer; none if this process may not read such an object."""
+    location, fs, path = _open(url)
+    try:
+        found: bytes = with_retries("Not read", location, lambda: fs.cat_file(path, start=0, end=size))
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.EACCES, errno.ENODATA):  # an empty object has no first byte
+            return b""
+        raise
+    return found
+
+
 def _progress_callback(progress: Progress) -> Any:
     """Return a callback for fsspec's drivers that updates `progress`, which starts again from 0 bytes."""
     from fsspec.callbacks import Callback

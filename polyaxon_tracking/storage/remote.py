@@ -7,7 +7,7 @@ import os
 from polyaxon_tracking.progress import Progress
 from polyaxon_tracking.storage import object_store
 from polyaxon_tracking.storage.credentials import locate_directory
-from polyaxon_tracking.storage.directory import Directory
+from polyaxon_tracking.storage.directory import START_BYTES, Directory
 from polyaxon_tracking.storage.disk import checked_file
 from polyaxon_tracking.storage.download_cache import cached_path, release, workspace
 
@@ -51,6 +51,10 @@ class RemoteDirectory(Directory):
     def fetch(self, name: str) -> str:
         """Return the path of a local copy of the object `name`, and download it if needed."""
         return cached_path(self._url(name))
+
+    def start_of(self, name: str) -> bytes:
+        """Return the first bytes of the object `name`, with one request that downloads no more."""
+        return object_store.start_of(self._url(name), START_BYTES)
 
     def release(self, path: str) -> None:
         """Remove the local copy `path`, unless another process still needs it."""

@@ -64,6 +64,8 @@ def error_number(error: BaseException) -> int:
     status = _status(error)
     if isinstance(error, FileNotFoundError) or status == 404:  # noqa: PLR2004  # see RFC 9110, 15
         return errno.ENOENT
+    if status == 416:  # noqa: PLR2004  # a part of an empty object was requested
+        return errno.ENODATA
     if isinstance(error, NotImplementedError) or status == 501:  # noqa: PLR2004
         return errno.EOPNOTSUPP
     if isinstance(error, PermissionError) or status in (401, 403) or str(error).startswith("Forbidden"):

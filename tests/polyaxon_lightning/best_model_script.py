@@ -38,7 +38,9 @@ def main() -> None:
     seed_everything(0)
     checkpoints = ModelCheckpoint(monitor="val_loss", save_top_k=int(os.environ["SAVE_TOP_K"]), save_last=True)
     training = trainer(
-        PolyaxonCallback(every_n_train_steps=5, background="FOREGROUND" not in os.environ),
+        PolyaxonCallback(
+            every_n_train_steps=int(os.environ.get("EVERY", "5")), background="FOREGROUND" not in os.environ
+        ),
         checkpoints,
         val_check_interval=0.5,
         num_sanity_val_steps=0,

@@ -56,6 +56,19 @@ def test_a_killed_training_resumes_to_the_weights_of_an_uninterrupted_one(store:
     assert [path for path in Path(os.environ["TMPDIR"]).rglob("*") if path.is_file()] == []
 
 
+def test_files_that_a_kill_left_are_saved_again_or_removed(store: Store) -> None:
+    def top_k() -> list[str]:
+        return sorted(Path(name).name for name in store.names("checkpoints") if not name.startswith("resume/"))
+
+    script = Path(__file__).with_name("best_model_script.py")
+    options = {"SAVE_TOP_K": "2", "POLYAXON_RUN_OUTPUTS_PATH": store.url}
+    assert forked.run("lightning", script, DIE_AT_STEP="7", **options).returncode == -9
+    assert len(top_k()) == 4
+    resumed = forked.run("lightning", script, WORSE="1", **options)
+    assert resumed.returncode == 0, resumed.stderr
+    assert top_k() == ["epoch=0-step=2.ckpt", "epoch=0-step=4.ckpt", "last.ckpt"]
+
+
 @pytest.fixture(scope="module")
 def local_names(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """Return the files that the two trainings of the next test leave in a local directory."""

@@ -51,6 +51,19 @@ def manager(store: Store) -> CheckpointManager:
 # Saving and finding
 
 
+def test_the_start_of_an_object_is_read(store: Store, tmp_path: Path) -> None:
+    contents = {"large": bytes(range(256)) * 10_000, "small": b"all of it", "empty": b""}
+    for url in store.url, str(tmp_path):
+        directory = open_directory(url)
+        for name, content in contents.items():
+            with directory.write(name) as path:
+                Path(path).write_bytes(content)
+            assert directory.start_of(name) == content[:4096]
+        assert directory.start_of("missing") == b""
+    (tmp_path / "folder").mkdir()
+    assert open_directory(str(tmp_path)).start_of("folder") == b""
+
+
 def test_what_is_saved_is_found_by_another_process(store: Store, manager: CheckpointManager) -> None:
     for step in (10, 20, 30):
         save(manager, step, epoch=step // 10)
