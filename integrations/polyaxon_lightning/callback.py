@@ -303,6 +303,7 @@ class PolyaxonCallback(Callback):
         session = TrainingSession(self._run, self._checkpoints_of(model), self._options, process_group)
         snapshot = Snapshot(session.writer) if self._options.background else None
         training_state = TrainingStateCheckpoint(session, snapshot, weights_only=self._weights_only)
+        training_state.follow_data(trainer)
         others = [one for one in _without_training_state(trainer.callbacks) if one is not self]  # type: ignore[attr-defined]
         trainer.callbacks = [self, *others, training_state]  # type: ignore[attr-defined]
         return training_state

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from polyaxon_lightning.framework import pl
-from polyaxon_torch import random_numbers, random_state
+from polyaxon_lightning.positions import Positions, has_state, training_loaders
+from polyaxon_torch import random_numbers, random_state, set_random_state
 from polyaxon_tracking import TrackingError
 
 if TYPE_CHECKING:
@@ -20,10 +21,11 @@ __all__ = [
     "forget_loaders",
     "generator_states",
     "log_repeated_data",
+    "restore_random",
+    "restored_positions",
     "rows",
     "set_generator_states",
     "state_tensors",
-    "training_loaders",
     "warn_of_other_rows",
 ]
 
@@ -34,11 +36,13 @@ class Batches:
     """The state of the batches since the last optimizer step: the gradients, and the state before a failed batch.
 
     If an exception ends training within a batch, the data loader has already given that batch, and random numbers are
-    drawn. So if all data loaders have a state, it is kept at the end of each batch, together with the random numbers,
-    and training resumes with the batch that failed.
+    drawn. So the random numbers, and the state of data loaders that have one, are kept at the end of each batch, and
+    training resumes with the batch that failed.
     """
 
     def __init__(self) -> None:
+        self.positions = Positions()
+        self._is_exact = False
         self._stateful: list[Any] = []
         self._at_end: tuple[tuple[Any, ...], list[Any]] | None = None
         self._step = 0
@@ -57,14 +61,20 @@ class Batches:
 
     def find_loaders(self, trainer: pl.Trainer) -> None:
         """Look at the data loaders again, because Lightning may have requested new data for an epoch."""
-        self._at_end, loaders = None, training_loaders(trainer)
+        self._at_end, self._stateful = None, [one for one in training_loaders(trainer) if has_state(one)]
         # With several processes, nothing is saved after an exception.
-        self._stateful = loaders if trainer.world_size == 1 and all(map(_is_stateful, loaders)) else []
+        self._is_exact = trainer.world_size == 1 and self.positions.follow_all(trainer)
+        self.positions.expect_iterators()
 
     def end(self, step: int) -> None:
         """Keep what the next batch changes; `step` optimizer steps are done."""
         self._accumulates, self._step = step == self._step, step
-        if self._stateful:
+        self.positions.begun()
+        self.keep()
+
+    def keep(self) -> None:
+        """Keep the state before the next batch, also after a validation, which draws random numbers too."""
+        if self._is_exact:
             self._at_end = random_numbers(), [loader.state_dict() for loader in self._stateful]
 
     def put_into(self, trainer: pl.Trainer, checkpoint: dict[str, Any], metadata: dict[str, Any]) -> None:
@@ -81,29 +91,20 @@ class Batches:
 
     def free(self) -> None:
         """Let go of the data loaders, because training has ended."""
-        self._stateful, self._at_end = [], None
-
-
-def training_loaders(trainer: pl.Trainer) -> list[Any]:
-    """Return the data loaders of the training batches."""
-    return list(pl.utilities.CombinedLoader(trainer.train_dataloader).flattened)
-
-
-def _is_stateful(loader: Any) -> bool:
-    """Return whether `loader` resumes within an epoch, because it has a state."""
-    return hasattr(loader, "state_dict") and hasattr(loader, "load_state_dict")
+        self._is_exact, self._stateful, self._at_end = False, [], None
+        self.positions.free()
 
 
 def log_repeated_data(trainer: pl.Trainer, batches: int) -> None:
-    """Log which data a training repeats that resumes within an epoch, after `batches` of its batches."""
-    if not all(map(_is_stateful, training_loaders(trainer))):
-        _logger.info(
-            "Resuming within epoch %d after %d of its %s batches. The data loader has no state_dict, so it starts "
-            "again: some of this epoch's data is repeated, and some is left out",
-            trainer.current_epoch,
-            batches,
-            trainer.num_training_batches,
-        )
+    """Log that a training repeats data that resumes within an epoch, after `batches` of its batches."""
+    _logger.info(
+        "Resuming within epoch %d after %d of its %s batches. The data has neither a sampler nor a state_dict, or the "
+        "number of processes has changed, so it starts again: some of this epoch's data is repeated, and some is left "
+        "out",
+        trainer.current_epoch,
+        batches,
+        trainer.num_training_batches,
+    )
 
 
 def rows(trainer: pl.Trainer) -> list[int]:
@@ -170,6 +171,38 @@ def set_generator_states(trainer: pl.Trainer, states: list[torch.Tensor]) -> Non
     if len(generators) == len(states):
         for generator, state in zip(generators, states, strict=True):
             generator.set_state(state)
+
+
+def restored_positions(trainer: pl.Trainer, metadata: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Return where each training data loader was in the epoch, if training resumes within one from `metadata`."""
+    numbers = None if metadata is None or metadata["ends_epoch"] else _numbers_of_rank(trainer, metadata)
+    if metadata is None or numbers is None:
+        return None
+    return {"positions": numbers.get("positions", []), "batches": metadata["batches"]}
+
+
+def restore_random(trainer: pl.Trainer, metadata: dict[str, Any]) -> None:
+    """Set the random number generators to those of `metadata`.
+
+    Workers of the validation data that persist are started before, because in an uninterrupted training they run
+    already, and starting them draws a number.
+    """
+    val_loop = trainer.fit_loop.epoch_loop.val_loop
+    if trainer.num_sanity_val_steps or val_loop.batch_progress.total.ready:
+        for loader in pl.utilities.CombinedLoader(trainer.val_dataloaders).flattened:
+            if getattr(loader, "persistent_workers", False):
+                iter(loader)
+    if (numbers := _numbers_of_rank(trainer, metadata)) is not None:
+        set_random_state(numbers)
+        set_generator_states(trainer, numbers.get("loaders", []))
+
+
+def _numbers_of_rank(trainer: pl.Trainer, metadata: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the random numbers of this process in `metadata`, if there are as many processes as then."""
+    if len(metadata["random"]) != trainer.world_size:
+        return None
+    numbers: dict[str, Any] = metadata["random"][trainer.global_rank]
+    return numbers
 
 
 def _generators(trainer: pl.Trainer) -> Iterator[torch.Generator]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from polyaxon_lightning.data import training_loaders
+from polyaxon_lightning.positions import training_loaders
 from polyaxon_torch import optimizer_options, scheduler_options
+from polyaxon_tracking import TrackingError
 from polyaxon_tracking.training import Hyperparameters, accept_hyperparameters
 
 if TYPE_CHECKING:
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from polyaxon_lightning.framework import pl
     from polyaxon_tracking.training import TrainingSession
 
-__all__ = ["HyperparametersOfTrainer", "optimizer_names"]
+__all__ = ["HyperparametersOfTrainer", "check_optimizers", "optimizer_names"]
 
 
 class HyperparametersOfTrainer:
@@ -62,5 +63,20 @@ class HyperparametersOfTrainer:
 
 
 def optimizer_names(trainer: pl.Trainer) -> list[str]:
-    """Return the names of the classes of the Trainer's optimizers."""
+    """Return the names of the classes of the optimizers."""
     return [type(optimizer).__name__ for optimizer in trainer.optimizers]
+
+
+def check_optimizers(trainer: pl.Trainer, saved: list[str]) -> None:
+    """Check that the optimizers are of the classes that were saved.
+
+    Raises:
+        TrackingError: they are not. Lightning would use the options of the saved optimizers, or fail in the middle of
+            training.
+    """
+    if saved != optimizer_names(trainer):
+        raise TrackingError(
+            f"Received a model with the optimizers {optimizer_names(trainer)}, while the checkpoint was saved with "
+            f"{saved}. Expected the same. Undo the change, pass PolyaxonCallback(resume=False) to start from scratch, "
+            f"or use another outputs path; the checkpoint stays as it is."
+        )

@@ -15,14 +15,15 @@ from polyaxon_lightning.data import (
     forget_loaders,
     generator_states,
     log_repeated_data,
+    restore_random,
+    restored_positions,
     rows,
-    set_generator_states,
     state_tensors,
     warn_of_other_rows,
 )
 from polyaxon_lightning.framework import pl
 from polyaxon_lightning.hooks import skip_unused_hooks
-from polyaxon_lightning.hyperparameters import HyperparametersOfTrainer, optimizer_names
+from polyaxon_lightning.hyperparameters import HyperparametersOfTrainer, check_optimizers, optimizer_names
 from polyaxon_lightning.process_group import restore_saves
 from polyaxon_lightning.searches import allow_searches, found_by_searches
 from polyaxon_lightning.sharded import save_sharded, writes_itself
@@ -34,6 +35,7 @@ from polyaxon_lightning.validation import (
     continue_after_batch,
     count_epoch_as_unfinished,
     count_unfinished_batch_again,
+    count_validation_without_drawing,
     epoch_metrics,
     let_go_of_loops,
     log_again,
@@ -42,8 +44,7 @@ from polyaxon_lightning.validation import (
     step_plateaus,
     take_epochs_for_ended,
 )
-from polyaxon_torch import make_rates_plain, random_state, set_random_state
-from polyaxon_tracking import TrackingError
+from polyaxon_torch import make_rates_plain, random_state
 from polyaxon_tracking.training import Action, TrainingSession
 
 if TYPE_CHECKING:
@@ -91,8 +92,10 @@ class TrainingStateCheckpoint(Checkpoint):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Add the metadata: the parts of the training state that Lightning leaves out of a checkpoint."""
+        positions = [] if self._ends_epoch else self._batches.positions.state()
+        numbers = random_state() | {"loaders": generator_states(trainer), "positions": positions}
         checkpoint[METADATA_KEY] = metadata = {
-            "random": self.session.process_group.gather(random_state() | {"loaders": generator_states(trainer)}),
+            "random": self.session.process_group.gather(numbers),
             "ends_epoch": self._ends_epoch,
             "stopped": is_stopped_early(trainer),
             "optimizers": optimizer_names(trainer),
@@ -138,13 +141,7 @@ class TrainingStateCheckpoint(Checkpoint):
             if trainer.strategy.restore_checkpoint_after_setup:
                 forget_loaders(trainer)
             return
-        if self._restored["optimizers"] != optimizer_names(trainer):
-            raise TrackingError(
-                f"Received a model with the optimizers {optimizer_names(trainer)}, while the checkpoint was saved with "
-                f"{self._restored['optimizers']}. Expected the same. Undo the change, pass "
-                f"PolyaxonCallback(resume=False) to start from scratch, or use another outputs path; the checkpoint "
-                f"stays as it is."
-            )
+        check_optimizers(trainer, self._restored["optimizers"])
         if not self._restored["ends_epoch"]:
             check_rows(trainer, self._restored)
         forget_loaders(trainer)
@@ -160,12 +157,13 @@ class TrainingStateCheckpoint(Checkpoint):
         self._batches.start(trainer, self._restored)
         if self._restored is not None:
             loaded_late = trainer.strategy.restore_checkpoint_after_setup
-            self._restore_random(trainer)
+            restore_random(trainer, self._restored)
             if self._restored["ends_epoch"]:
                 start_epoch_like_the_others(trainer)
                 warn_of_other_rows(trainer, self._restored)
             if self._restored.get("within_batch"):
                 count_unfinished_batch_again(trainer)
+                count_validation_without_drawing(trainer)
             step_plateaus(trainer, self._restored["plateau"])
             trainer.callback_metrics.update(self._restored.get("metrics", {}))
             if self._restored["ends_batch"]:
@@ -191,9 +189,9 @@ class TrainingStateCheckpoint(Checkpoint):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Log which data a training that resumes within an epoch repeats."""
+        """Log that a training that resumes within an epoch repeats data, if it does."""
         self.on_train_batch_start = None  # type: ignore[assignment,method-assign]  # it is logged once
-        if self._is_resumed and batch_idx:
+        if self._is_resumed and batch_idx and not self._batches.positions.resumes_exactly:
             log_repeated_data(trainer, batch_idx)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -303,11 +301,9 @@ class TrainingStateCheckpoint(Checkpoint):
         """Make a copy a callback that does nothing, because a session belongs to one training."""
         return Callback, ()
 
-    def _restore_random(self, trainer: pl.Trainer) -> None:
-        if self._restored is not None and len(self._restored["random"]) == trainer.world_size:
-            state = self._restored["random"][self.session.process_group.rank]
-            set_random_state(state)
-            set_generator_states(trainer, state.get("loaders", []))
+    def follow_data(self, trainer: pl.Trainer) -> None:
+        """Follow the order of the training data, from before Lightning requests it."""
+        self._batches.positions.follow(trainer, lambda: restored_positions(trainer, self._restored))
 
     def _stop(self, trainer: pl.Trainer) -> NoReturn:
         """Save and exit here, because spawned processes get no exception hook."""
@@ -323,6 +319,7 @@ class TrainingStateCheckpoint(Checkpoint):
             if self._validation_swaps_weights and trainer.global_step != self.session.saved_step:
                 self._save_before_validation(trainer)
         result = validate()
+        self._batches.keep()
         if not trainer.fit_loop.epoch_loop.done:
             self._before = None
         return result

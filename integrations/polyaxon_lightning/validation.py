@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 
-from polyaxon_lightning.data import generator_states
+from polyaxon_lightning.data import generator_states, set_generator_states
 from polyaxon_lightning.framework import pl
-from polyaxon_torch import WeightSamples, random_state
+from polyaxon_lightning.positions import stop_following
+from polyaxon_torch import WeightSamples, random_state, set_random_state
 
 __all__ = [
     "BeforeValidation",
@@ -18,6 +19,7 @@ __all__ = [
     "continue_after_batch",
     "count_epoch_as_unfinished",
     "count_unfinished_batch_again",
+    "count_validation_without_drawing",
     "epoch_metrics",
     "let_go_of_loops",
     "log_again",
@@ -52,7 +54,7 @@ class BeforeValidation:
 
     def put_into(self, checkpoint: dict[str, Any], metadata: dict[str, Any]) -> None:
         """Change `checkpoint` to the state from before the validation, as if saved at the end of the batch."""
-        metadata |= {"random": [self._random], "validates": True}
+        metadata |= {"random": [metadata["random"][0] | self._random], "validates": True}
         checkpoint |= {"callbacks": self._callbacks, "lr_schedulers": self._schedulers}
         for state, groups in zip(checkpoint["optimizer_states"], self._groups, strict=True):
             state["param_groups"] = groups
@@ -113,6 +115,21 @@ def count_unfinished_batch_again(trainer: pl.Trainer) -> None:
     total.ready = total.started = total.processed = total.completed
 
 
+def count_validation_without_drawing(trainer: pl.Trainer) -> None:
+    """Keep Lightning from drawing random numbers while it counts the validation before an unfinished batch as done."""
+    val_loop = trainer.fit_loop.epoch_loop.val_loop
+    count = val_loop.increment_progress_to_evaluation_end
+
+    def count_once() -> None:
+        del val_loop.increment_progress_to_evaluation_end
+        numbers, states = random_state(), generator_states(trainer)
+        count()
+        set_random_state(numbers)
+        set_generator_states(trainer, states)
+
+    val_loop.increment_progress_to_evaluation_end = count_once  # type: ignore[method-assign]
+
+
 def start_epoch_like_the_others(trainer: pl.Trainer) -> None:
     """Make Lightning start the data loaders at the start of the resumed epoch, as in an uninterrupted training.
 
@@ -134,6 +151,8 @@ def let_go_of_loops(trainer: pl.Trainer) -> None:
         loop.advance(None)  # type: ignore[arg-type]  # this restores what it changed
     vars(trainer.fit_loop).pop("_iteration_based_training", None)
     vars(loop.val_loop).pop("run", None)
+    vars(loop.val_loop).pop("increment_progress_to_evaluation_end", None)
+    stop_following(trainer)
 
 
 def epoch_metrics(trainer: pl.Trainer) -> dict[str, Any]:

@@ -3,6 +3,13 @@
 from polyaxon_torch import framework as _framework  # noqa: F401  # first: its error names the extra to install
 
 # isort: split
+from polyaxon_torch.data_order import (
+    IndexBatches,
+    OrderGenerators,
+    draw_again,
+    index_batches,
+    reads_items,
+)
 from polyaxon_torch.data_position import DataPosition
 from polyaxon_torch.lazy import differing_shapes, settle_lazy_layers
 from polyaxon_torch.nan import has_nan
@@ -22,12 +29,16 @@ from polyaxon_torch.weight_samples import WeightSamples
 
 __all__ = [
     "DataPosition",
+    "IndexBatches",
+    "OrderGenerators",
     "TorchProcessGroup",
     "TrainingLoop",
     "WeightSamples",
     "check_plain",
     "differing_shapes",
+    "draw_again",
     "has_nan",
+    "index_batches",
     "lazy_layers_allowed",
     "make_rates_plain",
     "optimizer_options",
@@ -35,6 +46,7 @@ __all__ = [
     "plain_numbers",
     "random_numbers",
     "random_state",
+    "reads_items",
     "scheduler_options",
     "set_random_state",
     "settle_lazy_layers",

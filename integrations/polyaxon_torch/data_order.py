@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
+import itertools
 import random
 import weakref
 from typing import TYPE_CHECKING, Any
@@ -16,7 +18,17 @@ from polyaxon_torch.rng import random_state, set_random_state
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-__all__ = ["IndexBatches", "OrderGenerators", "index_batches", "length", "reads_items", "sampling_loader", "set_epoch"]
+__all__ = [
+    "IndexBatches",
+    "OrderGenerators",
+    "draw_again",
+    "drop",
+    "index_batches",
+    "length",
+    "reads_items",
+    "sampling_loader",
+    "set_epoch",
+]
 
 
 class IndexBatches:
@@ -139,6 +151,40 @@ class OrderGenerators:
         if [kind for kind, _ in states] == [type(generator).__name__ for generator in self._own]:
             for generator, (_, state) in zip(self._own, states, strict=True):
                 _set_state(generator, state)
+
+
+def draw_again(
+    batch_sampler: Iterable[Any], generators: OrderGenerators, state: dict[str, Any], done: int
+) -> Iterator[Any]:
+    """Return an iterator over the index batches after the first `done`, in the order that `state` describes.
+
+    Between two batches, the global generators are left as the training has them.
+
+    Args:
+        batch_sampler: the batch sampler.
+        generators: the generators that it may draw from.
+        state: their state when the order began to be drawn (`start`), the number of batches that were `drawn` when the
+            state was taken, and the states of the data loader's `own` generators then.
+        done: the number of batches to pass over.
+    """
+    numbers = random_state()
+    generators.set_state(state["start"])
+    indices = iter(batch_sampler)
+    drop(indices, done)
+    for batch in itertools.islice(indices, max(0, state["drawn"] - done)):
+        of_order = random_state()
+        set_random_state(numbers)
+        yield batch
+        numbers = random_state()
+        set_random_state(of_order)
+    set_random_state(numbers)
+    generators.set_own_state(state["own"])
+    yield from indices
+
+
+def drop(iterator: Iterator[Any], number: int) -> None:
+    """Take `number` items from `iterator`, and drop them."""
+    collections.deque(itertools.islice(iterator, number), maxlen=0)
 
 
 def _parts(loader: Any) -> list[Any]:

@@ -33,6 +33,8 @@ class Schedules(Classifier):
                 torch.rand(1)  # as dropout in layers before the one that fails
                 raise OSError("a file of the data set was away")
             os.kill(os.getpid(), signal.Signals[os.environ["SIGNAL"]])
+        if "several" in KINDS:
+            batch = [torch.cat(parts) for parts in zip(batch["long"], batch["short"], strict=True)]  # type: ignore[call-overload]
         loss = super().training_step(batch, index)
         self.log("loss", loss)
         return loss
@@ -60,8 +62,8 @@ def loader(batch_size: int) -> Any:
     options: dict[str, Any] = {}
     if "generator" in KINDS:
         options |= {"generator": torch.Generator().manual_seed(1)}
-    if "persistent" in KINDS:
-        options |= {"num_workers": 1, "persistent_workers": True}
+    if "persistent" in KINDS or "workers" in KINDS:
+        options |= {"num_workers": 2 if "workers" in KINDS else 1, "persistent_workers": "persistent" in KINDS}
     kind = StatefulDataLoader if "stateful" in KINDS else DataLoader
     return kind(TensorDataset(x, (x.sum(1) > 0).long()), batch_size=batch_size, shuffle=True, **options)
 
@@ -80,7 +82,9 @@ def main() -> None:
         val_check_interval=0.5,
     )
     model = Schedules()
-    given = [] if "searches" in KINDS else [loader(8)]
+    given: list[Any] = [] if "searches" in KINDS else [loader(8)]
+    if "several" in KINDS:
+        given = [{"long": loader(8), "short": loader(20)}]
     training.fit(model, *given, val_dataloaders=loader(40))
     print("trained", training.global_step, training.fit_loop.total_batch_idx, digest(model), model.lr, model.batch_size)
 

@@ -12,12 +12,14 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from polyaxon_lightning import PolyaxonCallback
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from lightning.pytorch.loggers import Logger
 
 
@@ -52,13 +54,27 @@ class Classifier(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": "val_loss"}}
 
 
+class Items(IterableDataset[tuple[torch.Tensor, ...]]):
+    def __init__(self, rows: TensorDataset) -> None:
+        self.rows = rows
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, ...]]:
+        return (self.rows[row] for row in range(len(self.rows)))
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
 def data(
     *, shuffle: bool = False, loader: type[DataLoader[tuple[torch.Tensor, ...]]] = DataLoader
 ) -> DataLoader[tuple[torch.Tensor, ...]]:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(64, 4, generator=generator)
     workers = int(os.environ.get("WORKERS", "0"))
-    return loader(TensorDataset(x, (x.sum(1) > 0).long()), batch_size=16, shuffle=shuffle, num_workers=workers)
+    rows = TensorDataset(x, (x.sum(1) > 0).long())
+    if "ITEMS" in os.environ:
+        return loader(Items(rows), batch_size=16, num_workers=workers)
+    return loader(rows, batch_size=16, shuffle=shuffle, num_workers=workers)
 
 
 def trainer(*callbacks: Callback, max_epochs: int = 3, logger: Logger | bool = False, **options: Any) -> Trainer:
@@ -109,7 +125,7 @@ def main() -> None:
     if "SIGNAL_AT_THE_END" in os.environ:
         training.callbacks.append(Late())  # type: ignore[attr-defined]
     loader = StatefulDataLoader if "STATEFUL" in os.environ else DataLoader
-    batches = data(shuffle=loader is StatefulDataLoader or not every, loader=loader)
+    batches = data(shuffle=True, loader=loader)
     training.fit(model, batches, data(), ckpt_path=os.environ.get("CKPT_PATH"))
     # Optimizers and progress stay in the processes that were spawned.
     spawned = training.strategy.launcher is not None and not training.optimizers

@@ -25,7 +25,28 @@ def trained(process: subprocess.CompletedProcess[str]) -> str:
     return line
 
 
-@pytest.mark.parametrize("kinds", ["", "plateau", "accumulate", "estimated", "accumulate plateau", "generator"])
+@pytest.mark.parametrize(
+    "kinds",
+    [
+        "",
+        "plateau",
+        "accumulate",
+        "estimated",
+        "generator",
+        "draws",
+        "workers",
+        "workers estimated",
+        "persistent",
+        "several",
+        "several workers",
+        "stateful",
+        "stateful plateau",
+        "stateful accumulate",
+        "stateful estimated",
+        "stateful accumulate plateau",
+        "stateful generator",
+    ],
+)
 @pytest.mark.parametrize(
     ("cut_off", "status", "step"),
     [
@@ -34,10 +55,7 @@ def trained(process: subprocess.CompletedProcess[str]) -> str:
         pytest.param({"CUT_OFF_AT": "1.5", "SIGNAL": "SIGTERM"}, 143, 16, id="signal"),
     ],
 )
-def test_within_an_epoch_with_a_stateful_data_loader(
-    tmp_path: Path, kinds: str, cut_off: dict[str, str], status: int, step: int
-) -> None:
-    kinds += " stateful"
+def test_within_an_epoch(tmp_path: Path, kinds: str, cut_off: dict[str, str], status: int, step: int) -> None:
     process = train(tmp_path / "cut off", kinds, **cut_off)
     assert process.returncode == status, process.stderr
     resumed = train(tmp_path / "cut off", kinds)

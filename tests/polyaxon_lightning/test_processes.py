@@ -45,6 +45,8 @@ def run_new(*arguments: str, python: str = sys.executable, **environment: str) -
         ({"FOREGROUND": "1"}, "epoch 3, step 12"),
         ({"FOREGROUND": "1", "EVERY_N_TRAIN_STEPS": "3"}, "epoch 3, step 12"),
         ({"FOREGROUND": "1", "LAZY": "1"}, "epoch 3, step 12"),
+        ({"FOREGROUND": "1", "EVERY_N_TRAIN_STEPS": "7"}, "epoch 3, step 14"),
+        ({"FOREGROUND": "1", "EVERY_N_TRAIN_STEPS": "7", "WORKERS": "2"}, "epoch 3, step 14"),
         pytest.param({"FOREGROUND": "1", "EVERY_N_TRAIN_STEPS": "7", "STATEFUL": "1"}, "epoch 3, step 14"),
     ],
     ids=[
@@ -52,6 +54,8 @@ def run_new(*arguments: str, python: str = sys.executable, **environment: str) -
         "end of an epoch, in the foreground",
         "end of an epoch and of steps, in the foreground",
         "a lazy layer, in the foreground",
+        "within an epoch, in the foreground",
+        "within an epoch, with workers, in the foreground",
         "within an epoch, with a stateful data loader, in the foreground",
     ],
 )
@@ -66,14 +70,15 @@ def test_a_killed_and_resumed_training_has_the_weights_of_an_uninterrupted_one(
     assert trained(resumed) == trained(train("lightning", tmp_path / "uninterrupted", **options))
 
 
-def test_within_an_epoch_a_data_loader_without_state_starts_again_and_that_is_logged(tmp_path: Path) -> None:
-    options = {"EVERY_N_TRAIN_STEPS": "7", "FOREGROUND": "1"}
+def test_within_an_epoch_data_without_sampler_and_state_starts_again_and_that_is_logged(tmp_path: Path) -> None:
+    options = {"EVERY_N_TRAIN_STEPS": "7", "FOREGROUND": "1", "ITEMS": "1"}
     assert train("lightning", tmp_path, DIE_AT_STEP="14", **options).returncode == -signal.SIGKILL
     resumed = train("lightning", tmp_path, **options)
     assert ": epoch 3, step 14\n" in resumed.stderr
     assert (
-        "Resuming within epoch 3 after 2 of its 4 batches. The data loader has no state_dict, so it starts again: "
-        "some of this epoch's data is repeated, and some is left out\n" in resumed.stderr
+        "Resuming within epoch 3 after 2 of its 4 batches. The data has neither a sampler nor a state_dict, or the "
+        "number of processes has changed, so it starts again: some of this epoch's data is repeated, and some is left "
+        "out\n" in resumed.stderr
     )
     assert trained(resumed).startswith("trained 24 6 ")
 

@@ -54,6 +54,18 @@ def test_the_start_after_the_kill_of_one_rank_resumes_on_all(launcher: str, tmp_
     assert set(digests(stdout)) == {uninterrupted}
 
 
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_all_ranks_resume_exactly_within_an_epoch(workers: str, tmp_path: Path, uninterrupted: str) -> None:
+    options = {"FOREGROUND": "1", "EVERY_N_TRAIN_STEPS": "5", "WORKERS": workers}
+    status, _, stderr = train("ddp", tmp_path, DIE_AT_STEP="5", **options)
+    assert status != 0
+    assert newest(tmp_path).step == 5, stderr
+    status, stdout, stderr = train("ddp", tmp_path, **options)
+    assert status == 0, stderr
+    assert len(re.findall("Resuming from .*: epoch 2, step 5\n", stderr)) == 1
+    assert set(digests(stdout)) == {uninterrupted}
+
+
 @pytest.mark.parametrize(("launcher", "rank"), [("ddp", 0), ("ddp", 1), ("ddp_spawn", 1)])
 def test_sigterm_to_one_rank_saves_once_and_ends_all(launcher: str, rank: int, tmp_path: Path) -> None:
     status, _, stderr = train(launcher, tmp_path, DIE_AT_STEP="6", SIGNAL="SIGTERM", ON_RANK=str(rank))
