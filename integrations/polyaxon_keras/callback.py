@@ -32,8 +32,8 @@ class PolyaxonCallback(keras.callbacks.ModelCheckpoint):
 
     The model is saved to ``<outputs>/checkpoints``, whenever ``ModelCheckpoint`` would save it and with the same
     options. A checkpoint of the whole training state is also saved, to ``<outputs>/checkpoints/resume``, at the end of
-    every epoch. In a run of the platform, ``model.fit`` resumes from the newest intact checkpoint. Elsewhere, the
-    outputs path is ``./outputs``, and ``fit`` resumes only if `resume` is ``True``.
+    every epoch. In a run of the platform, ``model.fit`` resumes from the newest intact checkpoint. Elsewhere, ``fit``
+    resumes only if `resume` is ``True``, and each start has its own outputs path, ``./outputs/version_N``.
 
     Args:
         filepath: name of the model's file below ``<outputs>/checkpoints``, with the same placeholders as in
@@ -51,8 +51,8 @@ class PolyaxonCallback(keras.callbacks.ModelCheckpoint):
         initial_value_threshold: the value that `monitor` must improve on for the first save.
         datasets: names of the datasets that training needs, or a mapping from each name to its path on this machine.
             The mapping's paths are used only if the environment names no data. `data_path` returns the path of each.
-        resume: whether to resume from the newest intact checkpoint (``True``) or to start from scratch (``False``). By
-            default, training resumes only in a run of the platform.
+        resume: whether to resume from the newest intact checkpoint (``True``; elsewhere than in a run, in the newest
+            ``version_N`` that has any) or to start from scratch (``False``). By default, only a run resumes.
         if_changed: what to do if the script's hyperparameters differ from those saved with the checkpoint: ``"warn"``
             resumes and logs both values, ``"raise"`` raises, and ``"restart"`` starts from scratch and keeps the
             checkpoint. The number of epochs may always change.
@@ -83,7 +83,7 @@ class PolyaxonCallback(keras.callbacks.ModelCheckpoint):
     Examples:
         >>> polyaxon = PolyaxonCallback(monitor="val_loss", save_best_only=True, datasets={"digits": "."})
         >>> os.path.relpath(polyaxon.filepath)
-        'outputs/checkpoints/best.keras'
+        'outputs/version_0/checkpoints/best.keras'
         >>> polyaxon.data_path("digits")
         '.'
     """

@@ -65,13 +65,13 @@ class PolyaxonCallback(Callback):
     Every ``ModelCheckpoint`` of the Trainer without a `dirpath` writes to ``<outputs>/checkpoints``, with all its own
     options. The callback also saves the whole training state to ``<outputs>/checkpoints/resume`` at the end of every
     epoch. In a run of the platform, ``trainer.fit(model)`` resumes from the newest intact training state. Elsewhere,
-    outputs go to ``./outputs``, and `resume` decides. A `ckpt_path` given to ``fit`` takes precedence.
+    `resume` decides, and each start has its own ``./outputs/version_N``. A `ckpt_path` given to ``fit`` is preferred.
 
     Args:
         datasets: names of the datasets that training needs, or a mapping from each name to its path on this machine.
             The mapping's paths are used only if the environment names no data. `data_path` returns the path of each.
-        resume: whether to resume from the newest intact checkpoint (``True``) or to start from scratch (``False``). By
-            default, training resumes only in a run of the platform.
+        resume: whether to resume from the newest intact checkpoint (``True``; elsewhere than in a run, in the newest
+            ``version_N`` that has any) or to start from scratch (``False``). By default, only a run resumes.
         if_changed: what to do if the script's hyperparameters differ from those saved with the checkpoint: ``"warn"``
             resumes and logs both values, ``"raise"`` raises, and ``"restart"`` starts from scratch and keeps the
             checkpoint. The number of epochs may always change.
@@ -185,6 +185,8 @@ class PolyaxonCallback(Callback):
         self._resumed = None
         if self._run.should_resume or is_last_requested:
             self._resumed = self._training_state.session.find_checkpoint((".ckpt",), "PyTorch Lightning")
+            if self._resumed is None and is_last_requested:
+                self._run.check_fresh('ckpt_path="last"')
         if self._resumed is not None and not self._loads_late(trainer):
             load(trainer, self._training_state.io, self._resumed)
 

@@ -28,8 +28,9 @@ class TrainingLoop:
 
     The whole training state is saved to ``<outputs>/checkpoints/resume`` at the end of every epoch: the objects, the
     random numbers, the position in the data, and the counts of steps and epochs. In a run of the platform, the loop
-    resumes from the newest intact state. Elsewhere, outputs go to ``./outputs``, and `resume` decides. The same class
-    serves loops on one process, with torchrun, with Lightning Fabric and with Hugging Face's Accelerate.
+    resumes from the newest intact state. Elsewhere, `resume` decides, and each start has its own
+    ``./outputs/version_N``. The same class serves loops on one process, with torchrun, with Lightning Fabric and with
+    Hugging Face's Accelerate.
 
     A step is a batch in which an optimizer has made a step; without optimizers, every batch is one. A state is saved
     only at the end of a step, so never while gradients are accumulated.
@@ -37,8 +38,8 @@ class TrainingLoop:
     Args:
         datasets: names of the datasets that training needs, or a mapping from each name to its path on this machine.
             The mapping's paths are used only if the environment names no data. `data_path` returns the path of each.
-        resume: whether to resume from the newest intact checkpoint (``True``) or to start from scratch (``False``). By
-            default, training resumes only in a run of the platform.
+        resume: whether to resume from the newest intact checkpoint (``True``; elsewhere than in a run, in the newest
+            ``version_N`` that has any) or to start from scratch (``False``). By default, only a run resumes.
         if_changed: what to do if the options of the optimizers differ from those saved with the checkpoint: ``"warn"``
             resumes and logs both values, ``"raise"`` raises, and ``"restart"`` starts from scratch and keeps the
             checkpoint.

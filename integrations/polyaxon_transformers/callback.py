@@ -40,14 +40,14 @@ class PolyaxonCallback(TrainerCallback):
     A relative `output_dir` of the ``TrainingArguments`` is created below ``<outputs>/checkpoints``, and the folders
     that `save_strategy` asks for are saved there. The callback also saves the whole training state to
     ``<outputs>/checkpoints/resume`` at the end of every epoch. In a run of the platform, ``trainer.train()`` resumes
-    from the newest intact training state. Elsewhere, outputs go to ``./outputs``, and `resume` decides. A
-    `resume_from_checkpoint` given to ``train`` takes precedence.
+    from the newest intact training state. Elsewhere, `resume` decides, and each start has its own
+    ``./outputs/version_N``. A `resume_from_checkpoint` given to ``train`` takes precedence.
 
     Args:
         datasets: names of the datasets that training needs, or a mapping from each name to its path on this machine.
             The mapping's paths are used only if the environment names no data. `data_path` returns the path of each.
-        resume: whether to resume from the newest intact checkpoint (``True``) or to start from scratch (``False``). By
-            default, training resumes only in a run of the platform.
+        resume: whether to resume from the newest intact checkpoint (``True``; elsewhere than in a run, in the newest
+            ``version_N`` that has any) or to start from scratch (``False``). By default, only a run resumes.
         if_changed: what to do if the script's hyperparameters differ from those saved with the checkpoint: ``"warn"``
             resumes and logs both values, ``"raise"`` raises, and ``"restart"`` starts from scratch and keeps the
             checkpoint. The number of epochs may always change.
@@ -76,7 +76,7 @@ class PolyaxonCallback(TrainerCallback):
         >>> polyaxon.data_path("reviews")
         '.'
         >>> os.path.relpath(polyaxon.outputs_path)
-        'outputs'
+        'outputs/version_0'
     """
 
     def __init__(
@@ -267,6 +267,8 @@ class PolyaxonCallback(TrainerCallback):
                 return folder
         if given is True and _has_folders(output_dir):
             return True
+        if given is True:
+            self._run.check_fresh("resume_from_checkpoint=True")
         session.log.start(None)
         return None  # without folders the Trainer would raise for True, even at the first start of a run
 

@@ -143,7 +143,7 @@ def checkpoints(
         str | None,
         typer.Argument(
             help="An outputs path, its checkpoints, or one of the directories resume, resume-2 ... in there; may be a "
-            "URL. By default the outputs path of the run, or ./outputs.",
+            "URL. By default the outputs path of the run, or ./outputs with its version_N.",
             show_default=False,
         ),
     ] = None,

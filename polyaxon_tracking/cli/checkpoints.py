@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 import functools
+import itertools
 import os
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -23,7 +24,7 @@ from polyaxon_tracking.redaction import shown_path
 from polyaxon_tracking.storage.disk import is_directory
 from polyaxon_tracking.storage.opening import open_directory
 from polyaxon_tracking.training.inputs import RESUME
-from polyaxon_tracking.training.run import LOCAL_OUTPUTS
+from polyaxon_tracking.training.versions import LOCAL_OUTPUTS, versions
 from polyaxon_tracking.urls import is_url, local_path
 
 if TYPE_CHECKING:
@@ -58,7 +59,8 @@ def find(path: str | None, console: Console, *, verify: bool) -> tuple[str, list
     """Return `path` without secrets, and the checkpoints below it; by default, `path` is the outputs path.
 
     Args:
-        path: an outputs path, its directory ``checkpoints``, or ``resume``, ``resume-2`` and so on in ``checkpoints``.
+        path: an outputs path, its directory ``checkpoints``, ``resume``, ``resume-2`` and so on in ``checkpoints``, or
+            the directory with the versions of several starts.
         console: the console for the progress bar of verifying.
         verify: whether to read every file.
 
@@ -77,7 +79,8 @@ def find(path: str | None, console: Console, *, verify: bool) -> tuple[str, list
             f"one: correct it, or leave it out for the run's own outputs."
         )
     root = open_directory(path).path
-    directories = _directories(root)
+    outputs = [*(f"{root}/{name}" for name in versions(_names_of_directories(root))), root]
+    directories = itertools.chain.from_iterable(map(_directories, outputs))
     found = [one for directory in directories for one in _listed(directory)]
     return root, list(_verified(found, console)) if verify else found
 

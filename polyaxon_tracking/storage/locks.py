@@ -100,13 +100,18 @@ def _create_staging(directory: str) -> tuple[str, int]:
             return staged, lock
 
 
-def _owner(directory: str) -> str:
-    """Return an identifier of the kernel's boot and of the mounted device through which this process writes."""
+def boot_id() -> str | None:
+    """Return an identifier of the kernel's boot, or None if the system does not tell."""
     try:
         with open(_BOOT_ID, encoding="ascii") as file:
-            boot = file.read().replace("-", "")[:16]
+            return file.read().replace("-", "")[:16]
     except OSError:
-        boot = secrets.token_hex(8)  # a random identifier equals no other
+        return None
+
+
+def _owner(directory: str) -> str:
+    """Return an identifier of the kernel's boot and of the mounted device through which this process writes."""
+    boot = boot_id() or secrets.token_hex(8)  # a random identifier equals no other
     device = os.stat(directory).st_dev
     return f"{boot}-{os.major(device)}.{os.minor(device)}"
 

@@ -11,9 +11,10 @@ from polyaxon_tracking.errors import TrackingError
 from polyaxon_tracking.redaction import shown_path
 from polyaxon_tracking.storage.disk import is_there
 from polyaxon_tracking.storage.probe import READ_RIGHT, WRITABLE, try_saving, what_failed, what_to_do
+from polyaxon_tracking.training.versions import LOCAL_OUTPUTS, version_of_this_start
 from polyaxon_tracking.urls import is_url, local_path
 
-__all__ = ["RESUME", "check_name", "checked_datasets", "checked_loggers", "checked_outputs"]
+__all__ = ["RESUME", "check_name", "checked_datasets", "checked_local_outputs", "checked_loggers", "checked_outputs"]
 
 # The names of the directories with training states; the group is the number of the training, from the second on.
 RESUME = re.compile(r"resume(?:-(\d+))?")
@@ -40,12 +41,33 @@ def checked_outputs(path: str, source: str = OUTPUTS_PATH, *, in_place: bool = F
         for step in try_saving(path, in_place=in_place):  # noqa: B007  # for the message
             pass
     except OSError as error:
-        # `from None`: the message already holds everything that the error says
-        raise TrackingError(
-            f"Received the outputs path {shown_path(path)}, {what_failed(error, step)}. Expected a directory that "
-            f"this user may write to. {what_to_do(error, step)}, or set {source} to another path."
-        ) from None
+        raise _unusable_outputs(path, error, step, source) from None  # the message holds everything that the error says
     return path
+
+
+def checked_local_outputs(*, resume: bool, in_place: bool = False) -> str:
+    """Return the outputs path off the cluster: this start's version in ``./outputs``, checked as by `checked_outputs`.
+
+    Args:
+        resume: whether the start uses the newest version.
+        in_place: whether saves also change a file before its end.
+
+    Raises:
+        TrackingError: the version cannot be created, or one of the steps failed.
+    """
+    outputs = os.path.abspath(LOCAL_OUTPUTS)
+    try:
+        version = version_of_this_start(outputs, resume=resume)
+    except OSError as error:
+        raise _unusable_outputs(outputs, error, WRITABLE, OUTPUTS_PATH) from None  # as above
+    return checked_outputs(version, in_place=in_place)
+
+
+def _unusable_outputs(path: str, error: OSError, step: str, source: str) -> TrackingError:
+    return TrackingError(
+        f"Received the outputs path {shown_path(path)}, {what_failed(error, step)}. Expected a directory that "
+        f"this user may write to. {what_to_do(error, step)}, or set {source} to another path."
+    )
 
 
 def checked_loggers(loggers: object) -> list[str]:

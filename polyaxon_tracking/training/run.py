@@ -20,8 +20,15 @@ from polyaxon_tracking.errors import TrackingError, closest
 from polyaxon_tracking.redaction import mask_urls, shown_path
 from polyaxon_tracking.storage.locks import sweep_below
 from polyaxon_tracking.training.hyperparameters import IfChanged, check_if_changed
-from polyaxon_tracking.training.inputs import check_name, checked_datasets, checked_loggers, checked_outputs
+from polyaxon_tracking.training.inputs import (
+    check_name,
+    checked_datasets,
+    checked_local_outputs,
+    checked_loggers,
+    checked_outputs,
+)
 from polyaxon_tracking.training.logging import set_log_level
+from polyaxon_tracking.training.versions import is_restarted, newest_with_checkpoints
 from polyaxon_tracking.urls import is_url, join_below, local_path, path_text
 
 if TYPE_CHECKING:
@@ -30,8 +37,6 @@ if TYPE_CHECKING:
 __all__ = ["Run"]
 
 _logger = logging.getLogger("polyaxon_tracking")
-
-LOCAL_OUTPUTS = "outputs"
 
 
 class _Training(NamedTuple):
@@ -51,8 +56,10 @@ _begun: dict[str, _Training] = {}
 class Run:
     """The run of this process: its outputs, its datasets and its log level. Every integration is built on this class.
 
-    In a cluster, all three come from the environment. Elsewhere, outputs go to ``./outputs``, and `datasets` gives the
-    paths of the datasets. The constructor sets the level of the loggers, and raises if anything is wrong.
+    In a cluster, all three come from the environment. Elsewhere, `datasets` gives the paths of the datasets, and all
+    trainings and ranks of this start share one directory in ``./outputs`` (``version_0``, ``version_1`` and so on): a
+    new one, or with ``resume=True`` the newest with checkpoints. The constructor sets the level of the loggers, and
+    raises if anything is wrong.
 
     Args:
         datasets: names of the datasets that training needs; or a mapping from name to the path on this machine. The
@@ -60,7 +67,8 @@ class Run:
         loggers: names of the user's loggers whose level follows ``POLYAXON_LOG_LEVEL``, in addition to
             ``polyaxon_tracking``.
         framework_loggers: names of the framework's loggers whose level follows it too.
-        resume: whether to resume from the newest checkpoint. By default, only in a run of the platform.
+        resume: whether to resume from the newest checkpoint. By default, only in a run of the platform, and where
+            `torchrun` starts the ranks again.
         if_changed: what to do if the hyperparameters in the script differ from those of the newest checkpoint: resume
             and ``"warn"``, ``"raise"``, or ``"restart"`` from scratch.
         name: the name of the training, such as ``fold-3``: its checkpoints are then in a directory with this name.
@@ -101,12 +109,14 @@ class Run:
         outputs = get_outputs_path()
         self.on_cluster: bool = outputs is not None
         """Whether the platform sets the outputs path."""
-        self.should_resume: bool = self.on_cluster if resume is None else resume
+        self.should_resume: bool = (self.on_cluster or is_restarted()) if resume is None else resume
         """Whether training resumes from the newest checkpoint."""
         self.if_changed: IfChanged = if_changed
         """What to do if hyperparameters have changed since the checkpoint was saved."""
-        self.outputs_path: str = checked_outputs(
-            LOCAL_OUTPUTS if outputs is None else outputs, in_place=writes_in_place
+        self.outputs_path: str = (
+            checked_local_outputs(resume=self.should_resume, in_place=writes_in_place)
+            if outputs is None
+            else checked_outputs(outputs, in_place=writes_in_place)
         )
         """The directory of the outputs: an absolute local path, or a URL without secrets, in fsspec's form."""
         if not self.is_remote:
@@ -115,8 +125,7 @@ class Run:
         """Whether the model of the last `checkpoint_manager` has finished an earlier training in this process."""
         self._data_paths = checked_datasets(datasets)
         if not self.on_cluster:
-            why = f"{NO_OP} is true" if is_true(NO_OP) else f"{OUTPUTS_PATH} is not set"
-            _logger.info("%s: outputs go to %s", why, self.outputs_path)
+            self._log_version()
 
     def __setstate__(self, state: dict[str, object]) -> None:
         """Restore a pickled run and set the log level again, because some launchers send the run to new processes."""
@@ -124,6 +133,36 @@ class Run:
         set_log_level(self._loggers)
         if self.is_remote and self.on_cluster:
             self.clean_path(get_outputs_path() or "")  # this process then keeps the URL's secrets
+
+    def check_fresh(self, argument: str) -> None:
+        """Check that training may start from scratch though the user passes `argument`, which asks for resuming.
+
+        Raises:
+            TrackingError: off the cluster, the checkpoints are in the directory of an earlier start.
+        """
+        if newest := self._version_to_resume():
+            raise TrackingError(
+                f"Received {argument}, and there is no checkpoint in {self.outputs_path}, the new directory of this "
+                f"start. Expected resume=True too, which uses the newest directory with checkpoints, {newest}. Pass "
+                f"PolyaxonCallback(resume=True), or leave {argument} out to start from scratch."
+            )
+
+    def _version_to_resume(self) -> str | None:
+        """Return the name of the directory that ``resume=True`` would use off the cluster, if not this start's."""
+        if self.on_cluster or self.should_resume:
+            return None
+        outputs, version = os.path.split(self.outputs_path)
+        newest = newest_with_checkpoints(outputs)
+        return None if newest == version else newest
+
+    def _log_version(self) -> None:
+        why = f"{NO_OP} is true" if is_true(NO_OP) else f"{OUTPUTS_PATH} is not set"
+        more = ""
+        if newest := self._version_to_resume():
+            more = f"; resume=True would use {newest}"
+        elif self.should_resume and newest_with_checkpoints(os.path.dirname(self.outputs_path)):
+            more = ", the newest with checkpoints"
+        _logger.info("%s: outputs go to %s%s", why, self.outputs_path, more)
 
     @property
     def is_remote(self) -> bool:

@@ -86,6 +86,20 @@ def test_a_loop_of_ones_own(command: Command, tmp_path: Path) -> None:
     assert off_the_cluster == [("outputs/checkpoints", 20), ("outputs/checkpoints", 10)]
 
 
+def test_off_the_cluster_the_newest_start_is_first(command: Command, tmp_path: Path) -> None:
+    fill("outputs", "version_9/checkpoints/resume", "version_10/checkpoints/resume", "checkpoints")
+    found = places(command("checkpoints", "--json"), tmp_path / "outputs")
+    assert [place for place, step in found if step == 20] == [
+        "version_10/checkpoints/resume",
+        "version_9/checkpoints/resume",
+        "checkpoints",
+    ]
+    assert places(command("checkpoints", "outputs/version_9", "--json"), tmp_path) == [
+        ("outputs/version_9/checkpoints/resume", 20),
+        ("outputs/version_9/checkpoints/resume", 10),
+    ]
+
+
 def test_what_is_listed_of_each_checkpoint(command: Command, tmp_path: Path) -> None:
     fill("run", "")
     path = CheckpointManager("run").checkpoints()[0].path

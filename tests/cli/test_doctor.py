@@ -49,7 +49,7 @@ def test_off_the_cluster_all_is_well_and_nothing_is_left_behind(doctor: Callable
     assert report.code == 0
     assert report.status_and_value(OUTPUTS) == ("info", "not set")
     assert report.status_and_value("outputs") == ("ok", f"{tmp_path}/outputs")
-    assert report.rows["outputs"]["source"] == "the default off the cluster"
+    assert report.rows["outputs"]["source"] == "the default off the cluster: each start has its own version_N there"
     assert report.status_and_value("outputs: exists") == ("info", f"no: made with the first save, below {tmp_path}")
     for tried in ("writable", "fsync", "atomic rename", "reads back", "changes in place"):
         assert report.status_and_value(f"outputs: {tried}") == ("ok", "yes")

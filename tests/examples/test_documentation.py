@@ -67,7 +67,7 @@ def test_the_commands_of_a_page_print_what_it_shows(page: Path, tmp_path: Path) 
 
 # Blocks that are no code: what a file tree or the output of a training looks like.
 SHOWN = re.compile(
-    r"<outputs>/|PyTorch Lightning: examples/|Resuming from |Received only |The hyperparameters |OSError: "
+    r"<outputs>/|PyTorch Lightning: examples/|Resuming from |Received only |The hyperparameters |OSError: |POLYAXON_RUN_OUTPUTS_PATH is not set"
 )
 
 

@@ -49,7 +49,7 @@ def accuracy(output: str) -> float:
 )
 def test_an_example_learns_the_digits(tmp_path: Path, script: str, epochs: int) -> None:
     assert accuracy(run(script)) > 0.9
-    assert list((tmp_path / "outputs" / "checkpoints").rglob(f"step=*-epoch={epochs}-*"))
+    assert list((tmp_path / "outputs").rglob(f"step=*-epoch={epochs}-*"))
 
 
 def test_the_warm_start_begins_where_another_run_ended(tmp_path: Path) -> None:

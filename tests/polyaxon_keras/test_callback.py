@@ -421,13 +421,27 @@ def test_what_is_no_callback_cannot_be_restored(outputs: Path) -> None:
 def test_off_the_cluster_training_starts_from_scratch_unless_asked(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    resume = tmp_path / "outputs" / "checkpoints" / "resume"
+    outputs = tmp_path / "outputs"
+    start = f"POLYAXON_RUN_OUTPUTS_PATH is not set: outputs go to {outputs}/version_"
     assert fit(PolyaxonCallback(), epochs=1) == [0]
-    assert files_in(resume) == [state(4, 1)]
-    assert f"POLYAXON_RUN_OUTPUTS_PATH is not set: outputs go to {tmp_path}/outputs" in caplog.messages
+    assert files_in(outputs / "version_0" / "checkpoints" / "resume") == [state(4, 1)]
+    assert f"{start}0" in caplog.messages
     assert fit(PolyaxonCallback(), epochs=2) == [0, 1]
-    assert f"Starting fresh: {resume} holds step 4, and keeps it; resume=True would resume from it" in caplog.messages
+    assert f"{start}1; resume=True would use version_0" in caplog.messages
     assert fit(PolyaxonCallback(resume=True), epochs=3) == [2]
+    assert f"{start}1, the newest with checkpoints" in caplog.messages
+    assert files_in(outputs / "version_0" / "checkpoints" / "resume") == [state(4, 1)]
+
+
+def test_off_the_cluster_a_worse_model_does_not_overwrite_the_best_of_another_start(tmp_path: Path) -> None:
+    fit(PolyaxonCallback(save_best_only=True), epochs=1)
+    best = tmp_path / "outputs" / "version_0" / "checkpoints" / "best.keras"
+    before = best.read_bytes()
+    worse = PolyaxonCallback(save_best_only=True)
+    fit(worse, epochs=1)
+    assert Path(worse.filepath) == tmp_path / "outputs" / "version_1" / "checkpoints" / "best.keras"
+    assert Path(worse.filepath).exists()
+    assert best.read_bytes() == before
 
 
 def test_resume_false_starts_from_scratch_and_its_states_are_the_newest_from_then_on(outputs: Path) -> None:

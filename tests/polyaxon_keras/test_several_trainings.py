@@ -137,7 +137,8 @@ def test_off_the_cluster_nothing_is_resumed_from(tmp_path: Path, caplog: pytest.
     assert once.epochs == [0, 1, 2, 3]
     fit(model("functional"), PolyaxonCallback())
     assert "Resuming from" not in caplog.text
-    assert directories_of_trainings(tmp_path / "outputs") == ["resume", "resume-2"]
+    assert "and keeps it; resume=True would resume from it" in caplog.text
+    assert directories_of_trainings(tmp_path / "outputs" / "version_0") == ["resume", "resume-2"]
 
 
 def test_resume_true_is_no_reason_to_continue_another_training(tmp_path: Path) -> None:
@@ -145,4 +146,4 @@ def test_resume_true_is_no_reason_to_continue_another_training(tmp_path: Path) -
     fails(model("functional"), PolyaxonCallback(resume=True), Once(2))
     fit(model("functional"), PolyaxonCallback(resume=True), once)
     assert once.epochs == [0, 1, 2, 3]
-    assert directories_of_trainings(tmp_path / "outputs") == ["resume", "resume-2"]
+    assert directories_of_trainings(tmp_path / "outputs" / "version_0") == ["resume", "resume-2"]

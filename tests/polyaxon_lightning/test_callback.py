@@ -251,13 +251,23 @@ def test_a_finished_training_continues_with_more_epochs(outputs: Path) -> None:
 def test_off_the_cluster_training_starts_from_scratch_unless_asked(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    resume = tmp_path / "outputs" / "checkpoints" / "resume"
+    outputs = tmp_path / "outputs"
+    start = f"POLYAXON_RUN_OUTPUTS_PATH is not set: outputs go to {outputs}/version_"
     assert fit(PolyaxonCallback(), max_epochs=1) == [0]
-    assert files_in(resume) == ["step=0000000004-epoch=1-start=1.ckpt"]
-    assert f"POLYAXON_RUN_OUTPUTS_PATH is not set: outputs go to {tmp_path}/outputs" in caplog.messages
+    assert files_in(outputs / "version_0" / "checkpoints" / "resume") == ["step=0000000004-epoch=1-start=1.ckpt"]
+    assert f"{start}0" in caplog.messages
     assert fit(PolyaxonCallback(), max_epochs=2) == [0, 1]
-    assert f"Starting fresh: {resume} holds step 4, and keeps it; resume=True would resume from it" in caplog.messages
+    assert f"{start}1; resume=True would use version_0" in caplog.messages
     assert fit(PolyaxonCallback(resume=True), max_epochs=3) == [2]
+    assert f"{start}1, the newest with checkpoints" in caplog.messages
+    assert files_in(outputs / "version_0" / "checkpoints" / "resume") == ["step=0000000004-epoch=1-start=1.ckpt"]
+
+
+def test_off_the_cluster_the_files_of_starts_do_not_mix(tmp_path: Path) -> None:
+    for _ in range(3):
+        fit(PolyaxonCallback(), ModelCheckpoint(save_last=True), max_epochs=1)
+    versions = [tmp_path / "outputs" / f"version_{number}" / "checkpoints" for number in range(3)]
+    assert [files_in(version) for version in versions] == [["epoch=0-step=4.ckpt", "last.ckpt"]] * 3
 
 
 def test_resume_false_starts_from_scratch_and_its_states_are_the_newest_from_then_on(outputs: Path) -> None:
@@ -412,9 +422,18 @@ def test_datasets_by_name(outputs: Path, monkeypatch: pytest.MonkeyPatch, tmp_pa
     )
 
 
-def test_last_off_the_cluster_is_found_below_the_outputs(tmp_path: Path) -> None:
-    assert fit(PolyaxonCallback(), max_epochs=2) == [0, 1]
-    assert fit(PolyaxonCallback(), max_epochs=4, ckpt_path="last") == [2, 3]
+@pytest.mark.filterwarnings("ignore:.*there is no last checkpoint available")
+def test_last_off_the_cluster_is_found_in_the_newest_directory(tmp_path: Path) -> None:
+    callback = PolyaxonCallback()
+    assert fit(callback, max_epochs=2, ckpt_path="last") == [0, 1]
+    assert fit(callback, max_epochs=3, ckpt_path="last") == [2]
+    expected = re.escape(
+        f'Received ckpt_path="last", and there is no checkpoint in {tmp_path}/outputs/version_1, the new directory of this '
+        "start. Expected resume=True too, which uses the newest directory with checkpoints, version_0. "
+    )
+    with pytest.raises(TrackingError, match=expected):
+        fit(PolyaxonCallback(), max_epochs=4, ckpt_path="last")
+    assert fit(PolyaxonCallback(resume=True), max_epochs=4, ckpt_path="last") == [3]
 
 
 def test_a_training_that_stopped_early_stays_stopped(outputs: Path, caplog: pytest.LogCaptureFixture) -> None:

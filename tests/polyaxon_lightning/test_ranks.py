@@ -18,12 +18,14 @@ SCRIPT = str(SCRIPTS["lightning"])
 COMMANDS = {"ddp": [sys.executable], "ddp_spawn": [sys.executable], "torchrun": TORCHRUN}
 
 
-def start(launcher: str, outputs: Path, *, directory: Path | None = None, **environment: str) -> subprocess.Popen[str]:
+def start(
+    launcher: str, outputs: Path | str, *, directory: Path | None = None, **environment: str
+) -> subprocess.Popen[str]:
     strategy = "ddp" if launcher == "torchrun" else launcher
     return start_ranks([*COMMANDS[launcher], SCRIPT], outputs, directory=directory, STRATEGY=strategy, **environment)
 
 
-def train(launcher: str, outputs: Path, *, directory: Path | None = None, **environment: str) -> Ended:
+def train(launcher: str, outputs: Path | str, *, directory: Path | None = None, **environment: str) -> Ended:
     return wait_for_ranks(start(launcher, outputs, directory=directory, **environment))
 
 
@@ -95,6 +97,17 @@ def test_a_write_that_fails_on_the_first_rank_ends_all(mode: str, tmp_path: Path
     assert "[rank1]: RuntimeError: Rank 0 failed, and this one ends with it: " in stderr
     # In the background, the write of step 4 may not be done when the room ends.
     assert newest(tmp_path).step in ({4} if mode == "foreground" else {2, 4})
+
+
+@pytest.mark.parametrize("launcher", list(COMMANDS))
+def test_off_the_cluster_the_ranks_of_a_start_share_its_directory(launcher: str, tmp_path: Path) -> None:
+    for number in range(2):
+        status, _, stderr = train(launcher, "", directory=tmp_path)
+        assert status == 0, stderr
+        used = re.findall(r"outputs go to (\S+?);?\s", stderr)
+        assert set(used) == {f"{tmp_path}/outputs/version_{number}"}
+        assert newest(used[0]).epoch == 6
+    assert sorted(path.name for path in (tmp_path / "outputs").iterdir()) == [".starts", "version_0", "version_1"]
 
 
 def test_ranks_that_see_different_checkpoints_get_an_error(tmp_path: Path) -> None:

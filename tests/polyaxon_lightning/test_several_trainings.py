@@ -85,6 +85,7 @@ def test_another_model_is_another_training(outputs: Path, shared: str, caplog: p
     assert once.steps[0] == (6 if shared == "the Trainer" else 0)
     assert directories_of_trainings(outputs) == ["resume", "resume-2"]
     assert "Resuming from" not in caplog.text
+    assert "and keeps it; resume=True would resume from it" in caplog.text
 
 
 def test_the_next_stage_of_a_model_continues_in_memory_and_resumes_from_its_own_state(
@@ -127,7 +128,8 @@ def test_off_the_cluster_nothing_is_resumed_from(tmp_path: Path, caplog: pytest.
     assert once.steps[0] == 0
     fit(trainer(PolyaxonCallback()), Classifier())
     assert "Resuming from" not in caplog.text
-    assert directories_of_trainings(tmp_path / "outputs") == ["resume", "resume-2"]
+    assert "and keeps it; resume=True would resume from it" in caplog.text
+    assert directories_of_trainings(tmp_path / "outputs" / "version_0") == ["resume", "resume-2"]
 
 
 @pytest.mark.filterwarnings("ignore:.*there is no last checkpoint available")
@@ -137,7 +139,7 @@ def test_resume_true_and_last_are_no_reason_to_continue_another_training(tmp_pat
         once = Once()
         trainer(PolyaxonCallback(resume=True), once).fit(Classifier(), data(), data(), ckpt_path=ckpt_path)
         assert once.steps[0] == 0
-        assert directories_of_trainings(tmp_path / "outputs")[-1] == place
+        assert directories_of_trainings(tmp_path / "outputs" / "version_0")[-1] == place
 
 
 @pytest.mark.parametrize("step", [None, 6], ids=["finished", "failed"])

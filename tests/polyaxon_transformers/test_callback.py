@@ -279,16 +279,20 @@ def test_off_the_cluster_outputs_go_to_a_local_directory_and_training_starts_fre
 ) -> None:
     caplog.set_level(logging.INFO)
     trainer(PolyaxonCallback(), num_train_epochs=1).train()
-    assert newest(tmp_path / "outputs").step == 4
+    start = f"POLYAXON_RUN_OUTPUTS_PATH is not set: outputs go to {tmp_path}/outputs/version_"
+    first = tmp_path / "outputs" / "version_0"
+    assert newest(first).step == 4
+    before = sorted(first.rglob("*"))
     new_process()
-    again = trainer(PolyaxonCallback(), num_train_epochs=2)
-    again.train()
+    trainer(PolyaxonCallback(), num_train_epochs=2).train()
     assert caplog.text.count("Starting fresh: ") == 2
-    assert "holds step 4, and keeps it; resume=True would resume from it" in caplog.text
+    assert f"{start}1; resume=True would use version_0" in caplog.messages
     new_process()
     trainer(PolyaxonCallback(resume=True), num_train_epochs=3).train()
-    assert "step=0000000008-epoch=2-start=2" in caplog.text
+    assert f"{start}1, the newest with checkpoints" in caplog.messages
+    assert "step=0000000008-epoch=2-start=1" in caplog.text
     assert ": epoch 2, step 8" in caplog.text
+    assert sorted(first.rglob("*")) == before
 
 
 def test_the_newest_that_is_intact_is_used(

@@ -139,7 +139,8 @@ def test_off_the_cluster_nothing_is_resumed_from(tmp_path: Path, caplog: pytest.
     assert once.steps[0] == 1
     trainer(PolyaxonCallback(), **QUIET).train()
     assert "Resuming from" not in caplog.text
-    assert directories_of_trainings(tmp_path / "outputs") == ["resume", "resume-2"]
+    assert "and keeps it; resume=True would resume from it" in caplog.text
+    assert directories_of_trainings(tmp_path / "outputs" / "version_0") == ["resume", "resume-2"]
 
 
 def test_resume_true_is_no_reason_to_continue_another_training(tmp_path: Path) -> None:
@@ -147,7 +148,7 @@ def test_resume_true_is_no_reason_to_continue_another_training(tmp_path: Path) -
     fails(trainer(PolyaxonCallback(resume=True), Once(6), **QUIET))
     trainer(PolyaxonCallback(resume=True), once, **QUIET).train()
     assert once.steps[0] == 1
-    assert directories_of_trainings(tmp_path / "outputs") == ["resume", "resume-2"]
+    assert directories_of_trainings(tmp_path / "outputs" / "version_0") == ["resume", "resume-2"]
 
 
 class Copies(TrainerCallback):

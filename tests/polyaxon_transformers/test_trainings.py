@@ -112,14 +112,14 @@ def test_a_training_that_a_time_limit_ended_continues_at_the_next_start(
     assert steps == list(range(1, 13))
 
 
-def test_folders_of_a_training_before_are_the_oldest(tmp_path: Path, new_process: Callable[[], None]) -> None:
-    """Run the same script twice on a laptop: the second training must not lose each folder as soon as it is saved."""
+def test_folders_of_a_training_before_are_the_oldest(outputs: Path, new_process: Callable[[], None]) -> None:
+    """Train from scratch on the same outputs: the second training must not lose each folder as soon as it is saved."""
     trainer(PolyaxonCallback(), num_train_epochs=5, load_best_model_at_end=False).train()
-    assert folders(tmp_path / "outputs") == {"checkpoint-16", "checkpoint-20"}
+    assert folders(outputs) == {"checkpoint-16", "checkpoint-20"}
     new_process()
     with pytest.raises(ArithmeticError):
-        trainer(PolyaxonCallback(), At(14, fail), load_best_model_at_end=False).train()
-    assert folders(tmp_path / "outputs") == {"checkpoint-8", "checkpoint-12"}
+        trainer(PolyaxonCallback(resume=False), At(14, fail), load_best_model_at_end=False).train()
+    assert folders(outputs) == {"checkpoint-8", "checkpoint-12"}
 
 
 def test_save_total_limit_keeps_what_the_trainer_keeps_and_the_best_of_the_newest_state_in_addition(
@@ -395,6 +395,17 @@ def test_resume_from_checkpoint_may_be_true_before_there_is_any(outputs: Path) -
     done = At()
     trainer(PolyaxonCallback(), done, num_train_epochs=1, **QUIET).train(resume_from_checkpoint=True)
     assert done.steps == [1, 2, 3, 4]
+
+
+def test_resume_from_checkpoint_off_the_cluster_needs_the_newest_directory(new_process: Callable[[], None]) -> None:
+    trainer(PolyaxonCallback(), num_train_epochs=1, **QUIET).train(resume_from_checkpoint=True)
+    new_process()
+    with pytest.raises(TrackingError, match=r"Received resume_from_checkpoint=True.*Expected resume=True too"):
+        trainer(PolyaxonCallback(), num_train_epochs=2, **QUIET).train(resume_from_checkpoint=True)
+    new_process()
+    done = At()
+    trainer(PolyaxonCallback(resume=True), done, num_train_epochs=2, **QUIET).train(resume_from_checkpoint=True)
+    assert done.steps == [5, 6, 7, 8]
 
 
 @pytest.mark.parametrize("output_dir", ["results", "results/run", "elsewhere/run"])

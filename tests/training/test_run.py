@@ -43,9 +43,9 @@ def test_off_the_cluster_outputs_go_to_the_working_directory_and_one_line_says_s
 ) -> None:
     run = Run()
     assert not run.on_cluster
-    assert run.outputs_path == str(tmp_path / "outputs")
-    assert run.checkpoints_path == str(tmp_path / "outputs" / "checkpoints")
-    assert caplog.messages == [f"POLYAXON_RUN_OUTPUTS_PATH is not set: outputs go to {tmp_path}/outputs"]
+    assert run.outputs_path == str(tmp_path / "outputs" / "version_0")
+    assert run.checkpoints_path == str(tmp_path / "outputs" / "version_0" / "checkpoints")
+    assert caplog.messages == [f"POLYAXON_RUN_OUTPUTS_PATH is not set: outputs go to {tmp_path}/outputs/version_0"]
     assert caplog.records[0].levelno == logging.INFO
 
 
@@ -167,8 +167,8 @@ def test_no_op_is_off_the_cluster_and_the_line_says_so(
     outputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("POLYAXON_NO_OP", "true")
-    assert Run().outputs_path == str(tmp_path / "outputs")
-    assert caplog.messages == [f"POLYAXON_NO_OP is true: outputs go to {tmp_path}/outputs"]
+    assert Run().outputs_path == str(tmp_path / "outputs" / "version_0")
+    assert caplog.messages == [f"POLYAXON_NO_OP is true: outputs go to {tmp_path}/outputs/version_0"]
 
 
 # Datasets

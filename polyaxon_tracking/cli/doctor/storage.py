@@ -27,7 +27,7 @@ from polyaxon_tracking.redaction import mask_secrets
 from polyaxon_tracking.storage.credentials import locate
 from polyaxon_tracking.storage.disk import free_bytes
 from polyaxon_tracking.storage.probe import IN_PLACE, READ_RIGHT, WRITABLE, try_saving, what_to_do
-from polyaxon_tracking.training.run import LOCAL_OUTPUTS
+from polyaxon_tracking.training.versions import LOCAL_OUTPUTS
 from polyaxon_tracking.urls import is_url, local_path
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def _check_temporary_directory(*, remote: bool) -> Iterator[Row]:
 
 def _source(outputs: str | None) -> str:
     if outputs is None:
-        return "the default off the cluster"
+        return "the default off the cluster: each start has its own version_N there"
     if value_of(OUTPUTS_PATH) is not None:
         return OUTPUTS_PATH
     return f"{RUN_INSTANCE}, {OFFLINE_ROOT if is_true(IS_OFFLINE) else CONTEXT_ROOT}"
