@@ -96,7 +96,8 @@ def _find_or_make(outputs: str, *, resume: bool) -> str:
             os.symlink(version, link)
         except FileExistsError:  # another rank was first
             if existing is None:
-                os.rmdir(os.path.join(outputs, version))
+                with contextlib.suppress(OSError):  # another start with `resume` already uses the empty directory
+                    os.rmdir(os.path.join(outputs, version))
         except OSError:
             if launcher is not None:
                 raise
