@@ -178,7 +178,8 @@ def restored_positions(trainer: pl.Trainer, metadata: dict[str, Any] | None) -> 
     numbers = None if metadata is None or metadata["ends_epoch"] else _numbers_of_rank(trainer, metadata)
     if metadata is None or numbers is None:
         return None
-    if metadata["ends_batch"] and trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+    progress: Any = trainer.fit_loop.epoch_loop.batch_progress
+    if progress.is_last_batch and progress.current.completed == progress.current.ready:
         return None  # Lightning takes the next epoch from this iterator
     return {"positions": numbers.get("positions", []), "batches": metadata["batches"]}
 

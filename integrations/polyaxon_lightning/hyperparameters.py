@@ -77,6 +77,6 @@ def check_optimizers(trainer: pl.Trainer, saved: list[str]) -> None:
     if saved != optimizer_names(trainer):
         raise TrackingError(
             f"Received a model with the optimizers {optimizer_names(trainer)}, while the checkpoint was saved with "
-            f"{saved}. Expected the same. Undo the change, pass PolyaxonCallback(resume=False) to start from scratch, "
-            f"or use another outputs path; the checkpoint stays as it is."
+            f"{saved}. Expected the same. Undo the change, pass resume=False to start from scratch, or use another "
+            f"outputs path; the checkpoint stays as it is."
         )

@@ -515,7 +515,7 @@ def test_a_model_whose_shape_changed(outputs: Path, kind: str) -> None:
     kernel, bias, out, _ = [weight.path for weight in network.weights]
     assert str(error.value) == (
         f"Received a model that is not the one saved in {saved}. Expected the same layers, shapes and optimizer. Undo the "
-        f"change, pass PolyaxonCallback(resume=False) to start from scratch, or use another outputs path; the checkpoint "
+        f"change, pass resume=False to start from scratch, or use another outputs path; the checkpoint "
         f"stays as it is. What differs: {kernel} is (4, 16), saved as (4, 8); {bias} is (16,), saved as (8,); {out} is "
         f"(16, 2), saved as (8, 2)."
     )

@@ -290,6 +290,16 @@ def test_an_explicit_ckpt_path_is_what_is_used(outputs: Path, caplog: pytest.Log
 
 
 @pytest.mark.filterwarnings("ignore:.*there is no last checkpoint available")
+@pytest.mark.parametrize("options", [{"monitor": "val_loss"}, {"every_n_train_steps": 4}, {"every_n_train_steps": 3}])
+def test_an_explicit_ckpt_path_trains_every_batch_that_is_left(outputs: Path, options: dict[str, Any]) -> None:
+    """Whether the file was saved after a validation, at the last batch of an epoch or within an epoch."""
+    fit(PolyaxonCallback(), ModelCheckpoint(save_top_k=-1, **options), max_epochs=3)
+    path = sorted((outputs / "checkpoints").glob("*.ckpt"))[0]
+    training = trainer(PolyaxonCallback(name="again"), max_epochs=5)
+    training.fit(Classifier(), data(), data(), ckpt_path=path)
+    assert training.global_step == 5 * 4
+
+
 def test_ckpt_path_last_finds_the_newest_state(outputs: Path) -> None:
     fit(PolyaxonCallback(), max_epochs=2)
     assert fit(PolyaxonCallback(), ckpt_path="last", max_epochs=4) == [2, 3]
@@ -491,7 +501,7 @@ def test_a_model_whose_shape_changed(outputs: Path) -> None:
         fit(PolyaxonCallback(), model=Classifier(width=16), max_epochs=2)
     assert str(error.value) == (
         f"Received a model that is not the one saved in {saved}. Expected the same layers, shapes and optimizer. Undo the "
-        f"change, pass PolyaxonCallback(resume=False) to start from scratch, or use another outputs path; the checkpoint stays "
+        f"change, pass resume=False to start from scratch, or use another outputs path; the checkpoint stays "
         f"as it is. What differs: net.0.weight is (16, 4), saved as (8, 4); net.0.bias is (16,), saved as (8,); net.2.weight is "
         f"(2, 16), saved as (2, 8)."
     )
@@ -573,7 +583,7 @@ def test_another_optimizer_is_refused_where_lightning_would_fail_while_training(
         fit(PolyaxonCallback(), model=Other(), max_epochs=2)
     assert str(error.value) == (
         "Received a model with the optimizers ['SGD'], while the checkpoint was saved with ['Adam']. Expected the same. Undo "
-        "the change, pass PolyaxonCallback(resume=False) to start from scratch, or use another outputs path; the checkpoint "
+        "the change, pass resume=False to start from scratch, or use another outputs path; the checkpoint "
         "stays as it is."
     )
 

@@ -161,7 +161,7 @@ def test_a_lazy_layer_of_another_width_is_refused_where_torch_takes_the_old_one(
         fit(lambda: make(16), epochs=2)
     assert str(error.value) == (
         f"Received a model that is not the one saved in {saved}. Expected the same layers, shapes and optimizer. Undo the "
-        f"change, pass PolyaxonCallback(resume=False) to start from scratch, or use another outputs path; the checkpoint stays "
+        f"change, pass resume=False to start from scratch, or use another outputs path; the checkpoint stays "
         f"as it is. What differs: {differing}."
     )
     assert saved.is_file()

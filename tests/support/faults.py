@@ -23,8 +23,9 @@ def prepare_process() -> None:
 
 
 def is_due(name: str, count: int, rank: int = 0) -> bool:
-    """Return whether the variable holds this count, and this is the rank in `ON_RANK`."""
-    return os.environ.get(name) == str(count) and rank == int(os.environ.get("ON_RANK", "0"))
+    """Return whether the variable holds this count, and this is the rank in `ON_RANK`, not started again by torchrun."""
+    is_first_start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"
+    return is_first_start and os.environ.get(name) == str(count) and rank == int(os.environ.get("ON_RANK", "0"))
 
 
 def die(name: str | None = None) -> None:

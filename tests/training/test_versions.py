@@ -34,11 +34,11 @@ def version(run: Run) -> str:
     return os.path.relpath(run.outputs_path, "outputs")
 
 
-def started(launcher: list[str] | None = None, script: str = SCRIPT, variables: dict[str, str] | None = None) -> Any:
+def started(script: str = SCRIPT, variables: dict[str, str] | None = None) -> Any:
     if not Path("script.py").exists():  # an earlier start may be reading the file
         Path("script.py").write_text(script)
     return subprocess.Popen(
-        [sys.executable, *(launcher or []), "script.py", "{}"],
+        [sys.executable, "script.py", "{}"],
         env=os.environ | (variables or {}),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -153,21 +153,6 @@ def test_processes_of_multiprocessing_share_the_directory(
         del sys.modules["functions"]
     assert set(paths) == {str(tmp_path / "outputs" / "version_0")}
     assert {pickle.loads(pickle.dumps(run)).outputs_path for run in runs} <= set(paths)
-
-
-TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-
-
-def test_ranks_of_torchrun_share_a_directory_and_two_starts_have_two() -> None:
-    assert printed(started(TORCHRUN)) == ["version_0 False"] * 2
-    assert printed(started(TORCHRUN)) == ["version_1 False"] * 2
-
-
-def test_ranks_that_torchrun_starts_again_resume_in_their_directory() -> None:
-    with_checkpoints("version_0")
-    fail = "\nif os.environ['TORCHELASTIC_RESTART_COUNT'] == '0':\n    os.mkdir('outputs/version_9')\n    sys.exit(1)"
-    lines = printed(started([*TORCHRUN[:-1], "--nproc-per-node=1", "--max-restarts=1"], SCRIPT + fail))
-    assert lines == ["version_1 False", "version_1 True"]
 
 
 @pytest.mark.parametrize(
