@@ -294,7 +294,7 @@ def test_an_explicit_ckpt_path_is_what_is_used(outputs: Path, caplog: pytest.Log
 def test_an_explicit_ckpt_path_trains_every_batch_that_is_left(outputs: Path, options: dict[str, Any]) -> None:
     """Whether the file was saved after a validation, at the last batch of an epoch or within an epoch."""
     fit(PolyaxonCallback(), ModelCheckpoint(save_top_k=-1, **options), max_epochs=3)
-    path = sorted((outputs / "checkpoints").glob("*.ckpt"))[0]
+    path = min((outputs / "checkpoints").glob("*.ckpt"))
     training = trainer(PolyaxonCallback(name="again"), max_epochs=5)
     training.fit(Classifier(), data(), data(), ckpt_path=path)
     assert training.global_step == 5 * 4
