@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -14,7 +15,7 @@ from polyaxon_tracking import TrackingError
 from polyaxon_tracking.training import different_model
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
 
 __all__ = ["Stateful", "StatefulObjects"]
 
@@ -150,13 +151,16 @@ def _check_stateful(name: str, value: object) -> None:
             f"`state_dict` and `load_state_dict`, such as a model, an optimizer or a scheduler. For values of your "
             f"own, pass an object of a class that has these two methods."
         )
-    if isinstance(value, nn.Module) and (split := _first_split(value.named_parameters())):
+    if isinstance(value, nn.Module) and (split := _first_split(value)) is not None:
         raise TrackingError(
-            f"Received {name}, whose parameter {split} is split between the ranks. Expected a model that each rank "
+            f"Received {name}, whose part {split!r} is split between the ranks. Expected a model that each rank "
             f"holds whole, as with DistributedDataParallel. For a model that is split, use PyTorch Lightning's "
             f"ModelParallelStrategy with polyaxon_lightning."
         )
 
 
-def _first_split(parameters: Iterable[tuple[str, nn.Parameter]]) -> str | None:
-    return next((name for name, parameter in parameters if hasattr(parameter, "to_local")), None)
+def _first_split(model: nn.Module) -> str | None:
+    """Return the name of the first parameter or module of `model` that is split between the ranks, or ``None``."""
+    parameters = (name for name, parameter in model.named_parameters() if hasattr(parameter, "to_local"))
+    modules = (name for name, module in model.named_modules() if type(module).__name__ == "FullyShardedDataParallel")
+    return next(itertools.chain(parameters, modules), None)

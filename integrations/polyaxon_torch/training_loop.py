@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from polyaxon_torch.loop_training import LoopTraining
 from polyaxon_torch.stateful_objects import StatefulObjects
@@ -15,12 +15,15 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
     from types import TracebackType
 
+    import torch
     from typing_extensions import Self
 
     from polyaxon_torch.stateful_objects import Stateful
     from polyaxon_tracking.training import IfChanged
 
 __all__ = ["TrainingLoop"]
+
+_Batch = TypeVar("_Batch")
 
 
 class TrainingLoop:
@@ -172,7 +175,7 @@ class TrainingLoop:
             yield training.epoch
             training.end_epoch()
 
-    def batches(self, loader: Iterable[Any]) -> Iterator[Any]:
+    def batches(self, loader: Iterable[_Batch]) -> Iterator[_Batch]:
         """Yield the batches of `loader`, in a resumed epoch only those that are left, exactly.
 
         Call this method within the loop over `epochs`, once for each loader. After each batch, the training state is
@@ -196,7 +199,9 @@ class TrainingLoop:
             yield batch
             training.end_batch()
 
-    def save_best(self, value: float, *, mode: Literal["min", "max"] = "min", filename: str = "best.pt") -> bool:
+    def save_best(
+        self, value: float | torch.Tensor, *, mode: Literal["min", "max"] = "min", filename: str = "best.pt"
+    ) -> bool:
         """Save the weights of the models if `value` is the best so far, over all starts, and return whether it is.
 
         The file is complete or absent, and is replaced by the next better one. It holds the state dict of each model by

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from restarts import forget_trainings
-from torch import nn
+from torch import distributed, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.utils.data import DataLoader
 from training_scripts import directories_of_trainings, files_in, newest_position
 
@@ -102,6 +104,17 @@ def fail_at(step: int) -> Callable[[TrainingLoop], None]:
 def test_wrong_arguments(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(TrackingError, match=message):
         TrainingLoop(**arguments)
+
+
+def test_a_model_that_is_split_between_ranks(tmp_path: Path) -> None:
+    store = distributed.FileStore(str(tmp_path / "store"), 1)
+    distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        model = fully_shard(nn.Linear(1, 1), mesh=init_device_mesh("cpu", (1,)))
+        with pytest.raises(TrackingError, match="Received model, whose part 'weight' is split between the ranks"):
+            TrainingLoop(model=model)
+    finally:
+        distributed.destroy_process_group()
 
 
 def test_calls_in_the_wrong_place() -> None:

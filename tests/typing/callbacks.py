@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 from pathlib import Path
 
+import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from transformers import Trainer as HuggingFaceTrainer
@@ -12,6 +13,7 @@ from typing_extensions import assert_type
 
 import polyaxon_keras
 import polyaxon_lightning
+import polyaxon_torch
 import polyaxon_transformers
 
 lightning = polyaxon_lightning.PolyaxonCallback(
@@ -46,3 +48,14 @@ transformers = polyaxon_transformers.PolyaxonCallback(datasets=["reviews"], resu
 HuggingFaceTrainer(callbacks=[transformers])
 assert_type(transformers.data_path("reviews"), str)
 assert_type(transformers.outputs_path, str)
+
+model = torch.nn.Linear(4, 1)
+optimizer = torch.optim.Adam(model.parameters())
+scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1)
+with polyaxon_torch.TrainingLoop(model=model, optimizer=optimizer, scheduler=scheduler, resume=True) as training:
+    for epoch in training.epochs(3):
+        assert_type(epoch, int)
+        for batch in training.batches([torch.ones(2, 4)]):
+            assert_type(batch, torch.Tensor)
+        assert_type(training.save_best(0.5, mode="max"), bool)
+assert_type(training.step, int)
