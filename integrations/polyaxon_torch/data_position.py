@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import itertools
 import logging
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ import torch
 
 from polyaxon_torch.data_order import (
     OrderGenerators,
+    drop,
     index_batches,
     length,
     reads_items,
@@ -166,7 +166,7 @@ class DataPosition:
             set_epoch(self._loader, self._epoch)  # again, because Fabric has just set its own count
             indices = iter(batch_sampler)
             if resumption is not None:
-                _drop(indices, resumption.batches)
+                drop(indices, resumption.batches)
                 yield from self._counted(itertools.islice(indices, resumption.drawn - resumption.batches))
                 resumption.end()
             yield from self._counted(indices)
@@ -179,7 +179,7 @@ class DataPosition:
         if resumption is not None:
             if not is_drawn:  # a data loader that does not read what its batch sampler gives
                 self._log_reading(resumption)
-                _drop(iterator, resumption.batches - 1)
+                drop(iterator, resumption.batches - 1)
                 resumption.end()
                 batch = next(iterator, _END)
             resumption.end_random()
@@ -201,7 +201,7 @@ class DataPosition:
             self._log_reading(resumption)
             resumption.begin()
             iterator = iter(self._loader)
-            _drop(iterator, resumption.batches)
+            drop(iterator, resumption.batches)
             resumption.end()
         return iterator, next(iterator, _END)
 
@@ -282,10 +282,6 @@ def _stateful(loader: Any, inner: Any) -> Any:
 
 def _has_state(part: Any) -> bool:
     return hasattr(part, "state_dict") and hasattr(part, "load_state_dict")
-
-
-def _drop(iterator: Iterator[Any], number: int) -> None:
-    collections.deque(itertools.islice(iterator, number), maxlen=0)
 
 
 def _text(data: dict[str, Any]) -> str:
