@@ -67,6 +67,7 @@ class TrainingLoop:
             variable is malformed, or an argument is out of range.
 
     Examples:
+        >>> import torch
         >>> model = torch.nn.Linear(4, 1)
         >>> optimizer = torch.optim.Adam(model.parameters())
         >>> loader = torch.utils.data.DataLoader(torch.randn(32, 4), batch_size=8, shuffle=True)

@@ -117,7 +117,11 @@ def main() -> None:
     seed_everything(0)
     training = trainer(
         ModelCheckpoint(monitor="val_loss", save_top_k=2),
-        PolyaxonCallback(every_n_train_steps=int(every) if every else None, background="FOREGROUND" not in os.environ),
+        PolyaxonCallback(
+            every_n_train_steps=int(every) if every else None,
+            background="FOREGROUND" not in os.environ,
+            resume=False if "NO_RESUME" in os.environ else None,
+        ),
         max_epochs=6,
         **several,
     )

@@ -144,6 +144,7 @@ def train(epochs: int) -> str:
                     training._training._session.writer.wait()  # the state before this batch is on disk
                     faults.die()
                 if faults.is_due("NO_ROOM_AT_BATCH", *place):
+                    training._training._session.writer.wait()
                     faults.fill_disk()
                 time.sleep(float(os.environ.get("SECONDS_PER_BATCH", "0")))
                 with set_up.accumulating(model), precision:
