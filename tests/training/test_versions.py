@@ -151,7 +151,9 @@ def test_processes_of_multiprocessing_share_the_directory(
             paths = pool.map(functions.train, range(4), chunksize=1)
     finally:
         del sys.modules["functions"]
-    assert set(paths) == {str(tmp_path / "outputs" / "version_0")}
+    # Of two processes that begin at the same moment, the one that is second removes its directory again.
+    assert set(paths) <= {str(tmp_path / "outputs" / f"version_{number}") for number in ([0] if before else [0, 1])}
+    assert len(set(paths)) == 1
     assert {pickle.loads(pickle.dumps(run)).outputs_path for run in runs} <= set(paths)
 
 
