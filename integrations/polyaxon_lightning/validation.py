@@ -116,9 +116,14 @@ def count_unfinished_batch_again(trainer: pl.Trainer) -> None:
 
 
 def count_validation_without_drawing(trainer: pl.Trainer) -> None:
-    """Keep Lightning from drawing random numbers while it counts the validation before an unfinished batch as done."""
+    """Keep Lightning from drawing random numbers while it counts the validation before an unfinished batch as done.
+
+    Before version 2.5, it does not count that validation.
+    """
     val_loop = trainer.fit_loop.epoch_loop.val_loop
-    count = val_loop.increment_progress_to_evaluation_end
+    count = getattr(val_loop, "increment_progress_to_evaluation_end", None)
+    if count is None:
+        return
 
     def count_once() -> None:
         del val_loop.increment_progress_to_evaluation_end
