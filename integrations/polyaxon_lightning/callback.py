@@ -26,7 +26,7 @@ from polyaxon_lightning.resuming import (
 from polyaxon_lightning.searches import skip_searches
 from polyaxon_lightning.sharded import refuse_parts_in_store, writes_itself
 from polyaxon_lightning.training_state import TrainingStateCheckpoint
-from polyaxon_torch import TorchProcessGroup
+from polyaxon_torch import TorchProcessGroup, check_weights_only
 from polyaxon_torch.snapshot import Snapshot
 from polyaxon_tracking import CheckpointManager, TrackingError
 from polyaxon_tracking.training import Run, SaveOptions, TrainingSession
@@ -123,7 +123,7 @@ class PolyaxonCallback(Callback):
     ) -> None:
         super().__init__()
         skip_unused_hooks(self)
-        _check_weights_only(weights_only)
+        check_weights_only(weights_only)
         self._options = SaveOptions(
             every_n_train_steps=every_n_train_steps,
             train_time_interval=train_time_interval,
@@ -322,11 +322,6 @@ class PolyaxonCallback(Callback):
             if not writes_itself(trainer):
                 state.io.on_newest = io.keep_named
             attach_to_model_checkpoints(trainer, io, in_background=state.snapshot is not None)
-
-
-def _check_weights_only(weights_only: object) -> None:
-    if not isinstance(weights_only, bool):
-        raise TrackingError(f"Received weights_only={weights_only!r}. Expected True or False.")
 
 
 def _without_training_state(callbacks: Sequence[Any]) -> list[Any]:

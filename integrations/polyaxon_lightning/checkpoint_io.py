@@ -13,7 +13,7 @@ import torch
 from polyaxon_lightning.framework import pl
 from polyaxon_lightning.own_files import OwnFiles
 from polyaxon_lightning.saved_files import SavedFile, absolute, copy_saved, damage, identity_of, is_url
-from polyaxon_torch import check_plain, has_nan, lazy_layers_allowed, plain_hyperparameters, plain_numbers
+from polyaxon_torch import check_plain, has_nan, how_to_allow, load_state, plain_hyperparameters, plain_numbers
 from polyaxon_tracking import TrackingError, atomic_write, cached_path
 from polyaxon_tracking.training import open_directory
 
@@ -292,11 +292,7 @@ class TrainingStateIO(TorchCheckpointIO):
                 key: plain_hyperparameters(checkpoint[key]) for key in _HYPERPARAMETERS if key in checkpoint
             }
         if not self._is_checked:
-            check_plain(
-                checkpoint,
-                "allow its class with torch.serialization.add_safe_globals, or, if you trust the outputs path, pass "
-                "PolyaxonCallback(weights_only=False)",
-            )
+            check_plain(checkpoint, how_to_allow("PolyaxonCallback"))
             self._is_checked = True
         if self._snapshot is None:
             self._write(checkpoint)
@@ -306,8 +302,7 @@ class TrainingStateIO(TorchCheckpointIO):
 
     def load_checkpoint(self, path: str | Path, *_: Any, **__: Any) -> dict[str, Any]:
         """Read the checkpoint at `path` into host memory."""
-        with lazy_layers_allowed():
-            checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=self._weights_only)
+        checkpoint: dict[str, Any] = load_state(path, weights_only=self._weights_only)
         return checkpoint
 
     def _write(self, checkpoint: dict[str, Any]) -> None:

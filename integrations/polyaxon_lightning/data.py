@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from polyaxon_lightning.framework import pl
-from polyaxon_lightning.positions import Positions, has_state, training_loaders
-from polyaxon_torch import random_numbers, random_state, set_random_state
+from polyaxon_lightning.positions import Positions, training_loaders
+from polyaxon_torch import has_state, random_numbers, random_state, set_random_state
 from polyaxon_tracking import TrackingError
 
 if TYPE_CHECKING:

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 from torch.utils.data import DataLoader
 
 from polyaxon_lightning.framework import pl
-from polyaxon_torch import IndexBatches, OrderGenerators, draw_again, index_batches, reads_items
+from polyaxon_torch import IndexBatches, OrderGenerators, draw_again, has_state, index_batches, reads_items
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-__all__ = ["Positions", "has_state", "stop_following", "training_loaders"]
+__all__ = ["Positions", "stop_following", "training_loaders"]
 
 
 class Positions:
@@ -150,11 +150,6 @@ class _Position:
 def training_loaders(trainer: pl.Trainer) -> list[Any]:
     """Return the data loaders of the training batches."""
     return list(pl.utilities.CombinedLoader(trainer.train_dataloader).flattened)
-
-
-def has_state(loader: Any) -> bool:
-    """Return whether `loader` resumes within an epoch, because it has a state."""
-    return hasattr(loader, "state_dict") and hasattr(loader, "load_state_dict")
 
 
 def stop_following(trainer: pl.Trainer) -> None:

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from polyaxon_lightning.checkpoint_io import DurableCheckpointIO, training_state_io
 from polyaxon_lightning.framework import pl
-from polyaxon_torch import differing_shapes
-from polyaxon_tracking import TrackingError
+from polyaxon_torch import differing_shapes, refused_state
 from polyaxon_tracking.training import different_model
 
 if TYPE_CHECKING:
@@ -65,12 +64,7 @@ def load(
         with training_state_io(trainer, io):
             state = _hand_over(trainer, checkpoint.path)
     except pickle.UnpicklingError as error:
-        raise TrackingError(
-            f"Received {checkpoint.source}, which holds more than tensors and plain values, and loading it could run "
-            f"code: {error}. Expected a state that torch.load(weights_only=True) reads. Allow the classes with "
-            f"torch.serialization.add_safe_globals, or, if you trust the file, pass "
-            f"PolyaxonCallback(weights_only=False)."
-        ) from error
+        raise refused_state(checkpoint.source, error, "PolyaxonCallback") from error
     if not accept(state):
         _take_back(trainer)
         return False

@@ -7,6 +7,7 @@ from polyaxon_torch.data_order import (
     IndexBatches,
     OrderGenerators,
     draw_again,
+    has_state,
     index_batches,
     reads_items,
 )
@@ -15,11 +16,14 @@ from polyaxon_torch.lazy import differing_shapes, settle_lazy_layers
 from polyaxon_torch.nan import has_nan
 from polyaxon_torch.plain_values import (
     check_plain,
-    lazy_layers_allowed,
+    check_weights_only,
+    how_to_allow,
+    load_state,
     make_rates_plain,
     optimizer_options,
     plain_hyperparameters,
     plain_numbers,
+    refused_state,
     scheduler_options,
 )
 from polyaxon_torch.process_group import TorchProcessGroup
@@ -35,11 +39,14 @@ __all__ = [
     "TrainingLoop",
     "WeightSamples",
     "check_plain",
+    "check_weights_only",
     "differing_shapes",
     "draw_again",
     "has_nan",
+    "has_state",
+    "how_to_allow",
     "index_batches",
-    "lazy_layers_allowed",
+    "load_state",
     "make_rates_plain",
     "optimizer_options",
     "plain_hyperparameters",
@@ -47,6 +54,7 @@ __all__ = [
     "random_numbers",
     "random_state",
     "reads_items",
+    "refused_state",
     "scheduler_options",
     "set_random_state",
     "settle_lazy_layers",

@@ -23,6 +23,7 @@ __all__ = [
     "OrderGenerators",
     "draw_again",
     "drop",
+    "has_state",
     "index_batches",
     "length",
     "reads_items",
@@ -222,6 +223,11 @@ def _plain(state: Any) -> Any:
     if isinstance(state, dict):
         return {name: _plain(value) for name, value in state.items()}
     return state.tolist() if isinstance(state, (np.ndarray, np.generic)) else state
+
+
+def has_state(loader: Any) -> bool:
+    """Return whether `loader` resumes within an epoch, because it has a state."""
+    return hasattr(loader, "state_dict") and hasattr(loader, "load_state_dict")
 
 
 def reads_items(loader: DataLoader[Any]) -> bool:

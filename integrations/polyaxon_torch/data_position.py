@@ -11,6 +11,7 @@ import torch
 from polyaxon_torch.data_order import (
     OrderGenerators,
     drop,
+    has_state,
     index_batches,
     length,
     reads_items,
@@ -71,7 +72,8 @@ class DataPosition:
         is_followed = self._has_sampler and self._stateful is None
         self._index_batches = index_batches(self._inner) if is_followed else None
         self._generators = OrderGenerators(loader)
-        self._start = self._generators.state()
+        self._start: dict[str, Any] = {}
+        self._data = self._description()
         self._epoch = self._done = self._drawn = 0
         self._is_finished = self._keeps_workers = False
         self._resumed: dict[str, Any] | None = None
@@ -116,7 +118,7 @@ class DataPosition:
             "keeps_workers": self._keeps_workers,
             "start": self._start,
             "generators": self._generators.own_state(),
-            "data": self._description(),
+            "data": self._data,
             "state": self._stateful.state_dict() if is_asked else None,
         }
 
@@ -128,9 +130,9 @@ class DataPosition:
         Raises:
             TrackingError: `state` was taken within an epoch of other data, or of another kind of data loader.
         """
-        if state["batches"] and not state["finished"] and state["data"] != self._description():
+        if state["batches"] and not state["finished"] and state["data"] != self._data:
             raise TrackingError(
-                f"Received a data loader with {_text(self._description())}, while the state was saved after "
+                f"Received a data loader with {_text(self._data)}, while the state was saved after "
                 f"{state['batches']:,} batches of a data loader with {_text(state['data'])}. Expected the same, "
                 f"because training resumes within the epoch. Undo the change, or pass "
                 f"resume=False to start from scratch; the checkpoint stays as it is."
@@ -274,14 +276,10 @@ class _Resumption:
 
 def _stateful(loader: Any, inner: Any) -> Any:
     """Return what has the state of the position: the data loader, its data set, or nothing."""
-    if _has_state(inner) or (inner is None and _has_state(loader)):
-        return loader if _has_state(loader) else inner
+    if has_state(inner) or (inner is None and has_state(loader)):
+        return loader if has_state(loader) else inner
     is_read_here = inner is loader and inner is not None and not inner.num_workers
-    return inner.dataset if is_read_here and reads_items(inner) and _has_state(inner.dataset) else None
-
-
-def _has_state(part: Any) -> bool:
-    return hasattr(part, "state_dict") and hasattr(part, "load_state_dict")
+    return inner.dataset if is_read_here and reads_items(inner) and has_state(inner.dataset) else None
 
 
 def _text(data: dict[str, Any]) -> str:

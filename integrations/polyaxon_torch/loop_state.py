@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from polyaxon_torch.nan import has_nan
-from polyaxon_torch.plain_values import check_plain, plain_numbers
+from polyaxon_torch.plain_values import check_plain, how_to_allow, load_state, plain_numbers, refused_state
 from polyaxon_torch.snapshot import Snapshot
 from polyaxon_tracking import TrackingError, atomic_write
 
@@ -62,11 +62,7 @@ class LoopStateFile:
             if self._weights_only:
                 state = plain_numbers(state)
             if not self._is_checked:
-                check_plain(
-                    state,
-                    "allow its class with torch.serialization.add_safe_globals, or, if you trust the outputs path, "
-                    "pass TrainingLoop(weights_only=False)",
-                )
+                check_plain(state, how_to_allow("TrainingLoop"))
                 self._is_checked = True
             step = state[METADATA_KEY]["step"]
             what = f"step {step} to {self._session.checkpoints.directory}"
@@ -86,14 +82,9 @@ class LoopStateFile:
                 TrainingLoop has saved it.
         """
         try:
-            state = torch.load(checkpoint.path, map_location="cpu", weights_only=self._weights_only)
+            state = load_state(checkpoint.path, weights_only=self._weights_only)
         except pickle.UnpicklingError as error:
-            raise TrackingError(
-                f"Received {checkpoint.source}, which holds more than tensors and plain values, and loading it could "
-                f"run code: {error}. Expected a state that torch.load(weights_only=True) reads. Allow the classes with "
-                f"torch.serialization.add_safe_globals, or, if you trust the file, pass "
-                f"TrainingLoop(weights_only=False)."
-            ) from error
+            raise refused_state(checkpoint.source, error, "TrainingLoop") from error
         if not (isinstance(state, dict) and METADATA_KEY in state):
             raise TrackingError(
                 f"Received {checkpoint.source}, which no TrainingLoop has saved. Expected an outputs path with only "

@@ -24,11 +24,14 @@ if TYPE_CHECKING:
 
 __all__ = [
     "check_plain",
-    "lazy_layers_allowed",
+    "check_weights_only",
+    "how_to_allow",
+    "load_state",
     "make_rates_plain",
     "optimizer_options",
     "plain_hyperparameters",
     "plain_numbers",
+    "refused_state",
     "scheduler_options",
 ]
 
@@ -100,10 +103,46 @@ def check_plain(state: Any, advice: str) -> None:
         )
 
 
-def lazy_layers_allowed() -> contextlib.AbstractContextManager[Any]:
-    """Return a context in which `weights_only` also loads the uninitialized parameters of lazy layers."""
+def how_to_allow(owner: str) -> str:
+    """Return the advice for `check_plain` where the option `weights_only` of the class `owner` decides."""
+    return (
+        f"allow its class with torch.serialization.add_safe_globals, or, if you trust the outputs path, pass "
+        f"{owner}(weights_only=False)"
+    )
+
+
+def refused_state(source: str, error: pickle.UnpicklingError, owner: str) -> TrackingError:
+    """Return the error for a state in `source` that `weights_only` refused to load with `error`.
+
+    Args:
+        source: the path or URL of the checkpoint.
+        error: the error of ``torch.load``.
+        owner: the name of the class with the option `weights_only`.
+    """
+    return TrackingError(
+        f"Received {source}, which holds more than tensors and plain values, and loading it could run code: {error}. "
+        f"Expected a state that torch.load(weights_only=True) reads. Allow the classes with "
+        f"torch.serialization.add_safe_globals, or, if you trust the file, pass {owner}(weights_only=False)."
+    )
+
+
+def check_weights_only(weights_only: object) -> None:
+    """Raise a `TrackingError` unless `weights_only` is a bool."""
+    if not isinstance(weights_only, bool):
+        raise TrackingError(f"Received weights_only={weights_only!r}. Expected True or False.")
+
+
+def load_state(file: str | os.PathLike[str] | io.BytesIO, *, weights_only: bool) -> Any:
+    """Return what ``torch.load`` reads from `file`, in host memory.
+
+    With `weights_only`, the uninitialized parameters of lazy layers are loaded too.
+
+    Raises:
+        pickle.UnpicklingError: the file holds more than tensors and plain values, and `weights_only` is true.
+    """
     allowed = getattr(torch.serialization, "safe_globals", contextlib.nullcontext)  # since torch 2.5
-    return allowed([UninitializedParameter, UninitializedBuffer])
+    with allowed([UninitializedParameter, UninitializedBuffer]):
+        return torch.load(file, map_location="cpu", weights_only=weights_only)
 
 
 def _converted(value: Any, convert: Callable[[Any], Any]) -> Any:
@@ -162,8 +201,7 @@ def _loads(value: Any) -> bool:
     torch.save(value, file)
     file.seek(0)
     try:
-        with lazy_layers_allowed():
-            torch.load(file, weights_only=True)
+        load_state(file, weights_only=True)
     except pickle.UnpicklingError:
         return False
     return True

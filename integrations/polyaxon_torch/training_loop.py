@@ -6,6 +6,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 from polyaxon_torch.loop_training import LoopTraining
+from polyaxon_torch.plain_values import check_weights_only
 from polyaxon_torch.stateful_objects import StatefulObjects
 from polyaxon_tracking import TrackingError
 from polyaxon_tracking.training import Run, SaveOptions
@@ -97,8 +98,7 @@ class TrainingLoop:
         weights_only: bool = True,
         **objects: Stateful,
     ) -> None:
-        if not isinstance(weights_only, bool):
-            raise TrackingError(f"Received weights_only={weights_only!r}. Expected True or False.")
+        check_weights_only(weights_only)
         self._objects = StatefulObjects(objects)
         self._options = SaveOptions(
             every_n_train_steps=every_n_train_steps,

@@ -331,6 +331,15 @@ def test_lazy_layers(outputs: Path) -> None:
     assert weights(resumed) == weights(whole)
 
 
+def test_a_lazy_layer_that_no_batch_has_reached(outputs: Path) -> None:
+    def with_unused() -> dict[str, Any]:
+        return made() | {"unused": nn.LazyLinear(2)}
+
+    train(with_unused(), epochs=1)
+    forget_trainings()
+    assert train(with_unused()).step == 2 * BATCHES
+
+
 def test_nan_does_not_push_out_the_newest_state_without_it(outputs: Path, caplog: pytest.LogCaptureFixture) -> None:
     def make_nan(training: TrainingLoop) -> None:
         if training.epoch == 2:
