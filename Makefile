@@ -48,6 +48,7 @@ lint: $(VENV)/.installed
 
 types: $(VENV)/.installed
 	$(BIN)/mypy
+	$(BIN)/mypy --platform darwin
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 docs: $(VENV)/.installed

@@ -24,7 +24,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # A shell starts what it runs in the background with Ctrl-C ignored, and processes inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-collect_ignore = ["tests/typing"]  # only for type checkers
+collect_ignore = ["tests/typing", "tests/support/macos"]  # only for type checkers, and for other processes
 
 # Set by pytest, and by torch, Lightning, TensorFlow, JAX and h5py when they are imported or first used.
 _NOT_OURS = {
@@ -123,10 +123,13 @@ def outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture(
     params=[
         ({"max_to_keep": 0}, "Received max_to_keep=0. Expected a whole number, 1 or more."),
-        ({"every_n_train_steps": 0}, "Received every_n_train_steps=0. Expected a whole number, 1 or more, or None."),
+        (
+            {"every_n_train_steps": 0},
+            "Received every_n_train_steps=0. Expected a whole number, 1 or more, 'auto', or None.",
+        ),
         (
             {"every_n_train_steps": "9"},
-            "Received every_n_train_steps='9'. Expected a whole number, 1 or more, or None.",
+            "Received every_n_train_steps='9'. Expected a whole number, 1 or more, 'auto', or None.",
         ),
         (
             {"train_time_interval": timedelta(0)},

@@ -7,20 +7,25 @@ adds to the driver's own ``put_file`` and ``get_file``, which take turns. It pri
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import statistics
 import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "stores"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "storage"))
 os.environ["FSSPEC_GS_TOKEN"] = "anon"
 
 from servers import KINDS, Proxy, Server, Store
 from speed import lightning_blocked
 
 from polyaxon_tracking import CheckpointManager
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 ROUNDS = 3
 BLOCKED_MEGABYTES = 100
@@ -35,36 +40,36 @@ def main() -> None:
     print("|---|---|---|---|---|---|---|---|")
     for kind in arguments.stores:
         for megabytes in arguments.megabytes:
-            with tempfile.TemporaryDirectory() as directory:
-                server = started(kind, directory)
-                print(transfers(server, megabytes, directory), flush=True)
-                server.kill()
+            with running(kind) as server:
+                print(transfers(server, megabytes), flush=True)
     print("\n| store | requests of a save | of a resume | with 1,000 other objects |")
     print("|---|---|---|---|")
     for kind in arguments.stores:
-        with tempfile.TemporaryDirectory() as directory:
-            server = started(kind, directory)
+        with running(kind) as server:
             print(requests(server), flush=True)
-            server.kill()
     print(f"\n| outputs | blocked by an event of Lightning, {BLOCKED_MEGABYTES} MB, s | of a copy of the state |")
     print("|---|---|---|")
     for kind in ("disk", *arguments.stores):
-        with tempfile.TemporaryDirectory() as directory:
-            server = None if kind == "disk" else started(kind, directory)
-            outputs = directory if server is None else entered(server).url
+        with contextlib.ExitStack() as stack:
+            if kind == "disk":
+                outputs = stack.enter_context(tempfile.TemporaryDirectory())
+            else:
+                outputs = entered(stack.enter_context(running(kind))).url
             times = lightning_blocked("ours", BLOCKED_MEGABYTES, outputs)
             blocked, copy = statistics.median(times["events"]), statistics.median(times["copy"])
             print(f"| {kind} | {blocked:.3f} | {blocked / copy:.2f} |", flush=True)
-            if server is not None:
-                server.kill()
 
 
-def started(kind: str, directory: str) -> Server:
-    path = Path(directory, kind)
-    path.mkdir()
-    server = KINDS[kind](path)
-    server.start()
-    return server
+@contextlib.contextmanager
+def running(kind: str) -> Iterator[Server]:
+    """Run a store of the `kind`, whose directory is removed at the end."""
+    with tempfile.TemporaryDirectory() as directory:
+        server = KINDS[kind](Path(directory))
+        server.start()
+        try:
+            yield server
+        finally:
+            server.kill()
 
 
 def entered(server: Server, port: int | None = None) -> Store:
@@ -75,11 +80,11 @@ def entered(server: Server, port: int | None = None) -> Store:
     return store
 
 
-def transfers(server: Server, megabytes: int, directory: str) -> str:
+def transfers(server: Server, megabytes: int) -> str:
     store = entered(server)
     manager = CheckpointManager(store.url, max_to_keep=1)
     content = os.urandom(1 << 20)
-    file = os.path.join(directory, "file")
+    file = os.path.join(server.directory, "file")
     with open(file, "wb") as target:
         target.writelines(content for _ in range(megabytes))
     seconds: dict[str, list[float]] = {"save": [], "put": [], "resume": [], "get": []}

@@ -51,6 +51,8 @@ class BackgroundWriter:
         self._is_running = False
         self._error: BaseException | None = None
         self._registered_at_exit = False
+        self.seconds_of_last_write = 0.0
+        """How long the last write that is done has taken."""
         _writers.add(self)
 
     @property
@@ -131,9 +133,10 @@ class BackgroundWriter:
 
     def _write_all(self) -> None:
         while True:
-            job = self._jobs[0]
+            job, began = self._jobs[0], time.monotonic()
             try:
                 job.write()
+                self.seconds_of_last_write = time.monotonic() - began
             except BaseException as error:  # noqa: BLE001  # raised in the thread that waits for the write
                 self._error = error
             with self._changed:

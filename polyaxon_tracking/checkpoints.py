@@ -6,19 +6,22 @@ import contextlib
 import logging
 import operator
 import os
-import re
-from typing import TYPE_CHECKING, NamedTuple
+import time
+from typing import TYPE_CHECKING
 
+from polyaxon_tracking.checkpoint_names import Checkpoint, as_checkpoint, check_suffix, checkpoint_name
 from polyaxon_tracking.errors import TrackingError
-from polyaxon_tracking.integrity import find_damage, size_on_disk, sync_and_checksum
+from polyaxon_tracking.integrity import size_on_disk, sync_and_checksum
 from polyaxon_tracking.progress import Progress
 from polyaxon_tracking.redaction import shown_path
+from polyaxon_tracking.retention import Retention, check_max_to_keep, to_remove
 from polyaxon_tracking.storage.disk import file_in_place_of
 from polyaxon_tracking.storage.opening import open_directory
 from polyaxon_tracking.urls import is_url, path_text
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
+    from datetime import timedelta
 
     from polyaxon_tracking.storage.staged import StagedFile
 
@@ -26,72 +29,11 @@ __all__ = ["Checkpoint", "CheckpointManager"]
 
 _logger = logging.getLogger("polyaxon_tracking")
 
-# A checkpoint's name holds its step, epoch and start, and the CRC-32 of its bytes. So a checkpoint of any format is one
-# file, and a listing is enough to find the newest.
-# `.nan` comes before the file's ending if the weights hold NaN.
-_NAME = re.compile(r"step=(\d+)-epoch=(\d+)-start=(\d+)-crc=([0-9a-f]{8})(\.nan)?((?:\.\w+)+)")
-_SUFFIX = re.compile(r"(?:\.\w+)+")
-
 # Most wrong values are the ``None`` of `get_outputs_path`.
 _ADVICE = (
     "get_outputs_path() returns None off the cluster: write "
     'CheckpointManager(get_outputs_path("checkpoints") or "outputs/checkpoints").'
 )
-
-
-class Checkpoint(NamedTuple):
-    """One checkpoint in a directory: its path, and what its name records."""
-
-    path: str
-    """The path of the file. In a store, this is the object's URL; from `latest`, the path of its local copy."""
-    step: int
-    """The number of steps done when the checkpoint was saved."""
-    epoch: int
-    """The number of epochs finished when the checkpoint was saved, so also the index of the epoch to resume with."""
-    start: int
-    """How often training had started from scratch in this directory, counted from 1."""
-    crc: int
-    """The CRC-32 of the file's bytes; for a directory, of a list with the name, size and CRC-32 of each file in it."""
-    source: str
-    """The path or URL where the checkpoint is kept; unlike `path`, never that of a local copy."""
-
-    @property
-    def name(self) -> str:
-        """The checkpoint's name in its directory."""
-        return self.source.rpartition("/")[2]
-
-    @property
-    def has_nan(self) -> bool:
-        """Return whether the weights in the checkpoint hold NaN, as after a loss that became NaN."""
-        match = _NAME.fullmatch(self.name)
-        return match is not None and match[5] is not None
-
-    @property
-    def age(self) -> tuple[int, int, int]:
-        """The sort key: greater for a newer checkpoint. Modification times mislead: clocks differ, copies set them."""
-        return self.start, self.step, self.epoch
-
-    def verify(self, advance: Callable[[int], object] | None = None) -> str | None:
-        """Return what is wrong with the file, or ``None`` if its bytes are those saved. Reads the whole file.
-
-        Args:
-            advance: called repeatedly with the number of bytes read since the last call.
-        """
-        if not is_url(self.path):
-            return find_damage(self.path, self.crc, advance)
-        from polyaxon_tracking.storage.download_cache import (  # here and not above: only URLs need it
-            cached_path,
-            release,
-        )
-
-        try:
-            path = cached_path(self.path)
-        except FileNotFoundError as error:
-            return error.strerror
-        try:
-            return find_damage(path, self.crc, advance)
-        finally:
-            release(path)
 
 
 class CheckpointManager:
@@ -109,10 +51,13 @@ class CheckpointManager:
             downloaded before they are read.
         max_to_keep: how many of the newest checkpoints are kept. Also kept are the newest checkpoint of an earlier
             training, from which this training did not resume, and the newest checkpoint without NaN.
+        keep_every_n_epochs: keep the first checkpoint at or after each multiple of this number of epochs for good.
+        keep_every: keep the first checkpoint for good, and then the first one whenever this time has passed since. The
+            names of checkpoints kept for good say so, and no later training in the directory removes them.
 
     Raises:
-        TrackingError: `max_to_keep` is not a positive number, or `directory` is a file, a malformed URL, empty or not a
-            path.
+        TrackingError: an option has the wrong type or is out of range, or `directory` is a file, a malformed URL, empty
+            or not a path.
 
     Examples:
         >>> manager = CheckpointManager("checkpoints", max_to_keep=2)
@@ -126,8 +71,15 @@ class CheckpointManager:
         [300, 200]
     """
 
-    def __init__(self, directory: str | os.PathLike[str], max_to_keep: int = 2) -> None:
-        check_max_to_keep(max_to_keep)
+    def __init__(
+        self,
+        directory: str | os.PathLike[str],
+        max_to_keep: int = 2,
+        *,
+        keep_every_n_epochs: int | None = None,
+        keep_every: timedelta | None = None,
+    ) -> None:
+        self._retention = Retention(max_to_keep, keep_every_n_epochs, keep_every)
         self._directory = open_directory(path_text(directory, "directory", _ADVICE))
         self.directory = self._directory.path
         if not is_url(self.directory) and (file := file_in_place_of(self.directory)):
@@ -173,32 +125,25 @@ class CheckpointManager:
         The arguments and errors are those of `save`.
         """
         step, epoch = _checked_count("step", step), _checked_count("epoch", epoch)
-        if not (isinstance(suffix, str) and _SUFFIX.fullmatch(suffix)):
-            raise TrackingError(f"Received suffix={suffix!r}. Expected a file's ending, such as '.ckpt'.")
+        check_suffix(suffix)
         if has_nan:
             self._warn_of_nan(step)
-        if self._known is None:
-            self._known = {checkpoint.name for checkpoint in self.checkpoints()}
-        known = self._known
+        known = self._known_names()
 
         def publish(path: str) -> None:
             crc = sync_and_checksum(path, self._directory.sync)
-            name = f"step={step:010d}-epoch={epoch}-start={self._start(step, epoch)}-crc={crc:08x}"
-            name += f"{'.nan' if has_nan else ''}{suffix}"
+            name = self._name(step, epoch, crc, suffix, has_nan=has_nan)
             self._directory.publish(path, name)
             known.add(name)
             self.release()
-            self._prune(known)
+            self.prune(self.max_to_keep)
 
         return self._directory.stage(f"step={step:010d}{suffix}", publish)
 
     def checkpoints(self) -> list[Checkpoint]:
         """Return all checkpoints in the directory, newest first, read only from their names."""
-        found = [
-            Checkpoint(path, int(match[1]), int(match[2]), int(match[3]), int(match[4], 16), path)
-            for name in self._directory.names()
-            if (match := _NAME.fullmatch(name)) and (path := f"{self.directory}/{name}")
-        ]
+        listed = (as_checkpoint(self.directory, name) for name in self._directory.names())
+        found = [checkpoint for checkpoint in listed if checkpoint is not None]
         return sorted(found, key=lambda checkpoint: (checkpoint.age, checkpoint.path), reverse=True)
 
     def latest(self) -> Checkpoint | None:
@@ -262,26 +207,18 @@ class CheckpointManager:
         while self._fetched:
             self._directory.release(self._fetched.pop())
 
-    def _warn_of_nan(self, step: int) -> None:
-        if not self._warned_of_nan:
-            self._warned_of_nan = True
-            _logger.warning(
-                "The weights after step %d hold NaN, as after a loss that became NaN. Checkpoints are still saved, and "
-                "the newest checkpoint without NaN is kept, in %s",
-                step,
-                self.directory,
-            )
+    def prune(self, max_to_keep: int = 1) -> None:
+        """Remove all but the `max_to_keep` newest checkpoints, for example because training has ended.
 
-    def _start(self, step: int, epoch: int) -> int:
-        newest = next(iter(self.checkpoints()), None)
-        if newest is None:
-            return 1
-        return newest.start if (step, epoch) > (newest.step, newest.epoch) else newest.start + 1
+        As after a save, those that are kept for another reason stay, and those that another training has saved since.
 
-    def _prune(self, known: set[str]) -> None:
-        # The new checkpoint is safe, so an old checkpoint that cannot be removed is no reason to end training.
+        Raises:
+            TrackingError: `max_to_keep` is not a positive number.
+        """
+        check_max_to_keep(max_to_keep)
+        # The newest checkpoint is safe, so an old checkpoint that cannot be removed is no reason to end training.
         try:
-            found = self.checkpoints()
+            found, known = self.checkpoints(), self._known_names()
         except OSError as error:
             _logger.warning(
                 "No old checkpoint in %s was removed, because listing them failed: %s", self.directory, error
@@ -297,24 +234,37 @@ class CheckpointManager:
                 foreign[0],
             )
         whole = [checkpoint for checkpoint in found if checkpoint.name in known - self._damaged]
-        newest = [checkpoint for checkpoint in whole if checkpoint.start == whole[0].start][: self.max_to_keep]
-        # If training started over, perhaps by mistake, the newest checkpoint of the earlier training is kept.
-        earlier = [checkpoint for checkpoint in whole if checkpoint.start < whole[0].start]
-        without_nan = [checkpoint for checkpoint in whole if not checkpoint.has_nan]
-        kept = [*newest, *earlier[: max(1, self.max_to_keep - len(newest))], *without_nan[:1]]
-        for checkpoint in whole:
-            if checkpoint in kept:
-                continue
+        for checkpoint in to_remove(whole, max_to_keep):
             try:
                 self._directory.remove(checkpoint.name)
             except OSError as error:
                 _logger.warning("The old checkpoint %s could not be removed: %s", checkpoint.path, error)
 
+    def _known_names(self) -> set[str]:
+        if self._known is None:
+            self._known = {checkpoint.name for checkpoint in self.checkpoints()}
+        return self._known
 
-def check_max_to_keep(max_to_keep: object) -> None:
-    """Raise a `TrackingError` unless `max_to_keep` is a whole number above zero."""
-    if isinstance(max_to_keep, bool) or not isinstance(max_to_keep, int) or max_to_keep < 1:
-        raise TrackingError(f"Received max_to_keep={max_to_keep!r}. Expected a whole number, 1 or more.")
+    def _warn_of_nan(self, step: int) -> None:
+        if not self._warned_of_nan:
+            self._warned_of_nan = True
+            _logger.warning(
+                "The weights after step %d hold NaN, as after a loss that became NaN. Checkpoints are still saved, and "
+                "the newest checkpoint without NaN is kept, in %s",
+                step,
+                self.directory,
+            )
+
+    def _name(self, step: int, epoch: int, crc: int, suffix: str, *, has_nan: bool) -> str:
+        """Return the name of a checkpoint that is saved now."""
+        existing, start, kept_at = self.checkpoints(), 1, None
+        if existing:
+            newest = existing[0]
+            start = newest.start if (step, epoch) > (newest.step, newest.epoch) else newest.start + 1
+        same_start = [checkpoint for checkpoint in existing if checkpoint.start == start]
+        if not has_nan and self._retention.keeps_for_good(epoch, now := int(time.time()), same_start):
+            kept_at = now
+        return checkpoint_name(step, epoch, start, crc, suffix, has_nan=has_nan, kept_at=kept_at)
 
 
 def _checked_count(name: str, value: int) -> int:

@@ -12,14 +12,7 @@ from polyaxon_tracking.errors import TrackingError, closest
 from polyaxon_tracking.redaction import shown, shown_path
 from polyaxon_tracking.urls import corrected_url, is_url, join_below, path_text
 
-TYPE_CHECKING = False  # as `typing.TYPE_CHECKING`, without the milliseconds that importing `typing` takes
-if TYPE_CHECKING:
-    from typing import TypeVar
-
-    _T = TypeVar("_T")
-
 __all__ = [
-    "get_data_path",
     "get_data_paths",
     "get_log_level",
     "get_outputs_path",
@@ -152,57 +145,6 @@ def get_data_paths() -> dict[str, str] | None:
             raise _malformed(DATA_PATHS, expected, f"the value of {shown(name)} is not a path")
         _check_slashes(DATA_PATHS, expected, path)
     return paths  # type: ignore[return-value]  # every value was just found to be a str
-
-
-def get_data_path(name: str, default: _T | None = None) -> str | _T:
-    """Return the path of a dataset, by its name in ``POLYAXON_RUN_DATA_PATHS``, e.g. ``get_data_path("digits")``.
-
-    Args:
-        name: the dataset's name.
-        default: the value to return if the run has no such dataset, for example the path on your own machine.
-
-    Raises:
-        TrackingError: there is no such dataset and no default; the message lists the existing names, and the closest.
-            Or `name` is not a string.
-
-    Examples:
-        >>> os.environ["POLYAXON_RUN_DATA_PATHS"] = '{"digits": "/data/digits"}'
-        >>> get_data_path("digits", default="data/digits")
-        '/data/digits'
-    """
-    check_dataset_name(name)
-    paths = get_data_paths()
-    if paths is not None and name in paths:
-        return paths[name]
-    if default is not None:
-        return default
-    raise TrackingError(unknown_dataset(name, paths))
-
-
-def check_dataset_name(name: object) -> None:
-    """Raise a `TrackingError` unless `name` is a string."""
-    if not isinstance(name, str):
-        raise TrackingError(f"Received the dataset name {name!r}. Expected a string, such as 'digits'.")
-
-
-def unknown_dataset(name: str, paths: dict[str, str] | None) -> str:
-    """Return the error message that the run has no dataset `name`, and which datasets it has."""
-    if paths is None:
-        why = f"{NO_OP} is true" if is_true(NO_OP) else f"{DATA_PATHS} is not set"
-        return (
-            f"Received the dataset name {shown_path(name)}, but {why}, so this run has no datasets. "
-            f"In a cluster, ask for it in the polyaxonfile; elsewhere, give the path on this machine "
-            f"(`default=` of get_data_path, or a mapping from name to path in `datasets=` of the callbacks)."
-        )
-    if not paths:
-        return (
-            f"Received the dataset name {shown_path(name)}, but {DATA_PATHS} is an empty object, so this run has no "
-            f"datasets. Ask for it in the polyaxonfile, or unset the variable off the cluster."
-        )
-    return (
-        f"Received the dataset name {shown_path(name)}. Expected one of those in {DATA_PATHS}: "
-        f"{', '.join(shown_path(known) for known in paths)}.{closest(name, list(paths))}"
-    )
 
 
 def get_log_level() -> str | int | None:

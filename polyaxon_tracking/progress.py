@@ -1,4 +1,7 @@
-"""Show the progress of long work: a bar on a terminal, elsewhere a line every few seconds; nothing for short work."""
+"""Show the progress of long work: a bar on a terminal and in a notebook, elsewhere a line every few seconds.
+
+Nothing is shown for short work.
+"""
 
 from __future__ import annotations
 
@@ -27,27 +30,27 @@ _hidden: dict[int, Progress | None] = {}
 
 
 class Display:
-    """A tqdm bar if standard error is a terminal and tqdm is installed, as by most frameworks; otherwise log lines."""
+    """A tqdm bar on a terminal and in a notebook, if tqdm is installed, as by most frameworks; otherwise log lines."""
 
     def __init__(self) -> None:
         self._started = self._shown = self._drawn = time.monotonic()
-        self._terminal = _is_terminal()
+        self._has_bar = _is_terminal() or _is_notebook()
         self._bar: Any = None
 
     @property
     def seconds_to_next(self) -> float:
         """The number of seconds until the display is due for an update."""
-        if self._terminal:
+        if self._has_bar:
             return _REFRESH_SECONDS
         return max(0.0, self._shown + _EVERY_SECONDS - time.monotonic())
 
     def show(self, what: str, progress: Progress | None = None, *, more: str = "") -> None:
         """Show `what`, and its bytes if they are counted, unless the last update is recent; only lines show `more`."""
         now = time.monotonic()
-        if self._terminal and now - self._started >= _SHORT_SECONDS and now - self._drawn >= _REFRESH_SECONDS:
+        if self._has_bar and now - self._started >= _SHORT_SECONDS and now - self._drawn >= _REFRESH_SECONDS:
             self._drawn = now
             self._draw(what, progress)
-        if not self._terminal and now - self._shown >= _EVERY_SECONDS:
+        if not self._has_bar and now - self._shown >= _EVERY_SECONDS:
             self._shown = now
             counted = "" if progress is None else f": {progress.done // 10**6} of {progress.total // 10**6} MB"
             _logger.info("%s%s%s", what, more, counted)
@@ -55,15 +58,17 @@ class Display:
     def _draw(self, what: str, progress: Progress | None) -> None:
         done, total = (0, None) if progress is None else (progress.done, progress.total)
         form = "{desc}{elapsed}" if total is None else None
+        if self._bar is not None and self._bar.total != total:  # a notebook's bar cannot take another one
+            self.close()
         if self._bar is None:
             try:
-                from tqdm import tqdm  # here and not above: only long work needs tqdm, which may be missing
+                from tqdm.auto import tqdm  # here and not above: only long work needs tqdm, which may be missing
             except ModuleNotFoundError:
-                self._terminal = False
+                self._has_bar = False
                 return
             self._bar = tqdm(desc=what, total=total, unit="B", unit_scale=True, leave=False, bar_format=form)
             self._bar.start_t = time.time() - (time.monotonic() - self._started)
-        self._bar.n, self._bar.total, self._bar.bar_format = done, total, form
+        self._bar.n = done
         self._bar.set_description(what)  # this also draws the bar
 
     def close(self) -> None:
@@ -122,6 +127,13 @@ def _is_terminal() -> bool:
         return sys.stderr.isatty()
     except (AttributeError, ValueError):  # there is no standard error, or its replacement lacks methods
         return False
+
+
+def _is_notebook() -> bool:
+    """Return whether this process is a kernel of Jupyter."""
+    ipython = sys.modules.get("IPython")
+    shell = None if ipython is None else ipython.get_ipython()
+    return shell is not None and "IPKernelApp" in shell.config
 
 
 def hide() -> None:

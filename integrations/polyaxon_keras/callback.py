@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from polyaxon_keras.fit_hooks import fit_callbacks, refuse_second_restorer, warn_of_files_outside
 from polyaxon_keras.framework import keras
 from polyaxon_keras.training import Training
 from polyaxon_tracking import TrackingError, atomic_write
-from polyaxon_tracking.training import Run, SaveOptions
+from polyaxon_tracking.training import Run, RunPaths, SaveOptions
 
 if TYPE_CHECKING:
     import os
@@ -27,7 +27,7 @@ _logger = logging.getLogger("polyaxon_tracking")
 _KERAS_LOGGERS = ["keras", "absl", "tensorflow", "jax"]
 
 
-class PolyaxonCallback(keras.callbacks.ModelCheckpoint):
+class PolyaxonCallback(keras.callbacks.ModelCheckpoint, RunPaths):
     """A ``ModelCheckpoint`` that saves to the run's outputs path and resumes training after the pod was killed.
 
     The model is saved to ``<outputs>/checkpoints``, whenever ``ModelCheckpoint`` would save it and with the same
@@ -51,8 +51,8 @@ class PolyaxonCallback(keras.callbacks.ModelCheckpoint):
         initial_value_threshold: the value that `monitor` must improve on for the first save.
         datasets: names of the datasets that training needs, or a mapping from each name to its path on this machine.
             The mapping's paths are used only if the environment names no data. `data_path` returns the path of each.
-        resume: whether to resume from the newest intact checkpoint (``True``; elsewhere than in a run, in the newest
-            ``version_N`` that has any) or to start from scratch (``False``). By default, only a run resumes.
+        resume: ``True`` resumes from the newest intact checkpoint, outside a run from that in the newest ``version_N``
+            with checkpoints. ``False`` starts from scratch. By default, only a run resumes.
         if_changed: what to do if the script's hyperparameters differ from those saved with the checkpoint: ``"warn"``
             resumes and logs both values, ``"raise"`` raises, and ``"restart"`` starts from scratch and keeps the
             checkpoint. The number of epochs may always change.
@@ -65,9 +65,12 @@ class PolyaxonCallback(keras.callbacks.ModelCheckpoint):
         every_n_train_steps: number of batches after which to save the training state, in addition to the end of every
             epoch. The state is saved after a batch in which a multiple of this number was reached or passed. Keras
             cannot resume in the middle of an epoch: the interrupted epoch starts over, with the weights that were saved
-            within the epoch.
+            within the epoch. With ``"auto"``, the state is saved as often as costs 1% of the time.
         train_time_interval: time after which to save the training state again, in addition to the end of every epoch.
-        max_to_keep: number of the newest training states to keep. Older training states are deleted.
+        max_to_keep: number of the newest training states to keep. Older training states are deleted. By default, two
+            are kept while training runs, and one once it has ended.
+        keep_every_n_epochs: keep the first training state at or after each multiple of this number of epochs for good.
+        keep_every: keep the first training state for good, and then the first one whenever this time has passed since.
         loggers: names of more loggers whose level is set by ``POLYAXON_LOG_LEVEL``. That variable also sets the level
             of Keras's loggers and of this package's logger.
         background: whether to write files in a background thread while training continues, from a copy of the state
@@ -104,9 +107,11 @@ class PolyaxonCallback(keras.callbacks.ModelCheckpoint):
         if_changed: IfChanged = "warn",
         name: str | None = None,
         restore: Iterable[keras.callbacks.Callback] = (),
-        every_n_train_steps: int | None = None,
+        every_n_train_steps: int | Literal["auto"] | None = None,
         train_time_interval: timedelta | None = None,
-        max_to_keep: int = 2,
+        max_to_keep: int | None = None,
+        keep_every_n_epochs: int | None = None,
+        keep_every: timedelta | None = None,
         loggers: Iterable[str] = (),
         background: bool = True,
         write_timeout: timedelta = timedelta(minutes=30),
@@ -117,6 +122,8 @@ class PolyaxonCallback(keras.callbacks.ModelCheckpoint):
             every_n_train_steps=every_n_train_steps,
             train_time_interval=train_time_interval,
             max_to_keep=max_to_keep,
+            keep_every_n_epochs=keep_every_n_epochs,
+            keep_every=keep_every,
             background=background,
             write_timeout=write_timeout,
         )
@@ -147,19 +154,6 @@ class PolyaxonCallback(keras.callbacks.ModelCheckpoint):
         self._resume = resume
         self._training: Training | None = None
 
-    @property
-    def outputs_path(self) -> str:
-        """The path or URL to which this run's outputs are saved."""
-        return self._run.outputs_path
-
-    def data_path(self, name: str) -> str:
-        """Return the path of the dataset `name`, which must be in `datasets`.
-
-        Raises:
-            TrackingError: `name` is not in `datasets`.
-        """
-        return self._run.data_path(name)
-
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Restore the newest training state, or start from scratch.
 
@@ -184,7 +178,7 @@ class PolyaxonCallback(keras.callbacks.ModelCheckpoint):
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Save or stop if `save_freq`, `every_n_train_steps`, `train_time_interval` or a signal asks for it."""
         if self._training is not None:
-            self._training.writer.is_unchanged = False
+            self._training.writer.variables_may_have_changed()
         super().on_train_batch_end(batch, logs)
         if self._training is not None:
             self._training.end_batch(batch, logs or {})
@@ -197,7 +191,7 @@ class PolyaxonCallback(keras.callbacks.ModelCheckpoint):
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Save the model as ``ModelCheckpoint`` does, and then the training state."""
         if self._training is not None:
-            self._training.writer.is_unchanged = False
+            self._training.writer.variables_may_have_changed()
         super().on_epoch_end(epoch, logs)
         # With `restore`, the state is saved only after all those callbacks were notified too.
         if self._training is not None and not self._callbacks_to_restore:

@@ -32,7 +32,7 @@ __all__ = ["Training"]
 
 
 class Training:
-    """One call of ``model.fit`` with a PolyaxonCallback, which translates Keras's hooks into calls of this class.
+    """One call of ``model.fit``. The hooks of its PolyaxonCallback call the methods of this class.
 
     Args:
         callback: the PolyaxonCallback.
@@ -53,7 +53,7 @@ class Training:
         self._process_group = JaxProcessGroup()
         self.session = TrainingSession(
             run,
-            run.checkpoint_manager(self.model, max_to_keep=options.max_to_keep),
+            run.checkpoint_manager(self.model, options=options),
             options,
             self._process_group,
             is_training=self._exception_hook.is_training,
@@ -62,9 +62,10 @@ class Training:
         self._should_resume = run.should_resume
         callbacks = callback_list()  # it is not kept, so that it goes with this `fit`, however that ends
         self.writer.free_memory_with(callbacks)
-        self._fit_callbacks = notify_of_epoch_ends(callbacks, self._begin_epoch_end, self._end_epoch_end)
+        self._fit_callbacks = notify_of_epoch_ends(callbacks, self._before_epoch_end_hooks, self._after_epoch_end_hooks)
         self._values = TrainingValues(callback, callbacks_to_restore, self._fit_callbacks)
-        self._epoch = 0
+        self._epoch = self._saved_epoch = 0
+        """The index of the current epoch, and the number of epochs finished in the newest training state."""
         self._batch = -1
         self._step = 0
         self._logs: dict[str, Any] = {}
@@ -121,13 +122,13 @@ class Training:
             self._logs = missed["logs"]
             MissedEpochEnd(self.model, callback_list(), missed)
             self._step_saved_before_epoch_end = newest.step
-        self._step = newest.step
+        self._step, self._saved_epoch = newest.step, newest.epoch
         self._iterations_at_start = iterations_of(self.model) - newest.step
         set_initial_epoch(self.model, newest.epoch)
 
     def finish(self) -> None:
         """Wait for all writes, and mark this training as finished."""
-        self.writer.is_unchanged = False
+        self.writer.variables_may_have_changed()
         self._values.restore()
         epochs = self._callback.params["epochs"]
         if stopped_early(self._fit_callbacks) and self._epoch + 1 < epochs:
@@ -138,13 +139,13 @@ class Training:
         for optimizer in training_state.optimizers_of(self.model).values():
             untrack_steps(optimizer)
         set_initial_epoch(self.model, None)
-        self.session.finish()
+        self.session.finish(has_ended=self._saved_epoch >= epochs)
 
     # Batches and epochs
 
     def begin_epoch(self, epoch: int) -> None:
         """Reset the batch counter, and restore the state of the other callbacks."""
-        self.writer.is_unchanged = False
+        self.writer.variables_may_have_changed()
         self._values.begin_epoch()
         self._epoch, self._batch, self._before = epoch, -1, None
 
@@ -181,14 +182,14 @@ class Training:
         if action is not Action.STOP or self._before is None:
             return
         if self._step_saved_before_epoch_end == self._step or self._has_weights_before_epoch_end():
-            self.writer.is_unchanged = False
+            self.writer.variables_may_have_changed()
             self._stop()
 
-    def _begin_epoch_end(self) -> None:
+    def _before_epoch_end_hooks(self) -> None:
         """Keep the state before the end of the epoch, and save it if earlier validations have swapped weights."""
         if self._before is not None:
             return
-        self.writer.is_unchanged = False
+        self.writer.variables_may_have_changed()
         self._before = self._state_before_epoch_end()
         self._should_check_for_swap = not self._process_group.is_distributed
         action, self._action_at_epoch_end = self._action_at_epoch_end, Action.NOTHING
@@ -215,9 +216,9 @@ class Training:
                 self._values.end_epoch(epoch, logs)
                 self._save(epoch + 1)
 
-    def _end_epoch_end(self, epoch: int, logs: dict[str, Any]) -> None:
+    def _after_epoch_end_hooks(self, epoch: int, logs: dict[str, Any]) -> None:
         """Do the save that was delayed until every callback was notified, and stop if a signal was received."""
-        self.writer.is_unchanged = False
+        self.writer.variables_may_have_changed()
         self.save_at_epoch_end(epoch, logs)
         if self.session.should_stop_now():
             self._stop()
@@ -242,7 +243,7 @@ class Training:
 
     def _save_after_exception(self, error: BaseException) -> None:
         """Save the steps since the last save if an exception in ``fit`` ends the process."""
-        self.writer.is_unchanged = False
+        self.writer.variables_may_have_changed()
         can_be_saved = self.session.stepping_from is None and not self._process_group.is_distributed
         if can_be_saved and iterations_of(self.model) - self._iterations_at_start == self._step + 1:
             self._step, self._batch = self._step + 1, self._batch + 1  # raised before this callback's hook
@@ -275,7 +276,8 @@ class Training:
         if before is not None:
             metadata["generators"] = before.generators
             self._step_saved_before_epoch_end = step
-
         with self.session.saving(step), training_weights(self._fit_callbacks) as swapped:
-            self.writer.is_unchanged = self.writer.is_unchanged and not swapped
+            if swapped:
+                self.writer.variables_may_have_changed()
             self.writer.write_state(model, step, epoch, metadata)
+        self._saved_epoch = epoch

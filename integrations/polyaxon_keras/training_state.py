@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import random
-import sys
 from typing import TYPE_CHECKING, Any
 
 import h5py
@@ -210,12 +209,14 @@ def _generators(model: keras.Model) -> list[Any]:
 def random_state() -> dict[str, Any]:
     """Return the state of the global random number generators.
 
-    Keras uses these generators to shuffle and, on the torch backend, for dropout.
+    Keras uses these generators to shuffle and, on the torch backend, for dropout, which draws on the device.
     """
     name, keys, *counters = np.random.get_state(legacy=True)
-    state = {"python": random.getstate(), "numpy": [name, keys, *counters]}
+    state: dict[str, Any] = {"python": random.getstate(), "numpy": [name, keys, *counters]}
     if keras.backend.backend() == "torch":
-        state["torch"] = sys.modules["torch"].get_rng_state().numpy()
+        from polyaxon_torch import torch_random_state  # in a function, because only Keras on torch has torch
+
+        state |= torch_random_state()
     return state
 
 
@@ -225,5 +226,6 @@ def set_random_state(state: dict[str, Any]) -> None:
     random.setstate((version, tuple(internal), gauss))
     np.random.set_state(tuple(state["numpy"]))
     if keras.backend.backend() == "torch" and "torch" in state:
-        torch = sys.modules["torch"]
-        torch.set_rng_state(torch.from_numpy(state["torch"]))
+        from polyaxon_torch import set_torch_random_state  # as above
+
+        set_torch_random_state(state)

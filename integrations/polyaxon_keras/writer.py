@@ -24,12 +24,15 @@ class ModelWriter:
     """Write the files of one training: the model's own file, and its training states."""
 
     def __init__(self, session: TrainingSession, process_group: JaxProcessGroup) -> None:
-        self.is_unchanged = False
-        """Whether no variable can have changed since the last write."""
+        self._is_unchanged = False
         self._checkpoints = session.checkpoints
         self._process_group = process_group
         self._snapshot = Snapshot(session.writer) if session.options.background and session.is_writer else None
         self._should_reserve_memory = self._snapshot is not None
+
+    def variables_may_have_changed(self) -> None:
+        """Copy the variables again for the next write. Without this call, the files of one step share one copy."""
+        self._is_unchanged = False
 
     def free_memory_with(self, owner: object) -> None:
         """Free the memory of the copy when `owner` is gone, because Keras notifies no callback of an exception."""
@@ -54,8 +57,8 @@ class ModelWriter:
             elif self._snapshot is None:
                 write()
             else:
-                self._snapshot.save(what, model, write, unchanged=self.is_unchanged)
-                self.is_unchanged = True
+                self._snapshot.save(what, model, write, unchanged=self._is_unchanged)
+                self._is_unchanged = True
 
     def write_state(self, model: keras.Model, step: int, epoch: int, metadata: dict[str, Any]) -> None:
         """Save the training state after `step` steps and `epoch` epochs, as `write` does."""

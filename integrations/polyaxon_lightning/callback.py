@@ -2,34 +2,24 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 import os
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from polyaxon_lightning.background import attach_to_model_checkpoints
-from polyaxon_lightning.checkpoint_io import METADATA_KEY, DurableCheckpointIO, detach
+from polyaxon_lightning.checkpoint_io import DurableCheckpointIO, detach
 from polyaxon_lightning.framework import pl
 from polyaxon_lightning.hooks import skip_unused_hooks
 from polyaxon_lightning.outputs import redirect_checkpoints, warn_of_files_outside
 from polyaxon_lightning.process_group import Launch, launching_trainer, share_errors_of_saves
-from polyaxon_lightning.resuming import (
-    ckpt_path_argument,
-    is_chosen_by_lightning,
-    is_newer,
-    load,
-    loaded_step,
-    restore,
-    take_over_files,
-)
-from polyaxon_lightning.searches import skip_searches
+from polyaxon_lightning.resuming import Resumption, ckpt_path_argument
 from polyaxon_lightning.sharded import refuse_parts_in_store, writes_itself
 from polyaxon_lightning.training_state import TrainingStateCheckpoint
 from polyaxon_torch import TorchProcessGroup, check_weights_only
 from polyaxon_torch.snapshot import Snapshot
 from polyaxon_tracking import CheckpointManager, TrackingError
-from polyaxon_tracking.training import Run, SaveOptions, TrainingSession
+from polyaxon_tracking.training import Run, RunPaths, SaveOptions, TrainingSession
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -37,7 +27,6 @@ if TYPE_CHECKING:
     from lightning.pytorch.callbacks import Callback, ModelCheckpoint
     from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-    from polyaxon_tracking import Checkpoint
     from polyaxon_tracking.training import IfChanged
 else:
     Callback, ModelCheckpoint = pl.callbacks.Callback, pl.callbacks.ModelCheckpoint
@@ -59,7 +48,7 @@ def _is_of_first_rank(record: logging.LogRecord) -> bool:
 _logger.addFilter(_is_of_first_rank)
 
 
-class PolyaxonCallback(Callback):
+class PolyaxonCallback(Callback, RunPaths):
     """Put a Trainer's checkpoints below the run's outputs path, and resume from the newest after the pod was killed.
 
     Every ``ModelCheckpoint`` of the Trainer without a `dirpath` writes to ``<outputs>/checkpoints``, with all its own
@@ -70,8 +59,8 @@ class PolyaxonCallback(Callback):
     Args:
         datasets: names of the datasets that training needs, or a mapping from each name to its path on this machine.
             The mapping's paths are used only if the environment names no data. `data_path` returns the path of each.
-        resume: whether to resume from the newest intact checkpoint (``True``; elsewhere than in a run, in the newest
-            ``version_N`` that has any) or to start from scratch (``False``). By default, only a run resumes.
+        resume: ``True`` resumes from the newest intact checkpoint, outside a run from that in the newest ``version_N``
+            with checkpoints. ``False`` starts from scratch. By default, only a run resumes.
         if_changed: what to do if the script's hyperparameters differ from those saved with the checkpoint: ``"warn"``
             resumes and logs both values, ``"raise"`` raises, and ``"restart"`` starts from scratch and keeps the
             checkpoint. The number of epochs may always change.
@@ -80,9 +69,12 @@ class PolyaxonCallback(Callback):
             before it in the script.
         every_n_train_steps: number of optimizer steps after which to save the training state, in addition to the end
             of every epoch. The state is saved at the end of a batch in which a multiple of this number was reached or
-            passed.
+            passed. With ``"auto"``, it is saved as often as costs 1% of the time.
         train_time_interval: time after which to save the training state again, in addition to the end of every epoch.
-        max_to_keep: number of the newest training states to keep. Older training states are deleted.
+        max_to_keep: number of the newest training states to keep. Older training states are deleted. By default, two
+            are kept while training runs, and one once it has ended.
+        keep_every_n_epochs: keep the first training state at or after each multiple of this number of epochs for good.
+        keep_every: keep the first training state for good, and then the first one whenever this time has passed since.
         loggers: names of more loggers whose level is set by ``POLYAXON_LOG_LEVEL``. That variable also sets the level
             of Lightning's loggers and of this package's logger.
         background: whether to write files in a background thread while training continues, from a copy of the state
@@ -113,9 +105,11 @@ class PolyaxonCallback(Callback):
         resume: bool | None = None,
         if_changed: IfChanged = "warn",
         name: str | None = None,
-        every_n_train_steps: int | None = None,
+        every_n_train_steps: int | Literal["auto"] | None = None,
         train_time_interval: timedelta | None = None,
-        max_to_keep: int = 2,
+        max_to_keep: int | None = None,
+        keep_every_n_epochs: int | None = None,
+        keep_every: timedelta | None = None,
         loggers: Iterable[str] = (),
         background: bool = True,
         write_timeout: timedelta = timedelta(minutes=30),
@@ -128,6 +122,8 @@ class PolyaxonCallback(Callback):
             every_n_train_steps=every_n_train_steps,
             train_time_interval=train_time_interval,
             max_to_keep=max_to_keep,
+            keep_every_n_epochs=keep_every_n_epochs,
+            keep_every=keep_every,
             background=background,
             write_timeout=write_timeout,
         )
@@ -141,21 +137,8 @@ class PolyaxonCallback(Callback):
         )
         self._weights_only = weights_only
         self._launch = Launch(0, "", None)
-        self._training_state: TrainingStateCheckpoint | None = None
-        self._resumed: Checkpoint | None = None
-
-    @property
-    def outputs_path(self) -> str:
-        """The directory or URL of this run's outputs."""
-        return self._run.outputs_path
-
-    def data_path(self, name: str) -> str:
-        """Return the path of the dataset `name`, which must be one of `datasets`.
-
-        Raises:
-            TrackingError: `name` is not in `datasets`.
-        """
-        return self._run.data_path(name)
+        self._resumption: Resumption | None = None
+        """How the running ``fit`` resumes; ``None`` if nothing is saved."""
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Point the checkpoints at the outputs path, and load the newest training state before training starts.
@@ -165,50 +148,29 @@ class PolyaxonCallback(Callback):
                 one that was saved, or ranks of the training see different checkpoints.
         """
         self._check(trainer, stage)
+        self._resumption = None
         if trainer.fast_dev_run:  # type: ignore[attr-defined]  # Lightning saves nothing then, and nor does this callback
             return
         self._run.configure_driver()  # Lightning's callbacks look into their directories themselves
         user_checkpoints = _without_training_state(trainer.checkpoint_callbacks)
         redirect_checkpoints(user_checkpoints, self._run)
         saves = stage == "fit" and bool(user_checkpoints)
-        self._training_state = self._attach_training_state(trainer, pl_module) if saves else None
-        self._replace_checkpoint_io(trainer)
+        training_state = self._attach_training_state(trainer, pl_module) if saves else None
+        self._replace_checkpoint_io(trainer, training_state)
         if stage != "fit":
             return
         if self._run.on_cluster and trainer.is_global_zero:
             warn_of_files_outside(trainer.loggers, self._run)
-        if self._training_state is None:
+        if training_state is None:
             _logger.info("The Trainer has enable_checkpointing=False: nothing is saved, and nothing is resumed from")
             return
-        # Lightning looks for "last" before any hook, in the directory it would use without this callback.
-        is_last_requested = trainer.ckpt_path is None and self._ckpt_path_argument(trainer) == "last"
-        self._resumed = None
-        if self._run.should_resume or is_last_requested:
-            self._resumed = self._training_state.session.find_checkpoint((".ckpt",), "PyTorch Lightning")
-            if self._resumed is None and is_last_requested:
-                self._run.check_fresh('ckpt_path="last"')
-        if self._resumed is not None and not self._loads_late(trainer):
-            load(trainer, self._training_state.io, self._resumed)
+        self._resumption = Resumption(training_state, self._ckpt_path_argument(trainer))
+        self._resumption.find(trainer)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Log where training starts; if the model is sharded, load the checkpoint that `setup` found."""
-        if self._training_state is None:
-            return
-        state, session = self._training_state, self._training_state.session
-        state.hyperparameters.record_optimizers(trainer)
-        own_path = self._path_in_use(trainer, state)
-        resumed = self._resumed
-        if resumed is not None or own_path is not None:
-            skip_searches(trainer, state.found_by_searches)
-        if own_path is None:
-            session.log.start(resumed)
-            if resumed is not None:
-                take_over_files(trainer, resumed.source)
-        elif resumed is not None:  # the user's path is loaded afterwards
-            session.log.unused(resumed, "ckpt_path", self._run.clean_path(os.fspath(own_path)))
-        max_epochs = -1 if trainer.max_epochs is None else trainer.max_epochs
-        if own_path is None and resumed is not None and 0 <= max_epochs <= resumed.epoch:
-            session.log.nothing_left(epoch=resumed.epoch, limit=f"max_epochs={max_epochs}")
+        if self._resumption is not None:
+            self._resumption.start(trainer)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Compare the hyperparameters, of which Lightning knows the batch size only now.
@@ -216,55 +178,16 @@ class PolyaxonCallback(Callback):
         Raises:
             TrackingError: hyperparameters have changed, and ``if_changed="raise"``.
         """
-        if self._training_state is not None and self._resumed is not None and self._run.if_changed != "restart":
-            hyperparameters = self._training_state.hyperparameters
-            hyperparameters.accept(trainer, self._resumed.source, hyperparameters.resumed)
+        if self._resumption is not None:
+            self._resumption.compare_hyperparameters(trainer)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Remove from the Trainer what `setup` added for this training."""
-        if self._training_state is not None:
+        if self._resumption is not None:
             trainer.callbacks = _without_training_state(trainer.callbacks)  # type: ignore[attr-defined]
-            self._training_state = None
+            self._resumption = None
             for callback in trainer.checkpoint_callbacks:
                 detach(callback)
-
-    def _path_in_use(self, trainer: pl.Trainer, state: TrainingStateCheckpoint) -> Any:
-        """Return the `ckpt_path` that the Trainer resumes from, or ``None`` if that is the checkpoint of `setup`.
-
-        That checkpoint is loaded here if `setup` could not load it, or if the Trainer has loaded an older one since.
-        """
-        own_path, resumed = trainer.ckpt_path, self._resumed
-        argument = self._ckpt_path_argument(trainer)
-        restores_later = trainer.strategy.restore_checkpoint_after_setup  # and not before `on_fit_start`
-        if restores_later:
-            own_path = own_path or argument
-        is_loaded_over = own_path is not None and own_path != "last"
-        if resumed is None or (is_loaded_over and (restores_later or not is_chosen_by_lightning(trainer, argument))):
-            return own_path
-        if is_loaded_over:
-            newer = is_newer(trainer, resumed)
-            state.session.log.passed_over(str(own_path), loaded_step(trainer), resumed, newer=newer)
-            if newer:
-                self._resumed = None
-                return own_path
-        if is_loaded_over or self._loads_late(trainer):
-            if not load(trainer, state.io, resumed, functools.partial(self._accept, trainer, resumed)):
-                self._resumed = None
-            elif not restores_later:
-                restore(trainer)
-        return None
-
-    def _loads_late(self, trainer: pl.Trainer) -> bool:
-        """Return whether the state is loaded only once the optimizers are made: they decide whether to resume."""
-        return trainer.strategy.restore_checkpoint_after_setup or self._run.if_changed == "restart"
-
-    def _accept(self, trainer: pl.Trainer, checkpoint: Checkpoint, state: dict[str, Any]) -> bool:
-        """Return whether to resume from `state`, loaded from `checkpoint`, or to start from scratch."""
-        assert self._training_state is not None
-        if self._run.if_changed != "restart":  # `on_train_start` compares more
-            return True
-        saved = state.get(METADATA_KEY, {}).get("hyperparameters")
-        return self._training_state.hyperparameters.accept(trainer, checkpoint.source, saved)
 
     def _check(self, trainer: pl.Trainer, stage: str) -> None:
         if not isinstance(trainer, pl.Trainer):
@@ -283,13 +206,13 @@ class PolyaxonCallback(Callback):
         The running training is left out, because a copy of this callback has no part in it.
         """
         _note_launch()
-        return vars(self) | {"_training_state": None}
+        return vars(self) | {"_resumption": None}
 
     def _checkpoints_of(self, model: pl.LightningModule) -> CheckpointManager:
         """Return the checkpoint manager for `model`; in a launched process, that of the recorded directory."""
         if self._launch.is_of_this_process():
-            return CheckpointManager(self._launch.directory, self._options.max_to_keep)
-        return self._run.checkpoint_manager(model, max_to_keep=self._options.max_to_keep)
+            return self._options.checkpoint_manager(self._launch.directory)
+        return self._run.checkpoint_manager(model, options=self._options)
 
     def _ckpt_path_argument(self, trainer: pl.Trainer) -> Any:
         """Return the `ckpt_path` that ``fit`` was called with; in a launched process, the recorded one."""
@@ -310,11 +233,10 @@ class PolyaxonCallback(Callback):
         trainer.callbacks = [self, *others, training_state]  # type: ignore[attr-defined]
         return training_state
 
-    def _replace_checkpoint_io(self, trainer: pl.Trainer) -> None:
+    def _replace_checkpoint_io(self, trainer: pl.Trainer, state: TrainingStateCheckpoint | None) -> None:
         """Replace the plugin that writes the checkpoints of ModelCheckpoints, unless the user passed a plugin."""
         if type(trainer.strategy.checkpoint_io) not in (TorchCheckpointIO, DurableCheckpointIO):
             return
-        state = self._training_state
         io = DurableCheckpointIO() if state is None else DurableCheckpointIO(state.snapshot, state.io.own_files)
         trainer.strategy.checkpoint_io = io
         io.protected_path = self._ckpt_path_argument(trainer)

@@ -49,10 +49,9 @@ class Batches:
         self._accumulates = False
         """Whether the last batch ended without an optimizer step."""
 
-    def start(self, trainer: pl.Trainer, restored: dict[str, Any] | None) -> None:
-        """Start to watch the batches, after the gradients in the metadata `restored` are restored."""
+    def start(self, trainer: pl.Trainer, gradients: dict[str, Any]) -> None:
+        """Start to watch the batches, with the accumulated `gradients` of the state from which training resumes."""
         self._step = trainer.global_step
-        gradients = {} if restored is None else restored.get("gradients", {})
         self._accumulates = bool(gradients)
         for name, parameter in trainer.lightning_module.named_parameters():
             if name in gradients:
@@ -173,10 +172,10 @@ def set_generator_states(trainer: pl.Trainer, states: list[torch.Tensor]) -> Non
             generator.set_state(state)
 
 
-def restored_positions(trainer: pl.Trainer, metadata: dict[str, Any] | None) -> dict[str, Any] | None:
+def restored_positions(trainer: pl.Trainer, metadata: dict[str, Any]) -> dict[str, Any] | None:
     """Return where each training data loader was in the epoch, if training resumes within one from `metadata`."""
-    numbers = None if metadata is None or metadata["ends_epoch"] else _numbers_of_rank(trainer, metadata)
-    if metadata is None or numbers is None:
+    numbers = None if metadata["ends_epoch"] else _numbers_of_rank(trainer, metadata)
+    if numbers is None:
         return None
     progress: Any = trainer.fit_loop.epoch_loop.batch_progress
     if progress.is_last_batch and progress.current.completed == progress.current.ready:

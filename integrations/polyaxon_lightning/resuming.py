@@ -1,7 +1,8 @@
-"""Load a training state into a Trainer, which has chosen its `ckpt_path` before any callback's hook."""
+"""Resume a Trainer from a training state, though it has chosen its `ckpt_path` before any callback's hook."""
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import pickle
@@ -9,8 +10,9 @@ import sys
 import traceback
 from typing import TYPE_CHECKING, Any
 
-from polyaxon_lightning.checkpoint_io import DurableCheckpointIO, training_state_io
+from polyaxon_lightning.checkpoint_io import METADATA_KEY, DurableCheckpointIO, training_state_io
 from polyaxon_lightning.framework import pl
+from polyaxon_lightning.searches import skip_searches
 from polyaxon_torch import differing_shapes, refused_state
 from polyaxon_tracking.training import different_model
 
@@ -21,22 +23,113 @@ if TYPE_CHECKING:
     from lightning.pytorch.strategies import Strategy
 
     from polyaxon_lightning.checkpoint_io import TrainingStateIO
+    from polyaxon_lightning.training_state import TrainingStateCheckpoint
     from polyaxon_tracking import Checkpoint
 
-__all__ = [
-    "ckpt_path_argument",
-    "is_chosen_by_lightning",
-    "is_newer",
-    "load",
-    "loaded_step",
-    "restore",
-    "take_over_files",
-]
+__all__ = ["Resumption", "ckpt_path_argument"]
 
 _logger = logging.getLogger("polyaxon_tracking")
 
 
-def load(
+class Resumption:
+    """Choose the checkpoint that one ``fit`` resumes from, and load it, unless the user's `ckpt_path` is preferred.
+
+    Args:
+        training_state: the callback that saves and restores the training state.
+        argument: the `ckpt_path` that ``fit`` was called with.
+    """
+
+    def __init__(self, training_state: TrainingStateCheckpoint, argument: Any) -> None:
+        self._training_state = training_state
+        self._session = training_state.session
+        self._argument = argument
+        self._checkpoint: Checkpoint | None = None
+        """The checkpoint to resume from."""
+
+    def find(self, trainer: pl.Trainer) -> None:
+        """Find the newest training state, and load it unless that must wait until the optimizers are made.
+
+        Raises:
+            TrackingError: no checkpoint is intact, the model is not the one that was saved, or ranks see different
+                checkpoints.
+        """
+        run = self._session.run
+        # Lightning looks for "last" before any hook, in the directory it would use without this package.
+        is_last_requested = trainer.ckpt_path is None and self._argument == "last"
+        if run.should_resume or is_last_requested:
+            self._checkpoint = self._session.find_checkpoint((".ckpt",), "PyTorch Lightning")
+            if self._checkpoint is None and is_last_requested:
+                run.check_fresh('ckpt_path="last"')
+        if self._checkpoint is not None and not self._loads_late(trainer):
+            _load(trainer, self._training_state.io, self._checkpoint)
+
+    def start(self, trainer: pl.Trainer) -> None:
+        """Log where training starts, after loading the checkpoint if `find` could not."""
+        log = self._session.log
+        self._training_state.hyperparameters.record_optimizers(trainer)
+        own_path = self._decide_and_load(trainer)
+        resumed = self._checkpoint
+        if resumed is not None or own_path is not None:
+            skip_searches(trainer, self._training_state.found_by_searches)
+        if own_path is None:
+            log.start(resumed)
+            if resumed is not None:
+                _take_over_files(trainer, resumed.source)
+        elif resumed is not None:  # the user's path is loaded afterwards
+            log.unused(resumed, "ckpt_path", self._session.run.clean_path(os.fspath(own_path)))
+        max_epochs = -1 if trainer.max_epochs is None else trainer.max_epochs
+        if own_path is None and resumed is not None and 0 <= max_epochs <= resumed.epoch:
+            log.nothing_left(epoch=resumed.epoch, limit=f"max_epochs={max_epochs}")
+
+    def compare_hyperparameters(self, trainer: pl.Trainer) -> None:
+        """Compare the hyperparameters with those of the checkpoint; Lightning knows the batch size only by now.
+
+        Raises:
+            TrackingError: hyperparameters have changed, and ``if_changed="raise"``.
+        """
+        if self._checkpoint is not None and self._session.run.if_changed != "restart":
+            hyperparameters = self._training_state.hyperparameters
+            hyperparameters.accept(trainer, self._checkpoint.source, hyperparameters.resumed)
+
+    def _decide_and_load(self, trainer: pl.Trainer) -> Any:
+        """Decide between the user's `ckpt_path` and the checkpoint of `find`, and return the path if it is preferred.
+
+        The checkpoint is loaded here if `find` could not load it, or if the Trainer has loaded an older one since.
+        """
+        own_path, resumed = trainer.ckpt_path, self._checkpoint
+        restores_later = trainer.strategy.restore_checkpoint_after_setup  # and not before `on_fit_start`
+        if restores_later:
+            own_path = own_path or self._argument
+        is_loaded_over = own_path is not None and own_path != "last"
+        is_of_user = restores_later or not _is_chosen_by_lightning(trainer, self._argument)
+        if resumed is None or (is_loaded_over and is_of_user):
+            return own_path
+        if is_loaded_over:
+            newer = _is_newer(trainer, resumed)
+            self._session.log.passed_over(str(own_path), _loaded_step(trainer), resumed, newer=newer)
+            if newer:
+                self._checkpoint = None
+                return own_path
+        if is_loaded_over or self._loads_late(trainer):
+            if not _load(trainer, self._training_state.io, resumed, functools.partial(self._accept, trainer, resumed)):
+                self._checkpoint = None
+            elif not restores_later:
+                _restore(trainer)
+        return None
+
+    def _loads_late(self, trainer: pl.Trainer) -> bool:
+        """Return whether the state is loaded only once the optimizers are made: they decide whether to resume."""
+        return trainer.strategy.restore_checkpoint_after_setup or self._session.run.if_changed == "restart"
+
+    def _accept(self, trainer: pl.Trainer, checkpoint: Checkpoint, state: dict[str, Any]) -> bool:
+        """Return whether to resume from `state`, loaded from `checkpoint`, or to start from scratch."""
+        if self._session.run.if_changed != "restart":  # `compare_hyperparameters` compares more
+            return True
+        saved = state.get(METADATA_KEY, {}).get("hyperparameters")
+        return self._training_state.hyperparameters.accept(trainer, checkpoint.source, saved)
+
+
+def _load(
     trainer: pl.Trainer,
     io: TrainingStateIO,
     checkpoint: Checkpoint,
@@ -73,7 +166,7 @@ def load(
     return True
 
 
-def restore(trainer: pl.Trainer) -> None:
+def _restore(trainer: pl.Trainer) -> None:
     """Restore the loaded checkpoint now, because the Trainer has just restored another one."""
     connector = trainer._checkpoint_connector  # noqa: SLF001
     connector.restore_model()
@@ -81,7 +174,7 @@ def restore(trainer: pl.Trainer) -> None:
     connector.restore_callbacks()
 
 
-def take_over_files(trainer: pl.Trainer, source: str) -> None:
+def _take_over_files(trainer: pl.Trainer, source: str) -> None:
     """Make each ModelCheckpoint's restored state in `source` and the files in its directory agree.
 
     It forgets the files that its state names and that no longer exist. Those that were saved after the state are
@@ -120,7 +213,7 @@ def _forget(callback: ModelCheckpoint, files: list[str]) -> None:
         callback.kth_value = models[callback.kth_best_model_path]
 
 
-def is_chosen_by_lightning(trainer: pl.Trainer, argument: Any) -> bool:
+def _is_chosen_by_lightning(trainer: pl.Trainer, argument: Any) -> bool:
     """Return whether Lightning itself chose `ckpt_path`: what an ``OnExceptionCheckpoint`` or Slurm's requeue saved.
 
     Args:
@@ -132,15 +225,15 @@ def is_chosen_by_lightning(trainer: pl.Trainer, argument: Any) -> bool:
     return (has_one or _is_of_slurm(trainer)) and argument is None
 
 
-def is_newer(trainer: pl.Trainer, checkpoint: Checkpoint) -> bool:
+def _is_newer(trainer: pl.Trainer, checkpoint: Checkpoint) -> bool:
     """Return whether to resume from what Lightning itself chose, because it is newer than `checkpoint`.
 
     What an ``OnExceptionCheckpoint`` saved may have been saved in the middle of an optimizer step, and is never used.
     """
-    return _is_of_slurm(trainer) and loaded_step(trainer) > checkpoint.step
+    return _is_of_slurm(trainer) and _loaded_step(trainer) > checkpoint.step
 
 
-def loaded_step(trainer: pl.Trainer) -> int:
+def _loaded_step(trainer: pl.Trainer) -> int:
     """Return the number of steps in the checkpoint that the Trainer has loaded."""
     step: int = trainer._checkpoint_connector._loaded_checkpoint["global_step"]  # noqa: SLF001
     return step

@@ -1,10 +1,16 @@
-"""How a training was stopped before its limit: early, so that nothing is left, or by something such as a time limit."""
+"""How a training ends: at its limit, early, so that nothing is left, or stopped by something such as a time limit."""
 
 from __future__ import annotations
 
 from polyaxon_lightning.framework import pl
 
-__all__ = ["is_at_last_step", "is_leaving_epoch", "is_stopped_early"]
+__all__ = ["has_ended", "is_at_last_step", "is_leaving_epoch", "is_stopped_early"]
+
+
+def has_ended(trainer: pl.Trainer) -> bool:
+    """Return whether all epochs or steps are done, or an ``EarlyStopping`` has ended training."""
+    has_all_epochs = trainer.max_epochs is not None and 0 <= trainer.max_epochs <= trainer.current_epoch
+    return has_all_epochs or _has_all_steps(trainer) or is_stopped_early(trainer)
 
 
 def is_stopped_early(trainer: pl.Trainer) -> bool:
@@ -25,9 +31,11 @@ def is_leaving_epoch(trainer: pl.Trainer) -> bool:
 
 def is_at_last_step(trainer: pl.Trainer) -> bool:
     """Return whether `max_steps` is reached within an epoch, which a later start with more steps is to finish."""
-    if not 0 <= trainer.max_steps <= trainer.global_step:
-        return False
-    return _is_epoch_unfinished(trainer)
+    return _has_all_steps(trainer) and _is_epoch_unfinished(trainer)
+
+
+def _has_all_steps(trainer: pl.Trainer) -> bool:
+    return 0 <= trainer.max_steps <= trainer.global_step
 
 
 def _is_epoch_unfinished(trainer: pl.Trainer) -> bool:

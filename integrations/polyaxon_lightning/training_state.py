@@ -9,40 +9,22 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import torch
 
 from polyaxon_lightning.checkpoint_io import METADATA_KEY, TrainingStateIO, detach, training_state_io
-from polyaxon_lightning.data import (
-    Batches,
-    check_rows,
-    forget_loaders,
-    generator_states,
-    log_repeated_data,
-    restore_random,
-    restored_positions,
-    rows,
-    state_tensors,
-    warn_of_other_rows,
-)
+from polyaxon_lightning.data import Batches, forget_loaders, generator_states, log_repeated_data, rows, state_tensors
 from polyaxon_lightning.framework import pl
 from polyaxon_lightning.hooks import skip_unused_hooks
-from polyaxon_lightning.hyperparameters import HyperparametersOfTrainer, check_optimizers, optimizer_names
+from polyaxon_lightning.hyperparameters import HyperparametersOfTrainer, optimizer_names
 from polyaxon_lightning.process_group import restore_saves
+from polyaxon_lightning.restored_metadata import RestoredMetadata
 from polyaxon_lightning.searches import allow_searches, found_by_searches
 from polyaxon_lightning.sharded import save_sharded, writes_itself
-from polyaxon_lightning.stopping import is_at_last_step, is_leaving_epoch, is_stopped_early
+from polyaxon_lightning.stopping import has_ended, is_at_last_step, is_leaving_epoch, is_stopped_early
 from polyaxon_lightning.validation import (
-    BeforeValidation,
-    batches_done,
-    complete_batch,
-    continue_after_batch,
+    ValidationWatch,
     count_epoch_as_unfinished,
-    count_unfinished_batch_again,
-    count_validation_without_drawing,
     epoch_metrics,
     let_go_of_loops,
-    log_again,
     plateau_metrics,
-    start_epoch_like_the_others,
     step_plateaus,
-    take_epochs_for_ended,
 )
 from polyaxon_torch import make_rates_plain, random_state
 from polyaxon_tracking.training import Action, TrainingSession
@@ -72,21 +54,19 @@ class TrainingStateCheckpoint(Checkpoint):
         self.io = TrainingStateIO(session.checkpoints, snapshot, weights_only=weights_only)
         self.snapshot = snapshot
         self.hyperparameters = HyperparametersOfTrainer(session)
-        self._should_reserve_memory = snapshot is not None and session.is_writer
+        self._should_reserve_memory = session.is_writer
         self._ends_epoch = self._leaves_epoch = False
-        self._restored: dict[str, Any] | None = None
+        """Whether the state that is being saved is that of a finished epoch, or of an epoch that `max_steps` left."""
+        self._restored: RestoredMetadata | None = None
+        """The metadata of the loaded state, until training starts."""
         self._is_resumed = False
-        self._before: BeforeValidation | None = None
-        """The state before the validation, until the epoch has ended or continues."""
-        self._saves_before = False
-        self._validation_swaps_weights = False
+        self._validation = ValidationWatch()
         self._batches = Batches()
 
     @property
     def found_by_searches(self) -> dict[str, Any]:
         """Return the results of the searches in the training that is resumed."""
-        found: dict[str, Any] = {} if self._restored is None else self._restored.get("searches", {})
-        return found
+        return {} if self._restored is None else self._restored.found_by_searches
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -102,7 +82,6 @@ class TrainingStateCheckpoint(Checkpoint):
             "plateau": plateau_metrics(trainer) if self._ends_epoch else {},
             "metrics": {name: torch.as_tensor(value).cpu() for name, value in trainer.callback_metrics.items()},
             "epoch_metrics": {} if self._ends_epoch else epoch_metrics(trainer),
-            "swaps": self._validation_swaps_weights,
             "hyperparameters": self.hyperparameters.as_saved(trainer),
             "searches": found_by_searches(trainer),
             "rows": rows(trainer),
@@ -111,22 +90,16 @@ class TrainingStateCheckpoint(Checkpoint):
         self._batches.put_into(trainer, checkpoint, metadata)
         if self._leaves_epoch:
             count_epoch_as_unfinished(checkpoint)
-        if self._saves_before and self._before is not None:
-            self._before.put_into(checkpoint, metadata)
+        self._validation.put_into(checkpoint, metadata)
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Keep the metadata until training starts, and make training start where the state was saved."""
         self.io.on_newest(checkpoint)
-        self._restored = checkpoint.get(METADATA_KEY)
+        self._restored = RestoredMetadata(trainer, checkpoint) if METADATA_KEY in checkpoint else None
         if self._restored is not None:
-            self.hyperparameters.resumed = self._restored.get("hyperparameters")
-            ends_batch = complete_batch(checkpoint)
-            done = {"step": checkpoint["global_step"], "batches": batches_done(checkpoint)}
-            self._restored |= done | {"ends_batch": ends_batch}
-            if self._restored["ends_epoch"]:
-                take_epochs_for_ended(trainer)
+            self.hyperparameters.resumed = self._restored.hyperparameters
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Check what was restored, and make training start where the state was saved.
@@ -137,45 +110,20 @@ class TrainingStateCheckpoint(Checkpoint):
         """
         self.session.preemption.install()  # before Lightning's own handlers, which call the previous ones
         allow_searches(trainer)
-        if self._restored is None:
-            if trainer.strategy.restore_checkpoint_after_setup:
-                forget_loaders(trainer)
-            return
-        check_optimizers(trainer, self._restored["optimizers"])
-        if not self._restored["ends_epoch"]:
-            check_rows(trainer, self._restored)
-        forget_loaders(trainer)
-        if self._restored["ends_batch"]:
-            continue_after_batch(trainer, self._restored)
+        if self._restored is not None:
+            self._restored.prepare(trainer)
+        elif trainer.strategy.restore_checkpoint_after_setup:
+            forget_loaders(trainer)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Restore the random number generators, and do the scheduler steps that came after the save.
-
-        The generators are restored here because Lightning has already drawn numbers to start the data loaders. If there
-        are as many processes as before, each process gets its own random state again.
-        """
-        self._batches.start(trainer, self._restored)
+        """Restore what Lightning has not restored, and begin."""
+        self._batches.start(trainer, {} if self._restored is None else self._restored.gradients)
         if self._restored is not None:
-            loaded_late = trainer.strategy.restore_checkpoint_after_setup
-            restore_random(trainer, self._restored)
-            if self._restored["ends_epoch"]:
-                start_epoch_like_the_others(trainer)
-                warn_of_other_rows(trainer, self._restored)
-            if self._restored.get("within_batch"):
-                count_unfinished_batch_again(trainer)
-                count_validation_without_drawing(trainer)
-            step_plateaus(trainer, self._restored["plateau"])
-            trainer.callback_metrics.update(self._restored.get("metrics", {}))
-            if self._restored["ends_batch"]:
-                log_again(trainer, self._restored.get("epoch_metrics", {}))
-                if loaded_late:
-                    continue_after_batch(trainer, self._restored)
-            self._validation_swaps_weights = self._restored.get("swaps", False)
-            if self._restored["ends_epoch"] and self._restored["stopped"]:
-                trainer.should_stop = True
+            self._restored.restore(trainer)
+            self._validation.swaps_weights = self._restored.swaps_weights
+            if self._restored.ends_training:
                 self.session.log.nothing_left(epoch=trainer.current_epoch, limit=None)
-            self._restored = None
-            self._is_resumed = True
+            self._restored, self._is_resumed = None, True
         if self.session.process_group.is_distributed:
             # Lightning's handler calls a collective wherever the signal finds it, which hangs unless it finds all ranks
             # at the same place.
@@ -216,9 +164,10 @@ class TrainingStateCheckpoint(Checkpoint):
         if action is Action.STOP:
             self._stop(trainer)
         if trainer.fit_loop.epoch_loop.batch_progress.is_last_batch and not self.session.process_group.is_distributed:
-            self._before = BeforeValidation(trainer)
-        if self._should_reserve_memory and step != self.session.saved_step:
-            self._reserve_memory(trainer)
+            self._validation.begin(trainer)
+        if self.snapshot is not None and self._should_reserve_memory and step != self.session.saved_step:
+            self._should_reserve_memory = False
+            self.snapshot.reserve(state_tensors(trainer))  # all exist after the first optimizer step
         is_left = is_leaving_epoch(trainer) and not self.session.process_group.is_distributed
         if is_at_last_step(trainer):  # saved at the end of the epoch, which follows
             return
@@ -227,13 +176,14 @@ class TrainingStateCheckpoint(Checkpoint):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save at the end of every epoch, after the validation and the other callbacks."""
-        self._before = None
+        self._validation.end()
         if is_leaving_epoch(trainer) and trainer.global_step == self.session.saved_step:
             return
         self._leaves_epoch = is_at_last_step(trainer)
         self._ends_epoch = not self._leaves_epoch
         self._save(trainer)
         self._ends_epoch = self._leaves_epoch = False
+        """Whether the state that is being saved is that of a finished epoch, or of an epoch that `max_steps` left."""
         if trainer.fit_loop.restarting:  # Lightning omits these steps in the resumed epoch
             step_plateaus(trainer, plateau_metrics(trainer))
 
@@ -251,12 +201,12 @@ class TrainingStateCheckpoint(Checkpoint):
         If the model's weights differ from those before the validation, training stops only when the validation has
         ended, unless the state was saved before the validation.
         """
-        if self._before is None:  # as in the sanity check before training
+        if not self._validation.is_running:  # as in the sanity check before training
             return
-        if batch_idx == 0 and not self._before.has_same_weights():
-            self._validation_swaps_weights = True
+        if batch_idx == 0:
+            self._validation.check()
         if self.session.should_stop_now():
-            if trainer.global_step == self.session.saved_step or self._before.has_same_weights():
+            if trainer.global_step == self.session.saved_step or self._validation.has_trained_weights():
                 self._stop(trainer)
             trainer._signal_connector.received_sigterm = False  # noqa: SLF001  # otherwise Lightning would exit here
 
@@ -270,12 +220,12 @@ class TrainingStateCheckpoint(Checkpoint):
                 exception,
                 trainer.global_step,
                 functools.partial(self._save_before_validation, trainer),
-                has_trained_weights=lambda: self._before is None or self._before.has_same_weights(),
+                has_trained_weights=self._validation.has_trained_weights,
             )
         finally:
             trainer._signal_connector.teardown()  # noqa: SLF001  # later, it would install the handlers of `preemption`
             self.session.preemption.uninstall()
-            self._before = None
+            self._validation.end()
             self._batches.free()
             for callback in trainer.checkpoint_callbacks:
                 detach(callback)
@@ -290,9 +240,9 @@ class TrainingStateCheckpoint(Checkpoint):
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Finish the session; exit if a signal was received after the last batch."""
         if self._restored is not None:  # nothing was left to train
-            trainer.callback_metrics.update(self._restored.get("metrics", {}))
+            self._restored.restore_metrics(trainer)
         try:
-            self.session.finish()
+            self.session.finish(has_ended=has_ended(trainer))
         finally:
             restore_saves(trainer.strategy)
             let_go_of_loops(trainer)
@@ -303,7 +253,9 @@ class TrainingStateCheckpoint(Checkpoint):
 
     def follow_data(self, trainer: pl.Trainer) -> None:
         """Follow the order of the training data, from before Lightning requests it."""
-        self._batches.positions.follow(trainer, lambda: restored_positions(trainer, self._restored))
+        self._batches.positions.follow(
+            trainer, lambda: None if self._restored is None else self._restored.positions(trainer)
+        )
 
     def _stop(self, trainer: pl.Trainer) -> NoReturn:
         """Save and exit here, because spawned processes get no exception hook."""
@@ -315,22 +267,19 @@ class TrainingStateCheckpoint(Checkpoint):
         If an earlier validation has swapped weights, the state is saved before each later one.
         """
         if self.session.is_active and not self.session.process_group.is_distributed:
-            self._before = BeforeValidation(trainer)
-            if self._validation_swaps_weights and trainer.global_step != self.session.saved_step:
+            self._validation.begin(trainer)
+            if self._validation.swaps_weights and trainer.global_step != self.session.saved_step:
                 self._save_before_validation(trainer)
         result = validate()
         self._batches.keep()
         if not trainer.fit_loop.epoch_loop.done:
-            self._before = None
+            self._validation.end()
         return result
 
     def _save_before_validation(self, trainer: pl.Trainer) -> None:
         """Save the state; during a validation and at the end of the epoch, the state from before the validation."""
-        self._saves_before = True
-        try:
+        with self._validation.saving_before():
             self._save(trainer)
-        finally:
-            self._saves_before = False
 
     def _save(self, trainer: pl.Trainer) -> None:
         with self.session.saving(trainer.global_step):
@@ -339,9 +288,3 @@ class TrainingStateCheckpoint(Checkpoint):
             else:
                 with training_state_io(trainer, self.io):  # every rank takes part, and the strategy writes on rank 0
                     trainer.save_checkpoint(self.session.checkpoints.directory, weights_only=False)
-
-    def _reserve_memory(self, trainer: pl.Trainer) -> None:
-        """Allocate the memory for copies of the state, which is complete after the first optimizer step."""
-        assert self.snapshot is not None
-        self._should_reserve_memory = False
-        self.snapshot.reserve(state_tensors(trainer))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -12,25 +13,75 @@ from polyaxon_lightning.framework import pl
 from polyaxon_lightning.positions import stop_following
 from polyaxon_torch import WeightSamples, random_state, set_random_state
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 __all__ = [
-    "BeforeValidation",
+    "ValidationWatch",
     "batches_done",
     "complete_batch",
     "continue_after_batch",
     "count_epoch_as_unfinished",
-    "count_unfinished_batch_again",
     "count_validation_without_drawing",
+    "end_no_finished_epoch",
     "epoch_metrics",
     "let_go_of_loops",
     "log_again",
     "plateau_metrics",
     "start_epoch_like_the_others",
     "step_plateaus",
-    "take_epochs_for_ended",
+    "uncount_unfinished_batch",
 ]
 
 # Larger tensors among the states of callbacks, such as averaged weights, are not copied.
 _SMALL_BYTES = 1 << 16
+
+
+class ValidationWatch:
+    """Keep the state before each validation of a training, and watch whether other weights are in the model."""
+
+    def __init__(self) -> None:
+        self.swaps_weights = False
+        """Whether a validation has run with other weights in the model, such as averages."""
+        self._before: BeforeValidation | None = None
+        self._is_saving_before = False
+
+    @property
+    def is_running(self) -> bool:
+        """Return whether a validation runs, or the epoch's end that follows it, and the state before it is kept."""
+        return self._before is not None
+
+    def begin(self, trainer: pl.Trainer) -> None:
+        """Keep the state before the validation, or before the end of an epoch without one."""
+        self._before = BeforeValidation(trainer)
+
+    def check(self) -> None:
+        """Find out, in the first batch of a validation, whether that swaps weights."""
+        if not self.has_trained_weights():
+            self.swaps_weights = True
+
+    def end(self) -> None:
+        """Let go of the state before the validation, because the epoch has ended or continues."""
+        self._before = None
+
+    def has_trained_weights(self) -> bool:
+        """Return whether the model holds the weights that are trained."""
+        return self._before is None or self._before.has_same_weights()
+
+    @contextlib.contextmanager
+    def saving_before(self) -> Iterator[None]:
+        """Let the save in the ``with`` block save the state from before the validation, if one runs."""
+        self._is_saving_before = True
+        try:
+            yield
+        finally:
+            self._is_saving_before = False
+
+    def put_into(self, checkpoint: dict[str, Any], metadata: dict[str, Any]) -> None:
+        """Change `checkpoint` to the state from before the validation, if that is the state to save."""
+        metadata["swaps"] = self.swaps_weights
+        if self._is_saving_before and self._before is not None:
+            self._before.put_into(checkpoint, metadata)
 
 
 class BeforeValidation:
@@ -109,7 +160,7 @@ def count_epoch_as_unfinished(checkpoint: dict[str, Any]) -> None:
         count["processed"] = count["completed"]
 
 
-def count_unfinished_batch_again(trainer: pl.Trainer) -> None:
+def uncount_unfinished_batch(trainer: pl.Trainer) -> None:
     """Take back the count of a batch that an exception cut off in the total of all epochs, where Lightning does not."""
     total: Any = trainer.fit_loop.epoch_loop.batch_progress.total
     total.ready = total.started = total.processed = total.completed
@@ -144,7 +195,7 @@ def start_epoch_like_the_others(trainer: pl.Trainer) -> None:
     trainer.fit_loop._resuming_from_checkpoint = False  # noqa: SLF001
 
 
-def take_epochs_for_ended(trainer: pl.Trainer) -> None:
+def end_no_finished_epoch(trainer: pl.Trainer) -> None:
     """Keep Lightning from ending the finished epoch again, as it would with `max_steps`."""
     trainer.fit_loop._iteration_based_training = lambda: False  # type: ignore[method-assign]  # noqa: SLF001
 

@@ -27,7 +27,13 @@ from polyaxon_torch.plain_values import (
     scheduler_options,
 )
 from polyaxon_torch.process_group import TorchProcessGroup
-from polyaxon_torch.rng import random_numbers, random_state, set_random_state
+from polyaxon_torch.rng import (
+    random_numbers,
+    random_state,
+    set_random_state,
+    set_torch_random_state,
+    torch_random_state,
+)
 from polyaxon_torch.training_loop import TrainingLoop
 from polyaxon_torch.weight_samples import WeightSamples
 
@@ -57,5 +63,7 @@ __all__ = [
     "refused_state",
     "scheduler_options",
     "set_random_state",
+    "set_torch_random_state",
     "settle_lazy_layers",
+    "torch_random_state",
 ]

@@ -35,7 +35,7 @@ class DataPosition:
     """Iterate over a data loader, and resume within the epoch, exactly after the batch at which a state was taken.
 
     Resuming draws the order of the epoch again, from the random number generators as they were when the epoch began,
-    and passes over the batches that are done in the batch sampler, so that nothing is loaded. This holds with workers,
+    and skips the finished batches inside the batch sampler, so that no row of them is loaded. This holds with workers,
     ``shuffle=True``, a ``DistributedSampler``, any other sampler or batch sampler, and data loaders that Fabric or
     Accelerate have set up. A data loader with a ``state_dict`` is asked for it; so is an ``IterableDataset`` with one,
     without workers. From any other iterable, the batches that are done are read and dropped, and a log line says so.
@@ -43,10 +43,11 @@ class DataPosition:
     The caller saves and restores the global random numbers, and restores them before `batches` is called. `batches`
     then leaves them as they were at that call, whatever drawing the order again takes.
 
-    Not exact are the random numbers that workers draw to load a batch, unless batches are read and dropped; those that
-    Accelerate draws without workers for the one batch that it loads ahead; and a sampler that draws from a global
-    generator during the epoch, between the draws of the training. A sampler that draws at the start of an epoch, as
-    torch's do, is exact.
+    Not exact are
+
+    - the random numbers that workers draw to load a batch, unless batches are read and dropped,
+    - without workers, the random numbers that Accelerate draws for the one batch that it loads ahead,
+    - a sampler that draws from a global generator during the epoch. Those of torch draw at its start, and are exact.
 
     Args:
         loader: the data loader, or another iterable of batches.
@@ -105,7 +106,7 @@ class DataPosition:
         """Return the position after the last batch that was taken from `batches`, as tensors and plain values."""
         if self._resumed is not None:
             return self._resumed
-        # Without a state of its own, the loader is asked once more: its sampler may draw random numbers at its end.
+        # A loader without a state is asked for one batch more than it has: its sampler may draw numbers at its end.
         is_at_end = self._is_finished or (
             self._stateful is not None and self._has_sampler and self._done == length(self._loader)
         )
@@ -161,7 +162,8 @@ class DataPosition:
         def draw(batch_sampler: Iterable[Any]) -> Iterator[Any]:
             nonlocal is_drawn
             is_drawn = True
-            if runs_workers != self._keeps_workers:  # starting them draws a number, which is the seed of all workers
+            # Starting workers draws their seed. Where the saved epoch had no such draw, undo it; where it had, draw.
+            if runs_workers != self._keeps_workers:
                 self._generators.set_state(self._start)
                 if runs_workers:
                     torch.empty((), dtype=torch.int64).random_(generator=self._inner.generator)

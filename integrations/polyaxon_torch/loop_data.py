@@ -5,9 +5,8 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from polyaxon_torch.data_position import DataPosition
+from polyaxon_torch.rng import torch_random_state
 from polyaxon_tracking import TrackingError
 
 if TYPE_CHECKING:
@@ -91,7 +90,7 @@ class LoopData:
         """Record the position and torch's random numbers, because a step has ended here."""
         if self._begun:
             self._at_step = self._begun - 1, self._positions[self._begun - 1].state_dict()
-        self._random_at_step = {"torch": torch.get_rng_state()}
+        self._random_at_step = torch_random_state()
 
     def end_epoch(self) -> None:
         """Begin the next epoch, in which no data has been used yet."""

@@ -33,7 +33,7 @@ class LoopTraining:
     """
 
     def __init__(self, run: Run, options: SaveOptions, objects: StatefulObjects, *, weights_only: bool) -> None:
-        checkpoints = run.checkpoint_manager(objects.model, max_to_keep=options.max_to_keep)
+        checkpoints = run.checkpoint_manager(objects.model, options=options)
         process_group = TorchProcessGroup(options.write_timeout)
         self._objects = objects
         self._session = TrainingSession(run, checkpoints, options, process_group)
@@ -90,7 +90,7 @@ class LoopTraining:
                 self._complete_epoch()
                 self._was_left = True
                 self._save()
-            self._session.finish()
+            self._session.finish(has_ended=self._was_left or self.epoch >= self._limit)
         finally:
             self._close()
 
@@ -144,7 +144,7 @@ class LoopTraining:
             self._restore_random_numbers()
 
     def end_epoch(self) -> None:
-        """Count the epoch and save its end, also if its last batch is saved: a validation may have followed."""
+        """Count the epoch and always save, because a validation may have changed something since the last batch."""
         self._complete_epoch()
         if self._session.end_batch(self.step) is Action.STOP:
             self._session.stop(self.step, self._save)
@@ -213,7 +213,7 @@ class LoopTraining:
         return True
 
     def _save(self, *, at_step: bool = False) -> None:
-        """Save the training state, with the position in the data now, or `at_step`: at the end of the last step."""
+        """Save the training state, with the current position in the data, or with that at the last step."""
         random = random_state() | self._data.random_state(at_step=at_step)
         with self._session.saving(self.step):
             metadata = {

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-__all__ = ["random_numbers", "random_state", "set_random_state"]
+__all__ = ["random_numbers", "random_state", "set_random_state", "set_torch_random_state", "torch_random_state"]
 
 
 def random_numbers() -> tuple[Any, ...]:
@@ -16,8 +16,7 @@ def random_numbers() -> tuple[Any, ...]:
 
     `random_state` makes of them what can be saved.
     """
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    return random.getstate(), np.random.get_state(legacy=True), torch.get_rng_state(), cuda
+    return random.getstate(), np.random.get_state(legacy=True), torch_random_state()
 
 
 def random_state(numbers: tuple[Any, ...] | None = None) -> dict[str, Any]:
@@ -26,12 +25,11 @@ def random_state(numbers: tuple[Any, ...] | None = None) -> dict[str, Any]:
     Args:
         numbers: what `random_numbers` returned earlier, or ``None`` for the state now.
     """
-    python, (name, keys, *counters), torchs, cuda = random_numbers() if numbers is None else numbers
+    python, (name, keys, *counters), torchs = random_numbers() if numbers is None else numbers
     return {
         "python": python,
         "numpy": [name, torch.from_numpy(np.asarray(keys, np.int64)), *counters],
-        "torch": torchs,
-        "cuda": cuda,
+        **torchs,
     }
 
 
@@ -40,6 +38,40 @@ def set_random_state(state: dict[str, Any]) -> None:
     random.setstate(state["python"])
     name, keys, *counters = state["numpy"]
     np.random.set_state((name, keys.numpy().astype(np.uint32), *counters))
-    torch.set_rng_state(state["torch"])
-    if len(state["cuda"]) == torch.cuda.device_count():  # another machine may have a different number of GPUs
-        torch.cuda.set_rng_state_all(state["cuda"])
+    set_torch_random_state(state)
+
+
+def torch_random_state() -> dict[str, Any]:
+    """Return the state of torch's random number generators.
+
+    The state of the CPU is named ``torch``. Those of the accelerator's devices are a list with the name of its type,
+    such as ``cuda``, ``mps`` or ``xpu``.
+    """
+    accelerator = _accelerator()
+    state: dict[str, Any] = {"torch": torch.get_rng_state()}
+    if accelerator is not None:
+        devices = getattr(torch, accelerator)
+        state[accelerator] = [devices.get_rng_state(index) for index in range(devices.device_count())]
+    return state
+
+
+def set_torch_random_state(state: dict[str, Any]) -> None:
+    """Set torch's random number generators to a `state` that `torch_random_state` returned.
+
+    Arrays count as tensors, and other keys are ignored.
+    """
+    torch.set_rng_state(torch.as_tensor(state["torch"]))
+    accelerator = _accelerator()
+    if accelerator is not None:
+        devices, states = getattr(torch, accelerator), state.get(accelerator, [])
+        if len(states) == devices.device_count():  # another machine may have a different number of devices
+            for index, one in enumerate(states):
+                devices.set_rng_state(torch.as_tensor(one), index)
+
+
+def _accelerator() -> str | None:
+    """Return the type of this machine's accelerator, or ``None`` if there is none."""
+    if hasattr(torch, "accelerator"):  # since torch 2.6
+        device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        return None if device is None else device.type
+    return "cuda" if torch.cuda.is_available() else None

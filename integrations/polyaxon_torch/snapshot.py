@@ -23,6 +23,8 @@ _logger = logging.getLogger("polyaxon_tracking")
 
 # Smaller tensors (counters, states of random number generators) come and go, so they are copied again for every save.
 _SMALL_BYTES = 1 << 16
+# The devices on which a tensor is the bytes of its storage. Other devices may store it in their own layout.
+_DEVICES = ("cpu", "cuda", "mps", "xpu")
 _SAMPLED_BYTES, _SAMPLED_EVERY = 1 << 12, 1 << 18
 # Saves after which an unused buffer is freed. A ModelCheckpoint that saves only weights does not use the buffers of the
 # optimizer, which the next save of the training state needs again.
@@ -139,10 +141,10 @@ class Snapshot:
             self.wait()
             self._in_flight.clear()
         target = self._buffers[key].bytes
-        if key.device.type == "cpu":
+        if key.device.type != "cuda":
             target.copy_(live)
             return
-        # All tensors of a GPU are copied in one stream, which is synchronized only once for all of them.
+        # All tensors of a CUDA device are copied in one stream, which is synchronized only once for all of them.
         stream = self._streams.setdefault(key.device, torch.cuda.Stream(key.device))  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream(key.device))
         with torch.cuda.stream(stream):
@@ -256,7 +258,7 @@ def _is_plain(value: Any) -> bool:
     return (
         type(value) is torch.Tensor
         and value.layout == torch.strided
-        and value.device.type in ("cpu", "cuda")
+        and value.device.type in _DEVICES
         and not (value.is_quantized or value.is_conj() or value.is_neg() or vars(value))
     )
 
@@ -270,7 +272,7 @@ def _storage_bytes(storage: torch.UntypedStorage) -> torch.Tensor:
 
 
 def _allocate(key: _Key) -> torch.Tensor:
-    """Allocate host memory for the storage of `key`, pinned if the storage is on a GPU.
+    """Allocate host memory for the storage of `key`, pinned if the storage is on a CUDA device.
 
     The memory is zeroed because the system provides memory only when it is written to.
     """

@@ -9,7 +9,7 @@ from polyaxon_torch.loop_training import LoopTraining
 from polyaxon_torch.plain_values import check_weights_only
 from polyaxon_torch.stateful_objects import StatefulObjects
 from polyaxon_tracking import TrackingError
-from polyaxon_tracking.training import Run, SaveOptions
+from polyaxon_tracking.training import Run, RunPaths, SaveOptions
 
 if TYPE_CHECKING:
     import os
@@ -27,7 +27,7 @@ __all__ = ["TrainingLoop"]
 _Batch = TypeVar("_Batch")
 
 
-class TrainingLoop:
+class TrainingLoop(RunPaths):
     """Make a training loop of your own resume from its newest intact checkpoint after the process was killed.
 
     The whole training state is saved to ``<outputs>/checkpoints/resume`` at the end of every epoch: the objects, the
@@ -36,23 +36,26 @@ class TrainingLoop:
     ``./outputs/version_N``. The same class serves loops on one process, with torchrun, with Lightning Fabric and with
     Hugging Face's Accelerate.
 
-    A step is a batch in which an optimizer has made a step; without optimizers, every batch is one. A state is saved
+    `step` counts the batches in which an optimizer has made a step; without optimizers, all batches. A state is saved
     only at the end of a step, so never while gradients are accumulated.
 
     Args:
         datasets: names of the datasets that training needs, or a mapping from each name to its path on this machine.
             The mapping's paths are used only if the environment names no data. `data_path` returns the path of each.
-        resume: whether to resume from the newest intact checkpoint (``True``; elsewhere than in a run, in the newest
-            ``version_N`` that has any) or to start from scratch (``False``). By default, only a run resumes.
+        resume: ``True`` resumes from the newest intact checkpoint, outside a run from that in the newest ``version_N``
+            with checkpoints. ``False`` starts from scratch. By default, only a run resumes.
         if_changed: what to do if the options of the optimizers differ from those saved with the checkpoint: ``"warn"``
             resumes and logs both values, ``"raise"`` raises, and ``"restart"`` starts from scratch and keeps the
             checkpoint.
         name: the name of this training, such as ``"fold-3"``, if the script trains several times. The checkpoints of a
             named training are in ``<outputs>/checkpoints/<name>``.
         every_n_train_steps: number of steps after which to save the training state, in addition to the end of every
-            epoch.
+            epoch; or ``"auto"``, to save as often as costs 1% of the time.
         train_time_interval: time after which to save the training state again, in addition to the end of every epoch.
-        max_to_keep: number of the newest training states to keep.
+        max_to_keep: number of the newest training states to keep. By default, two while training runs, and one once it
+            has ended.
+        keep_every_n_epochs: keep the first training state at or after each multiple of this number of epochs for good.
+        keep_every: keep the first training state for good, and then the first one whenever this time has passed since.
         loggers: names of more loggers whose level is set by ``POLYAXON_LOG_LEVEL``.
         background: whether to write files in a background thread while training continues, from a copy of the state
             in memory.
@@ -89,9 +92,11 @@ class TrainingLoop:
         resume: bool | None = None,
         if_changed: IfChanged = "warn",
         name: str | None = None,
-        every_n_train_steps: int | None = None,
+        every_n_train_steps: int | Literal["auto"] | None = None,
         train_time_interval: timedelta | None = None,
-        max_to_keep: int = 2,
+        max_to_keep: int | None = None,
+        keep_every_n_epochs: int | None = None,
+        keep_every: timedelta | None = None,
         loggers: Iterable[str] = (),
         background: bool = True,
         write_timeout: timedelta = timedelta(minutes=30),
@@ -104,6 +109,8 @@ class TrainingLoop:
             every_n_train_steps=every_n_train_steps,
             train_time_interval=train_time_interval,
             max_to_keep=max_to_keep,
+            keep_every_n_epochs=keep_every_n_epochs,
+            keep_every=keep_every,
             background=background,
             write_timeout=write_timeout,
         )
@@ -120,19 +127,6 @@ class TrainingLoop:
     def epoch(self) -> int:
         """The number of epochs done, over all starts; so also the index of the current epoch."""
         return 0 if self._training is None else self._training.epoch
-
-    @property
-    def outputs_path(self) -> str:
-        """The directory or URL of this run's outputs."""
-        return self._run.outputs_path
-
-    def data_path(self, name: str) -> str:
-        """Return the path of the dataset `name`, which must be one of `datasets`.
-
-        Raises:
-            TrackingError: `name` is not in `datasets`.
-        """
-        return self._run.data_path(name)
 
     def __enter__(self) -> Self:
         """Load the newest intact training state into the objects, if there is one and the loop resumes.

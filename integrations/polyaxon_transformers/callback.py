@@ -9,14 +9,13 @@ import sys
 import traceback
 import weakref
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from transformers import Trainer, TrainerCallback
-from transformers.trainer_utils import get_last_checkpoint
 
 from polyaxon_torch import TorchProcessGroup
 from polyaxon_tracking import TrackingError
-from polyaxon_tracking.training import Run, SaveOptions, TrainingSession
+from polyaxon_tracking.training import Run, RunPaths, SaveOptions, TrainingSession
 from polyaxon_transformers.training import Training
 
 if TYPE_CHECKING:
@@ -34,7 +33,7 @@ _logger = logging.getLogger("polyaxon_tracking")
 _sharing: dict[str, list[str]] = {}
 
 
-class PolyaxonCallback(TrainerCallback):
+class PolyaxonCallback(TrainerCallback, RunPaths):
     """Put a Trainer's checkpoints below the run's outputs path, and resume from the newest after the pod was killed.
 
     A relative `output_dir` of the ``TrainingArguments`` is created below ``<outputs>/checkpoints``, and the folders
@@ -46,8 +45,8 @@ class PolyaxonCallback(TrainerCallback):
     Args:
         datasets: names of the datasets that training needs, or a mapping from each name to its path on this machine.
             The mapping's paths are used only if the environment names no data. `data_path` returns the path of each.
-        resume: whether to resume from the newest intact checkpoint (``True``; elsewhere than in a run, in the newest
-            ``version_N`` that has any) or to start from scratch (``False``). By default, only a run resumes.
+        resume: ``True`` resumes from the newest intact checkpoint, outside a run from that in the newest ``version_N``
+            with checkpoints. ``False`` starts from scratch. By default, only a run resumes.
         if_changed: what to do if the script's hyperparameters differ from those saved with the checkpoint: ``"warn"``
             resumes and logs both values, ``"raise"`` raises, and ``"restart"`` starts from scratch and keeps the
             checkpoint. The number of epochs may always change.
@@ -56,9 +55,12 @@ class PolyaxonCallback(TrainerCallback):
             before it in the script.
         every_n_train_steps: number of optimizer steps after which to save the training state, in addition to the end
             of every epoch. The state is saved at the end of a batch in which a multiple of this number was reached or
-            passed.
+            passed. With ``"auto"``, it is saved as often as costs 1% of the time.
         train_time_interval: time after which to save the training state again, in addition to the end of every epoch.
-        max_to_keep: number of the newest training states to keep. Older training states are deleted.
+        max_to_keep: number of the newest training states to keep. Older training states are deleted. By default, two
+            are kept while training runs, and one once it has ended.
+        keep_every_n_epochs: keep the first training state at or after each multiple of this number of epochs for good.
+        keep_every: keep the first training state for good, and then the first one whenever this time has passed since.
         loggers: names of more loggers whose level is set by ``POLYAXON_LOG_LEVEL``. That variable also sets the level
             of the loggers of Transformers, Accelerate and this package.
         background: whether to sync, verify and upload a checkpoint in a background thread while training continues. A
@@ -86,9 +88,11 @@ class PolyaxonCallback(TrainerCallback):
         resume: bool | None = None,
         if_changed: IfChanged = "warn",
         name: str | None = None,
-        every_n_train_steps: int | None = None,
+        every_n_train_steps: int | Literal["auto"] | None = None,
         train_time_interval: timedelta | None = None,
-        max_to_keep: int = 2,
+        max_to_keep: int | None = None,
+        keep_every_n_epochs: int | None = None,
+        keep_every: timedelta | None = None,
         loggers: Iterable[str] = (),
         background: bool = True,
         write_timeout: timedelta = timedelta(minutes=30),
@@ -97,6 +101,8 @@ class PolyaxonCallback(TrainerCallback):
             every_n_train_steps=every_n_train_steps,
             train_time_interval=train_time_interval,
             max_to_keep=max_to_keep,
+            keep_every_n_epochs=keep_every_n_epochs,
+            keep_every=keep_every,
             background=background,
             write_timeout=write_timeout,
         )
@@ -110,19 +116,6 @@ class PolyaxonCallback(TrainerCallback):
         )
         self._attached = False
         self._training: Training | None = None
-
-    @property
-    def outputs_path(self) -> str:
-        """The directory or URL of this run's outputs."""
-        return self._run.outputs_path
-
-    def data_path(self, name: str) -> str:
-        """Return the path of the dataset `name`, which must be one of `datasets`.
-
-        Raises:
-            TrackingError: `name` is not in `datasets`.
-        """
-        return self._run.data_path(name)
 
     def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Point the new Trainer at the outputs path.
@@ -222,7 +215,7 @@ class PolyaxonCallback(TrainerCallback):
         args = trainer.args
         # With `model_init`, each call of `train` makes the model again.
         trained = trainer if trainer.model_init is not None else trainer.accelerator.unwrap_model(trainer.model)
-        checkpoints = self._run.checkpoint_manager(trained, max_to_keep=self._options.max_to_keep)
+        checkpoints = self._run.checkpoint_manager(trained, options=self._options)
         self._run.is_model_trained &= trainer.model_init is None
         sharing = _sharing.setdefault(users or folder, [])
         if checkpoints.directory not in sharing:
@@ -238,11 +231,11 @@ class PolyaxonCallback(TrainerCallback):
         training = self._training = Training(trainer, session, users, ignore_keys=options.get("ignore_keys_for_eval"))
         try:
             given = options.pop("resume_from_checkpoint", None)
-            if (folder_or_true := self._resume_from_checkpoint(training, session, given)) is not None:
+            if (folder_or_true := training.resume(given)) is not None:
                 options["resume_from_checkpoint"] = folder_or_true
             with training.attached():
                 result = train(**options)
-            session.finish()
+            session.finish(has_ended=training.has_ended)
         except BaseException as error:
             training.save_after_exception(error)
             raise
@@ -251,27 +244,6 @@ class PolyaxonCallback(TrainerCallback):
             training.close()
         return result
 
-    def _resume_from_checkpoint(
-        self, training: Training, session: TrainingSession, given: str | bool | None
-    ) -> str | bool | None:
-        """Return the argument `resume_from_checkpoint` for the Trainer; the user has `given` it, or not (``None``)."""
-        output_dir = str(training.trainer.args.output_dir)
-        if isinstance(given, str):
-            newest = session.process_group.latest(session.checkpoints) if self._run.should_resume else None
-            if newest is not None:
-                session.log.unused(newest, "resume_from_checkpoint", given)
-            return given
-        if given is True or (given is None and self._run.should_resume):
-            folder = training.resume_from_newest()
-            if folder is not None:
-                return folder
-        if given is True and _has_folders(output_dir):
-            return True
-        if given is True:
-            self._run.check_fresh("resume_from_checkpoint=True")
-        session.log.start(None)
-        return None  # without folders the Trainer would raise for True, even at the first start of a run
-
 
 def _constructed_now() -> Trainer:
     """Return the Trainer that is being constructed, because hooks do not receive it."""
@@ -279,10 +251,6 @@ def _constructed_now() -> Trainer:
         if isinstance(found := frame.f_locals.get("self"), Trainer):
             return found
     raise TrackingError("Received a PolyaxonCallback in something other than a transformers.Trainer.")
-
-
-def _has_folders(output_dir: str) -> bool:
-    return os.path.isdir(output_dir) and get_last_checkpoint(output_dir) is not None  # type: ignore[no-untyped-call]
 
 
 class _Train:

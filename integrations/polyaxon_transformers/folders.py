@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 __all__ = [
+    "STATE_SUFFIX",
     "folder_name",
     "folders_to_delete",
     "link_folder",
@@ -25,6 +26,9 @@ __all__ = [
     "unpack",
     "write_metadata",
 ]
+
+STATE_SUFFIX = ".checkpoint"
+"""The ending of a training state that is a folder; in a store it is a single file, whose name ends with ``.tar``."""
 
 _METADATA_FILE, _RANDOM_FILE = "polyaxon.json", "polyaxon_random.pt"
 _NAME = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)(?:\.tar)?")

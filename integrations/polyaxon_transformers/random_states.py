@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils.data import DataLoader
 
-from polyaxon_torch import random_state, set_random_state
+from polyaxon_torch import random_state, set_random_state, set_torch_random_state, torch_random_state
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,8 +22,9 @@ __all__ = ["RandomStates"]
 class RandomStates:
     """The random states of one training.
 
-    The Trainer saves the random state of the moment of the save. A training that resumes within an epoch also needs the
-    random state from the beginning of the epoch, because some samplers draw the order of the data from it.
+    The Trainer saves the random state of the moment of the save, but not that of MPS and XPU devices. A training that
+    resumes within an epoch also needs the random state from the beginning of the epoch, because some samplers draw the
+    order of the data from it.
 
     Args:
         trainer: the Trainer.
@@ -35,6 +36,10 @@ class RandomStates:
         """The random state from which the samplers drew the order of the epoch."""
         self._after_step: tuple[int, dict[str, Any]] | None = None
         self._after_evaluation: dict[str, Any] | None = None
+
+    def to_save(self) -> dict[str, Any]:
+        """Return the random state of the beginning of the epoch, with torch's of this moment."""
+        return self.at_epoch_begin | {"at_save": torch_random_state()}
 
     def begin(self) -> None:
         """Forget the random states of an earlier beginning, which had larger batches."""
@@ -67,6 +72,8 @@ class RandomStates:
             set_random_state(self._after_evaluation)
         else:
             native(folder)
+            if resumed is not None and folder == resumed.folder and resumed.torch_random_at_save is not None:
+                set_torch_random_state(resumed.torch_random_at_save)
         if self._is_between_epochs():  # the order of the data is drawn next
             self.at_epoch_begin = random_state()
 

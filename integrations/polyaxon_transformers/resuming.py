@@ -1,4 +1,4 @@
-"""What a training resumes from: the folder of its checkpoint, and the restoring of weights and callbacks from it."""
+"""What a training resumes from: the choice of its checkpoint, and the restoring of weights and callbacks from it."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ import torch
 from transformers import TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ExportableState
+from transformers.trainer_utils import get_last_checkpoint
 
 from polyaxon_torch import settle_lazy_layers
 from polyaxon_tracking import TrackingError, cached_path
-from polyaxon_tracking.training import StagedFile, different_model, open_directory
-from polyaxon_transformers.folders import folder_name, read_metadata, read_random_state, unpack
+from polyaxon_tracking.training import StagedFile, accept_hyperparameters, different_model, open_directory
+from polyaxon_transformers.folders import STATE_SUFFIX, folder_name, read_metadata, read_random_state, unpack
+from polyaxon_transformers.hyperparameters import hyperparameters
 from polyaxon_transformers.weights import load_with, saved_weights
 
 if TYPE_CHECKING:
@@ -32,12 +34,92 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ResumedState",
+    "Resumption",
     "callback_states",
     "load_best_model",
     "load_checkpoint",
     "optimizer_name",
     "path_in_output_dir",
 ]
+
+
+class Resumption:
+    """Choose the checkpoint that one training of a Trainer resumes from, unless the user's own folder is preferred.
+
+    Args:
+        trainer: the Trainer.
+        session: the session of this training.
+        machines: the machines of the training.
+        upload_url: where the folders that `save_strategy` asks for are uploaded, or ``None`` if they are not.
+    """
+
+    def __init__(self, trainer: Trainer, session: TrainingSession, machines: Machines, upload_url: str | None) -> None:
+        self._trainer = trainer
+        self._session = session
+        self._machines = machines
+        self._upload_url = upload_url
+        self._hyperparameters = hyperparameters(trainer)
+        self.state: ResumedState | None = None
+        """The training state to resume from, once it is chosen."""
+
+    def choose(self, given: str | bool | None) -> str | bool | None:
+        """Return the argument `resume_from_checkpoint` for the Trainer; the user has `given` it, or not (``None``).
+
+        Raises:
+            TrackingError: there are checkpoints but none is intact, another framework saved them, or there is no room
+                to unpack one.
+        """
+        session, run = self._session, self._session.run
+        if isinstance(given, str):
+            newest = session.process_group.latest(session.checkpoints) if run.should_resume else None
+            if newest is not None:
+                session.log.unused(newest, "resume_from_checkpoint", given)
+            return given
+        if given is True or (given is None and run.should_resume):
+            self._open_newest()
+            if self.state is not None:
+                return self.state.folder
+        if given is True and _has_folders(str(self._trainer.args.output_dir)):
+            return True
+        if given is True:
+            run.check_fresh("resume_from_checkpoint=True")
+        session.log.start(None)
+        return None  # without folders the Trainer would raise for True, even at the first start of a run
+
+    def _open_newest(self) -> None:
+        """Open the newest intact training state, if there is one and its hyperparameters are accepted."""
+        checkpoint = self._session.find_checkpoint((STATE_SUFFIX, ".tar"), "Hugging Face's Trainer")
+        if checkpoint is None:
+            return
+        self.state = ResumedState(self._trainer, self._session, self._machines, checkpoint)
+        saved = self.state.metadata.get("hyperparameters")
+        if not accept_hyperparameters(self._session, checkpoint.source, saved, self._hyperparameters):
+            self.state.close()
+            self.state = None
+            return
+        self.state.fetch_best(self._trainer, self._upload_url)
+        self._session.log.start(checkpoint)
+
+    def initial_values(self, native: Callable[..., tuple[Any, ...]], *arguments: Any, **options: Any) -> Any:
+        """Start no epoch if none is left: the Trainer would check the number of steps only after one more step."""
+        epochs, steps_per_epoch, *others, max_steps = native(*arguments, **options)
+        resumed = self.state
+        if resumed is not None and (resumed.metadata["stopped"] or resumed.checkpoint.step >= max_steps):
+            name = "max_steps" if self._trainer.args.max_steps > 0 else "num_train_epochs"
+            limit = None if resumed.metadata["stopped"] else f"{name}={getattr(self._trainer.args, name):g}"
+            self._session.log.nothing_left(epoch=resumed.checkpoint.epoch, limit=limit)
+            epochs = min(epochs, resumed.checkpoint.step // steps_per_epoch)
+        return epochs, steps_per_epoch, *others, max_steps
+
+    def hyperparameters_to_save(self) -> dict[str, Any]:
+        """Return the hyperparameters to save with a training state."""
+        resumed = {} if self.state is None else self.state.metadata
+        return self._hyperparameters.as_saved(resumed.get("hyperparameters"))
+
+    def close(self) -> None:
+        """Remove the unpacked folder, if there is one."""
+        if self.state is not None:
+            self.state.close()
 
 
 class ResumedState:
@@ -64,6 +146,8 @@ class ResumedState:
         """What the Trainer leaves out of its state: see `polyaxon_transformers.training`."""
         self.random_at_epoch_begin = read_random_state(self.folder, session.process_group.rank)
         """This process's random state at the beginning of the epoch in which the state was saved."""
+        self.torch_random_at_save = (self.random_at_epoch_begin or {}).get("at_save")
+        """The state of torch's generators on this rank when the state was saved; not in those of earlier versions."""
         state = TrainerState.load_from_json(os.path.join(self.folder, TRAINER_STATE_NAME))
         self.best = state.best_model_checkpoint and os.path.basename(state.best_model_checkpoint)
         """The name of the folder with the best model, if there was one."""
@@ -215,3 +299,7 @@ def optimizer_name(trainer: Trainer) -> str:
 def path_in_output_dir(trainer: Trainer, name: str) -> str:
     """Return the absolute path of `name` in the Trainer's `output_dir`."""
     return os.path.join(os.path.abspath(str(trainer.args.output_dir)), name)
+
+
+def _has_folders(output_dir: str) -> bool:
+    return os.path.isdir(output_dir) and get_last_checkpoint(output_dir) is not None  # type: ignore[no-untyped-call]

@@ -15,7 +15,14 @@ from transformers.trainer import TRAINER_STATE_NAME
 from polyaxon_torch import check_plain, has_nan, make_rates_plain
 from polyaxon_tracking import TrackingError
 from polyaxon_tracking.training import open_directory
-from polyaxon_transformers.folders import folder_name, folders_to_delete, link_folder, pack, write_metadata
+from polyaxon_transformers.folders import (
+    STATE_SUFFIX,
+    folder_name,
+    folders_to_delete,
+    link_folder,
+    pack,
+    write_metadata,
+)
 from polyaxon_transformers.methods import replaced_methods
 from polyaxon_transformers.resuming import callback_states, path_in_output_dir
 from polyaxon_transformers.weights import save_with
@@ -26,10 +33,7 @@ if TYPE_CHECKING:
     from polyaxon_tracking.training import Directory, StagedFile, TrainingSession
     from polyaxon_transformers.machines import Machines
 
-__all__ = ["STATE_SUFFIX", "FolderSaver", "StateToSave", "make_state_plain", "save_natively"]
-
-STATE_SUFFIX = ".checkpoint"
-"""The ending of a training state that is a folder; in a store it is a single file, whose name ends with ``.tar``."""
+__all__ = ["FolderSaver", "StateToSave", "make_state_plain", "save_natively"]
 
 
 class StateToSave(NamedTuple):
@@ -40,7 +44,7 @@ class StateToSave(NamedTuple):
     metadata: dict[str, Any]
     """What the Trainer leaves out."""
     random: list[dict[str, Any]]
-    """The random state of each rank at the beginning of the epoch."""
+    """The random state of each rank at the beginning of the epoch, with torch's of this moment."""
 
 
 class FolderSaver:

@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import EarlyStoppingCallback
 
-from polyaxon_tracking.training import Action, accept_hyperparameters
+from polyaxon_tracking.training import Action
 from polyaxon_transformers.evaluation import EvaluationWatch
-from polyaxon_transformers.hyperparameters import hyperparameters
 from polyaxon_transformers.machines import Machines
 from polyaxon_transformers.methods import replaced_methods
 from polyaxon_transformers.random_states import RandomStates
-from polyaxon_transformers.resuming import ResumedState, load_best_model, load_checkpoint, optimizer_name
-from polyaxon_transformers.saving import STATE_SUFFIX, FolderSaver, StateToSave, make_state_plain
+from polyaxon_transformers.resuming import Resumption, load_best_model, load_checkpoint, optimizer_name
+from polyaxon_transformers.saving import FolderSaver, StateToSave, make_state_plain
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -49,12 +48,10 @@ class Training:
     ) -> None:
         self.trainer = trainer
         self._session = session
-        self._upload_url = upload_url
         self._ignore_keys = ignore_keys
-        self._resumed: ResumedState | None = None
-        self._machines = Machines(trainer, session.process_group)
-        self._saver = FolderSaver(trainer, session, self._machines, upload_url)
-        self._hyperparameters = hyperparameters(trainer)
+        machines = Machines(trainer, session.process_group)
+        self._resumption = Resumption(trainer, session, machines, upload_url)
+        self._saver = FolderSaver(trainer, session, machines, upload_url)
         self._epoch = 0
         self._has_epoch_ended = False
         """Whether the callbacks were notified of the end of the epoch."""
@@ -70,27 +67,27 @@ class Training:
     def attached(self) -> Iterator[None]:
         """Install the signal handlers, and replace methods of the Trainer.
 
-        It has no hooks before its loops, around what it loads and saves, and after all that belongs to a step.
+        The Trainer has no hooks before its loops, around what it loads and saves, and after all of a step.
 
         Raises:
             TrackingError: the training state could not be saved completely.
         """
         self._saver.check()
-        args = self.trainer.args
+        args, resumed = self.trainer.args, self._resumption.state
         evaluates_on_start = args.eval_on_start
-        args.eval_on_start = evaluates_on_start and self._resumed is None  # callbacks have seen that evaluation before
+        args.eval_on_start = evaluates_on_start and resumed is None  # callbacks have seen that evaluation before
         self._session.preemption.install()
         self._evaluation.attach()
         try:
             with replaced_methods(
                 self.trainer,
                 {
-                    "get_train_dataloader": functools.partial(self._random.make_train_loader, self._resumed),
-                    "get_eval_dataloader": functools.partial(self._random.make_eval_loader, self._resumed),
-                    "set_initial_training_values": self._initial_values,
-                    "_load_from_checkpoint": functools.partial(load_checkpoint, self.trainer, self._resumed),
+                    "get_train_dataloader": functools.partial(self._random.make_train_loader, resumed),
+                    "get_eval_dataloader": functools.partial(self._random.make_eval_loader, resumed),
+                    "set_initial_training_values": self._resumption.initial_values,
+                    "_load_from_checkpoint": functools.partial(load_checkpoint, self.trainer, resumed),
                     "_load_best_model": functools.partial(load_best_model, self.trainer),
-                    "_load_rng_state": functools.partial(self._random.load, self._resumed),
+                    "_load_rng_state": functools.partial(self._random.load, resumed),
                     "_run_epoch": self._run_epoch,  # since Transformers 5.3
                     "_save_checkpoint": self._save_for_user,
                     "_maybe_log_save_evaluate": self._log_save_evaluate,
@@ -101,47 +98,32 @@ class Training:
             self._evaluation.detach()
             args.eval_on_start = evaluates_on_start
 
+    @property
+    def has_ended(self) -> bool:
+        """Return whether all steps are done, or early stopping has ended training."""
+        state, resumed = self.trainer.state, self._resumption.state
+        was_stopped = resumed is not None and resumed.metadata["stopped"]
+        return state.global_step >= state.max_steps or was_stopped or _is_stopped_early(self.trainer)
+
     def close(self) -> None:
         """Release everything that the training used."""
         self._session.close()
-        if self._resumed is not None:
-            self._resumed.close()
+        self._resumption.close()
         # The signal handlers refer to this object, which must not keep the model in memory.
-        del self.trainer, self._saver, self._machines, self._evaluation, self._random
+        del self.trainer, self._resumption, self._saver, self._evaluation, self._random
 
     # Resume
 
-    def resume_from_newest(self) -> str | None:
-        """Find the newest intact checkpoint, and return the folder from which the Trainer must resume, if there is one.
+    def resume(self, given: str | bool | None) -> str | bool | None:
+        """Return the argument `resume_from_checkpoint` for the Trainer; the user has `given` it, or not (``None``).
 
         Raises:
-            TrackingError: there are checkpoints but none is intact, another framework saved them, or there is no room
-                to unpack one.
+            TrackingError: as `Resumption.choose`.
         """
-        checkpoint = self._session.find_checkpoint((STATE_SUFFIX, ".tar"), "Hugging Face's Trainer")
-        if checkpoint is None:
-            return None
-        self._resumed = ResumedState(self.trainer, self._session, self._machines, checkpoint)
-        saved = self._resumed.metadata.get("hyperparameters")
-        if not accept_hyperparameters(self._session, checkpoint.source, saved, self._hyperparameters):
-            self._resumed.close()
-            self._resumed = None
-            return None
-        self._resumed.fetch_best(self.trainer, self._upload_url)
-        self._saver.best_in_state = self._resumed.best
-        self._session.log.start(checkpoint)
-        return self._resumed.folder
-
-    def _initial_values(self, native: Callable[..., tuple[Any, ...]], *arguments: Any, **options: Any) -> Any:
-        """Start no epoch if none is left: the Trainer would check the number of steps only after one more step."""
-        epochs, steps_per_epoch, *others, max_steps = native(*arguments, **options)
-        resumed = self._resumed
-        if resumed is not None and (resumed.metadata["stopped"] or resumed.checkpoint.step >= max_steps):
-            name = "max_steps" if self.trainer.args.max_steps > 0 else "num_train_epochs"
-            limit = None if resumed.metadata["stopped"] else f"{name}={getattr(self.trainer.args, name):g}"
-            self._session.log.nothing_left(epoch=resumed.checkpoint.epoch, limit=limit)
-            epochs = min(epochs, resumed.checkpoint.step // steps_per_epoch)
-        return epochs, steps_per_epoch, *others, max_steps
+        argument = self._resumption.choose(given)
+        if self._resumption.state is not None:
+            self._saver.best_in_state = self._resumption.state.best
+        return argument
 
     def _run_epoch(self, native: Callable[..., None], *arguments: Any, **options: Any) -> None:
         if not self._is_nothing_left:
@@ -150,26 +132,26 @@ class Training:
     def begin(self) -> None:
         """Restore what the Trainer has not restored, and run an evaluation again that a signal cut off.
 
-        The Trainer may begin a second time, with smaller batches.
+        With `auto_find_batch_size`, the Trainer may begin a second time, with smaller batches.
 
         Raises:
             TrackingError: the optimizer is not the one that was saved.
         """
-        state = self.trainer.state
+        state, resumed = self.trainer.state, self._resumption.state
         self._is_due = self._is_nothing_left = self._has_epoch_ended = False
         self._random.begin()
         self._evaluation.end()
-        if self._resumed is not None:
-            self._resumed.restore(self.trainer)
+        if resumed is not None:
+            resumed.restore(self.trainer)
         make_state_plain(self.trainer)
         self._epoch = int(state.epoch or 0)
         self._session.begin(state.global_step)
-        metadata = {} if self._resumed is None else self._resumed.metadata
+        metadata = {} if resumed is None else resumed.metadata
         self._evaluation.swaps_weights = metadata.get("swaps", False)
-        if self._resumed is not None and any(metadata.get(what) for what in ("evaluate", "save", "ends_epoch")):
+        if resumed is not None and any(metadata.get(what) for what in ("evaluate", "save", "ends_epoch")):
             if metadata.get("ends_epoch"):
                 self._epoch = math.ceil(state.epoch or 0) - 1
-            self._resumed.finish_step(self.trainer, self._ignore_keys)
+            resumed.finish_step(self.trainer, self._ignore_keys)
             self._random.end_resumed_evaluation()
             self._is_nothing_left = self.trainer.control.should_training_stop
 
@@ -178,7 +160,7 @@ class Training:
     def begin_epoch(self) -> None:
         """Reset the epoch's counters."""
         self._epoch, self._has_epoch_ended = int(self.trainer.state.epoch or 0), False
-        self._random.begin_epoch(self._resumed)
+        self._random.begin_epoch(self._resumption.state)
 
     def begin_optimizer_step(self) -> None:
         """Record that an optimizer step is in progress, because the state is inconsistent until the step is done."""
@@ -228,7 +210,7 @@ class Training:
             self._session.wait()  # the Trainer may now load the best model
 
     def _begin_evaluation(self) -> None:
-        """Keep the state before the evaluation, and save it if a signal could not wait for the evaluation's end."""
+        """Keep the state before the evaluation; save it if evaluations swap weights, so that a signal need not wait."""
         self._evaluation.begin()
         is_alone = self._session.is_active and not self._session.process_group.is_distributed
         is_saved = self.trainer.state.global_step == self._session.saved_step
@@ -278,18 +260,17 @@ class Training:
     def _state_to_save(self, *, ends_epoch: bool, is_folder_saved: bool) -> StateToSave:
         """Return what the Trainer leaves out of its state, and what remains to do in this step and epoch."""
         control, state = self.trainer.control, self.trainer.state
-        resumed = {} if self._resumed is None else self._resumed.metadata
         is_last_step = float(state.epoch or 0).is_integer() or state.global_step >= state.max_steps
         metadata = {
             "optimizer": optimizer_name(self.trainer),
-            "hyperparameters": self._hyperparameters.as_saved(resumed.get("hyperparameters")),
+            "hyperparameters": self._resumption.hyperparameters_to_save(),
             "stopped": self._session.preemption.requested is None and _is_stopped_early(self.trainer),
             "evaluate": not ends_epoch and control.should_evaluate,
             "save": not (ends_epoch or is_folder_saved) and control.should_save,
             "ends_epoch": is_last_step and not self._has_epoch_ended,
             "swaps": self._evaluation.swaps_weights,
         }
-        random = self._session.process_group.gather(self._random.at_epoch_begin)
+        random = self._session.process_group.gather(self._random.to_save())
         return StateToSave(self._epoch + ends_epoch, metadata, random)
 
 

@@ -51,7 +51,7 @@ def _command(
         bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Show the version and exit.")
     ] = False,
 ) -> None:
-    """Look at the run that polyaxon-tracking sees, start one, and list its checkpoints."""
+    """Look at the run that polyaxon-tracking sees, start one, and list its checkpoints and datasets."""
 
 
 @app.command()
@@ -172,6 +172,37 @@ def checkpoints(
         else:
             print_found(_console(), root, found)
     raise typer.Exit(_WRONG if any(one.damage for one in found) else 0)
+
+
+@app.command()
+def datasets(
+    urls: Annotated[
+        list[str] | None,
+        typer.Argument(help="Only these datasets, by their URL. By default all.", show_default=False),
+    ] = None,
+    *,
+    clear: Annotated[bool, typer.Option("--clear", help="Remove them, except those that a process uses.")] = False,
+    as_json: _Json = False,
+) -> None:
+    """List the local copies of datasets in stores, the last used first.
+
+    They are in $TMPDIR, or in POLYAXON_DATA_CACHE, and stay for the next start until they are removed.
+
+    Exits with 1 where --clear leaves one that is in use.
+    """
+    from polyaxon_tracking.cli.datasets import as_dict, find, print_found, remove
+
+    try:
+        directory, found = find(urls or [])
+        removed = remove(found) if clear else []
+    except (OSError, TrackingError) as error:
+        _fail(str(error), as_json=as_json)
+    with _standard_output():
+        if as_json:
+            _print_json({"path": directory, "datasets": [as_dict(one, removed) for one in found]})
+        else:
+            print_found(_console(), directory, found, removed)
+    raise typer.Exit(_WRONG if clear and len(removed) < len(found) else 0)
 
 
 class _WithoutSecrets(logging.Formatter):

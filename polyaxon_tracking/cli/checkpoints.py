@@ -14,8 +14,8 @@ from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingCo
 from rich.table import Table
 from rich.text import Text
 
-from polyaxon_tracking.checkpoints import Checkpoint, CheckpointManager
-from polyaxon_tracking.cli.rows import displayed, readable_size
+from polyaxon_tracking.checkpoints import CheckpointManager
+from polyaxon_tracking.cli.rows import displayed, readable_age, readable_size
 from polyaxon_tracking.environment import get_outputs_path
 from polyaxon_tracking.errors import TrackingError
 from polyaxon_tracking.integrity import size_on_disk
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from rich.console import Console
+
+    from polyaxon_tracking.checkpoint_names import Checkpoint
 
 __all__ = ["Found", "as_dict", "find", "print_found"]
 
@@ -92,6 +94,7 @@ def as_dict(found: Found) -> dict[str, Any]:
         "step": found.checkpoint.step,
         "epoch": found.checkpoint.epoch,
         "start": found.checkpoint.start,
+        "kept_for_good": found.checkpoint.kept_at is not None,
         "size": found.size,
         "modified": None if found.modified is None else found.modified.isoformat(timespec="seconds"),
         "age_seconds": None if (age := _age(found)) is None else int(age),
@@ -114,7 +117,7 @@ def print_found(console: Console, root: str, found: list[Found]) -> None:
         for one in here:
             checkpoint = one.checkpoint
             numbers = (checkpoint.start, checkpoint.step, checkpoint.epoch)
-            table.add_row(*map(str, numbers), readable_size(one.size), _ago(_age(one)), _state(one))
+            table.add_row(*map(str, numbers), readable_size(one.size), readable_age(_age(one)), _state(one))
         console.print(table)
         for one in here:
             if one.damage:
@@ -204,19 +207,11 @@ def _is_there(checkpoint: Checkpoint) -> bool:
 
 
 def _state(found: Found) -> str:
-    return {None: "not verified", True: "intact", False: "damaged"}[found.intact]
+    state = {None: "not verified", True: "intact", False: "damaged"}[found.intact]
+    return state if found.checkpoint.kept_at is None else f"{state}, kept for good"
 
 
 def _age(found: Found) -> float | None:
     if found.modified is None:
         return None
     return (dt.datetime.now(dt.timezone.utc) - found.modified).total_seconds()
-
-
-def _ago(seconds: float | None) -> str:
-    if seconds is None:
-        return "unknown"
-    for unit, length in (("d", 86_400), ("h", 3_600), ("min", 60)):
-        if seconds >= length:
-            return f"{seconds / length:.0f} {unit}"
-    return f"{max(0, seconds):.0f} s"

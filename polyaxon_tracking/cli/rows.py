@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from polyaxon_tracking.redaction import mask_urls
 
-__all__ = ["ERROR", "INFO", "OK", "WARNING", "Row", "displayed", "readable_size", "text_of"]
+__all__ = ["ERROR", "INFO", "OK", "WARNING", "Row", "displayed", "readable_age", "readable_size", "text_of"]
 
 OK, INFO, WARNING, ERROR = "ok", "info", "warning", "error"
 
@@ -44,3 +44,13 @@ def readable_size(size: int) -> str:
         if size >= length:
             return f"{size / length:.1f} {unit}"
     return f"{size} bytes"
+
+
+def readable_age(seconds: float | None) -> str:
+    """Return an age, in seconds, with a readable unit."""
+    if seconds is None:
+        return "unknown"
+    for unit, length in (("d", 86_400), ("h", 3_600), ("min", 60)):
+        if seconds >= length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{max(0, seconds):.0f} s"

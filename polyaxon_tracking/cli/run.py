@@ -34,6 +34,7 @@ _FORWARDED = {
     signal.SIGUSR1,
     signal.SIGUSR2,
 }
+_FROM_KEYS = {signal.SIGINT, signal.SIGQUIT}
 _FROM_KERNEL = 0x80  # SI_KERNEL of sigaction(2), which Python does not name
 _PR_SET_PDEATHSIG = 1  # of prctl(2)
 
@@ -89,17 +90,21 @@ def supervise(command: list[str], variables: dict[str, str]) -> int:
         OSError: the command cannot be started.
     """
     inherited = {name: value for name, value in os.environ.items() if name not in VARIABLES}
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # if SIGCHLD is ignored, the exit status of the child is lost
+    # A handler, although it never runs. If SIGCHLD is ignored, the exit status of the child is lost. With the default
+    # action, macOS drops SIGCHLD instead of keeping it for `sigwait`.
+    signal.signal(signal.SIGCHLD, lambda *_: None)
     waited_for = _FORWARDED | {signal.SIGCHLD}
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, waited_for)
     # On a terminal, the child shares this process group (of the operating system), so that it can read from the
     # terminal and receives Ctrl-C and Ctrl-Z directly. Elsewhere, the child has its own process group, so that a signal
     # to the whole group does not reach the child twice.
     shared = _is_in_foreground()
-    prctl, this_process = ctypes.CDLL(None).prctl, os.getpid()
+    # On macOS, which has no `prctl`, the child outlives a SIGKILL of this process.
+    prctl, this_process = getattr(ctypes.CDLL(None), "prctl", None), os.getpid()
 
     def prepare() -> None:
-        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # SIGKILL is also forwarded
+        if prctl is not None:
+            prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # SIGKILL is also forwarded
         if os.getppid() != this_process:
             os._exit(128 + signal.SIGKILL)
         if not shared:
@@ -117,12 +122,21 @@ def supervise(command: list[str], variables: dict[str, str]) -> int:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         raise
     while process.poll() is None:
-        received = signal.sigwaitinfo(waited_for)
+        number, from_terminal = _next_signal(waited_for)
         # A signal from a key on the terminal has also reached the child.
-        if received.si_signo != signal.SIGCHLD and not (shared and received.si_code == _FROM_KERNEL):
-            process.send_signal(received.si_signo)
+        if number != signal.SIGCHLD and not (shared and from_terminal):
+            process.send_signal(number)
     code = process.returncode
     return code if code >= 0 else 128 - code
+
+
+def _next_signal(waited_for: set[signal.Signals]) -> tuple[int, bool]:
+    """Wait for a signal, and return its number, and whether it came from a key on the terminal, if there is one."""
+    if hasattr(signal, "sigwaitinfo"):
+        received = signal.sigwaitinfo(waited_for)
+        return received.si_signo, received.si_code == _FROM_KERNEL
+    number = signal.sigwait(waited_for)  # on macOS, which does not report the sender
+    return number, number in _FROM_KEYS
 
 
 def _is_in_foreground() -> bool:

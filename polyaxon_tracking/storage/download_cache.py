@@ -1,32 +1,28 @@
-"""Local copies of objects in stores: downloaded once per machine, and removed when no process needs them."""
+"""Temporary copies of objects in stores: downloaded once per machine, and removed when no process needs them."""
 
 from __future__ import annotations
 
 import atexit
 import contextlib
 import errno
-import fcntl
 import hashlib
 import logging
 import os
-import shutil
 import stat
 import tempfile
-import time
 
 from polyaxon_tracking.errors import TrackingError
 from polyaxon_tracking.progress import Progress
 from polyaxon_tracking.redaction import shown_path
 from polyaxon_tracking.storage import object_store
-from polyaxon_tracking.storage.locks import lock_file, sweep
+from polyaxon_tracking.storage.disk import free_bytes
+from polyaxon_tracking.storage.locks import sweep
+from polyaxon_tracking.storage.shared_copies import hold, remove_unused
 from polyaxon_tracking.urls import is_url, local_path, path_text
 
 __all__ = ["cached_path"]
 
 _logger = logging.getLogger("polyaxon_tracking")
-
-_LOCK = ".lock"
-_PAUSE_SECONDS = 0.05
 
 # The locks of this process, by the path of the local copy that each lock keeps from being removed.
 _held: dict[str, _Hold] = {}
@@ -56,29 +52,28 @@ def cached_path(path: str | os.PathLike[str]) -> str:
 
     location = locate(path)
     information = object_store.information(path)
-    # The version changes with the object's content: its entity tag, or else everything that the store says of it.
-    version = next((information[tag] for tag in ("ETag", "etag", "generation") if tag in information), information)
-    identity = f"{location.url}{location.query} {information['size']} {version}"
+    identity = f"{location.url}{location.query} {information['size']} {object_store.content_version(information)}"
     key = hashlib.sha256(identity.encode()).hexdigest()[:32]
     file = os.path.join(workspace(), f"copy-{key}", location.url.rpartition("/")[2])
-    hold = _held.get(file)
-    if hold is None or hold.process != os.getpid():  # a forked process needs its own lock
+    held = _held.get(file)
+    if held is None or held.process != os.getpid():  # a forked process needs its own lock
         if not _held:
             atexit.register(_release_all)
-        hold = _held[file] = _Hold(_download_once(file, path, information["size"]), os.getpid())
-    hold.count += 1
+        held = _held[file] = _Hold(_download_once(file, path, information["size"]), os.getpid())
+    held.count += 1
     return file
 
 
 def release(file: str) -> None:
     """Release `file`, which `cached_path` returned; the copy is removed when no process needs it any more."""
-    hold = _held.get(file)
-    if hold is None or hold.process != os.getpid():  # a local file, or a copy that another process holds
+    held = _held.get(file)
+    if held is None or held.process != os.getpid():  # a local file, or a copy that another process holds
         return
-    hold.count -= 1
-    if not hold.count:
+    held.count -= 1
+    if not held.count:
         del _held[file]
-        _remove(os.path.dirname(file), hold.lock)
+        os.close(held.lock)
+        remove_unused(os.path.dirname(file))
 
 
 def workspace() -> str:
@@ -103,40 +98,23 @@ def _download_once(file: str, url: str, size: int) -> int:
     """Return a lock that keeps `file` from being removed, once one process has downloaded it; the others wait."""
     from polyaxon_tracking.storage.credentials import locate  # here and not above: only URLs need it
 
+    def fill() -> None:
+        _sweep()
+        _download(url, file, size)
+
     directory = os.path.dirname(file)
-    while True:
-        os.makedirs(directory, mode=0o700, exist_ok=True)
-        try:
-            lock = os.open(os.path.join(directory, _LOCK), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        except FileNotFoundError:
-            continue  # another process has just removed the directory
-        try:
-            try:
-                lock_file(lock, fcntl.LOCK_SH)
-            except BlockingIOError:
-                _logger.info("Waiting for another process of this machine that downloads %s", locate(url).url)
-                fcntl.flock(lock, fcntl.LOCK_SH)
-            if not os.path.exists(file):
-                lock_file(lock, fcntl.LOCK_EX)
-                if os.fstat(lock).st_nlink:  # otherwise another process has just removed the directory
-                    _sweep()
-                    _download(url, file, size)
-                lock_file(lock, fcntl.LOCK_SH)
-            if os.path.exists(file):
-                return lock
-        except BlockingIOError:  # another process also wants to download it
-            time.sleep(_PAUSE_SECONDS)
-        except BaseException:
-            _remove(directory, lock)
-            raise
-        os.close(lock)
+    try:
+        return hold(directory, lambda: os.path.exists(file), fill, locate(url).url)
+    except BaseException:
+        remove_unused(directory)
+        raise
 
 
 def _download(url: str, file: str, size: int) -> None:
     from polyaxon_tracking.storage.credentials import locate
 
     place = locate(url).url
-    free = shutil.disk_usage(os.path.dirname(file)).free
+    free = free_bytes(os.path.dirname(file))
     if size > free:
         raise TrackingError(
             f"Received {shown_path(place)} of {size:,} bytes to download to {workspace()}, where {free:,} bytes are "
@@ -154,42 +132,18 @@ def _download(url: str, file: str, size: int) -> None:
             os.unlink(part)
 
 
-def _remove(directory: str, lock: int) -> None:
-    """Remove the copy in `directory`, unless another process needs it, and release its lock."""
-    with contextlib.suppress(BlockingIOError):
-        lock_file(lock)
-        shutil.rmtree(directory, ignore_errors=True)
-    os.close(lock)
-    _remove_empty(directory)
-
-
-def _remove_empty(directory: str) -> None:
-    """Remove `directory` if only its lock file was left: NFS keeps its name until the file is closed."""
-    with contextlib.suppress(OSError):  # not empty: another process uses it
-        os.rmdir(directory)
-
-
 def _sweep() -> None:
     """Remove the downloads, and the files to upload, that killed processes left."""
     sweep(workspace())
     with os.scandir(workspace()) as entries:
         found = [entry.path for entry in entries if entry.name.startswith("copy-")]
     for directory in found:
-        try:
-            lock = os.open(os.path.join(directory, _LOCK), os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
-        except OSError:
-            _remove_empty(directory)  # a process that is just creating it creates it again
-            continue
-        with contextlib.suppress(BlockingIOError):  # in use
-            if lock_file(lock):
-                shutil.rmtree(directory, ignore_errors=True)
-        os.close(lock)
-        _remove_empty(directory)
+        remove_unused(directory)
 
 
 def _release_all() -> None:
-    for file, hold in list(_held.items()):
-        hold.count = 1
+    for file, held in list(_held.items()):
+        held.count = 1
         release(file)
 
 

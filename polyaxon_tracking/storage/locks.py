@@ -7,13 +7,14 @@ import fcntl
 import os
 import secrets
 import shutil
+import sys
 
 from polyaxon_tracking.storage.disk import make_directory, statuses
 
 __all__: list[str] = []
 
 STAGING = ".staging-"
-_LOCK = ".lock"
+LOCK = ".lock"
 _BOOT_ID = "/proc/sys/kernel/random/boot_id"
 
 # A staging directory to which another machine has not written for this long is abandoned. A bucket mount may show a
@@ -55,7 +56,7 @@ class StagingDirectory:
         # nothing that could be lost, so an error of a mount whose server is gone does not matter.
         with contextlib.suppress(OSError):
             os.close(lock)
-        shutil.rmtree(self.path, ignore_errors=True)  # if this fails, the next start removes the directory
+        remove_tree(self.path)  # if this fails, the next start removes the directory
 
 
 def sweep_below(directory: str) -> None:
@@ -71,7 +72,7 @@ def sweep_below(directory: str) -> None:
 def was_removed(directory: str) -> bool:
     """Return whether the staging directory `directory` has been removed, or is being removed."""
     try:
-        os.lstat(os.path.join(directory, _LOCK))
+        os.lstat(os.path.join(directory, LOCK))
     except FileNotFoundError:
         return os.path.basename(directory).startswith(STAGING)
     except OSError:
@@ -84,7 +85,7 @@ def _create_staging(directory: str) -> tuple[str, int]:
         staged = os.path.join(directory, f"{STAGING}{_owner(directory)}-{secrets.token_hex(8)}")
         os.mkdir(staged, 0o700)
         try:
-            lock = os.open(os.path.join(staged, _LOCK), os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            lock = os.open(os.path.join(staged, LOCK), os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         except FileNotFoundError:
             continue  # another process removed the directory before it was locked
         is_own = False
@@ -129,7 +130,8 @@ def _has_same_locks(name: str, owner: str) -> bool:
 
 def _is_on_disk(owner: str) -> bool:
     major, _, minor = owner.rpartition("-")[2].partition(".")
-    return bool(minor) and major != "0"
+    # On Linux, network mounts have the major number 0. On macOS they have other numbers, and disks have 1.
+    return bool(minor) and (major == "1" if sys.platform == "darwin" else major != "0")
 
 
 def sweep(directory: str) -> list[str]:
@@ -156,7 +158,7 @@ def _remove_unlocked(staged: str, *, abandoned: bool = False) -> None:
     """Remove `staged` unless a process holds its lock; on a file system without locks, only if it is `abandoned`."""
     is_removable = abandoned
     try:
-        lock = os.open(os.path.join(staged, _LOCK), os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+        lock = os.open(os.path.join(staged, LOCK), os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError:
         # Its process was killed before the lock was made, or still runs and then makes another directory.
         with contextlib.suppress(OSError):
@@ -171,7 +173,19 @@ def _remove_unlocked(staged: str, *, abandoned: bool = False) -> None:
         finally:
             os.close(lock)
     if is_removable:
-        shutil.rmtree(staged, ignore_errors=True)
+        remove_tree(staged)
+
+
+def remove_tree(directory: str) -> None:
+    """Remove `directory`, and its lock last, because one with files and without a lock looks as if it were in use."""
+    with contextlib.suppress(OSError):  # another process removes it too, or this user may not
+        for name in os.listdir(directory):
+            path = os.path.join(directory, name)
+            if os.path.isdir(path) and not os.path.islink(path):
+                shutil.rmtree(path)
+            elif name != LOCK:
+                os.unlink(path)
+        shutil.rmtree(directory)
 
 
 def lock_file(descriptor: int, operation: int = fcntl.LOCK_EX) -> bool:

@@ -23,7 +23,7 @@ from polyaxon_tracking.storage.retry import error_number, failure_kind, failure_
 
 if TYPE_CHECKING:
     import datetime as dt
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 __all__: list[str] = []
 
@@ -64,7 +64,7 @@ def list_directories(url: str) -> list[str]:
 
 
 def _entries(url: str) -> dict[str, dict[str, Any]]:
-    location, fs, path = _open(url)
+    location, fs, path = open_store(url)
 
     def call() -> list[dict[str, Any]]:
         fs.invalidate_cache()  # other processes also write here
@@ -84,7 +84,7 @@ def _entries(url: str) -> dict[str, dict[str, Any]]:
 @functools.lru_cache(maxsize=8)
 def _check_bucket(url: str, process: int) -> None:  # noqa: ARG001  # a forked process asks again
     """Raise a `TrackingError` if there is no bucket `url`, because listing it looks the same as an empty bucket."""
-    location, fs, path = _open(url)
+    location, fs, path = open_store(url)
     if location.protocol not in _EXTRAS:
         return  # other stores have no buckets: a write creates the directory
     try:
@@ -104,9 +104,14 @@ def information(url: str) -> dict[str, Any]:
     Raises:
         FileNotFoundError: there is no object `url`.
     """
-    location, fs, path = _open(url)
+    location, fs, path = open_store(url)
     found: dict[str, Any] = with_retries(None, location, lambda: fs.info(path))
     return found
+
+
+def content_version(information: dict[str, Any]) -> str:
+    """Return what changes with the content of an object: its entity tag, or else all that the store says of it."""
+    return str(next((information[tag] for tag in ("ETag", "etag", "generation") if tag in information), information))
 
 
 def modified(url: str) -> dt.datetime | None:
@@ -115,7 +120,7 @@ def modified(url: str) -> dt.datetime | None:
     Raises:
         FileNotFoundError: there is no object `url`.
     """
-    location, fs, path = _open(url)
+    location, fs, path = open_store(url)
     try:
         when: dt.datetime = with_retries(None, location, lambda: fs.modified(path))
     except OSError as error:
@@ -127,22 +132,24 @@ def modified(url: str) -> dt.datetime | None:
 
 def upload(file: str, url: str) -> None:
     """Upload the local `file` to `url` as a whole, in place of the previous object."""
-    location, fs, path = _open(url)
+    location, fs, path = open_store(url)
     what = "Not saved, and no existing file was changed"
     with Progress(f"Uploading {location.url}", os.path.getsize(file)) as progress:
-        with_retries(what, location, lambda: fs.put_file(file, path, callback=_progress_callback(progress)))
+        with_retries(what, location, lambda: fs.put_file(file, path, callback=progress_callback(progress.reach)))
 
 
 def download(url: str, file: str, progress: Progress) -> None:
     """Download the object `url` to the local `file`."""
-    location, fs, path = _open(url)
+    location, fs, path = open_store(url)
 
-    with_retries("Not downloaded", location, lambda: fs.get_file(path, file, callback=_progress_callback(progress)))
+    with_retries(
+        "Not downloaded", location, lambda: fs.get_file(path, file, callback=progress_callback(progress.reach))
+    )
 
 
 def start_of(url: str, size: int) -> bytes:
     """Return the first `size` bytes of the object `url`, or fewer; none if this process may not read such an object."""
-    location, fs, path = _open(url)
+    location, fs, path = open_store(url)
     try:
         found: bytes = with_retries("Not read", location, lambda: fs.cat_file(path, start=0, end=size))
     except OSError as error:
@@ -152,23 +159,23 @@ def start_of(url: str, size: int) -> bytes:
     return found
 
 
-def _progress_callback(progress: Progress) -> Any:
-    """Return a callback for fsspec's drivers that updates `progress`, which starts again from 0 bytes."""
+def progress_callback(reach: Callable[[int], None]) -> Any:
+    """Return a callback for fsspec's drivers that calls `reach` with the number of bytes so far, first with 0."""
     from fsspec.callbacks import Callback
 
     class ProgressCallback(Callback):  # type: ignore[misc]  # fsspec has no types
         def call(self, hook_name: str | None = None, **_: Any) -> None:  # noqa: ARG002  # fsspec's
-            progress.reach(self.value)
+            reach(self.value)
 
-    progress.reach(0)
+    reach(0)
     return ProgressCallback()
 
 
 def copy(url: str, other: str) -> bool:
     """Make the store copy the object `url` to `other`, in the same store; return whether it can copy objects."""
-    location, fs, path = _open(url)
+    location, fs, path = open_store(url)
     try:
-        with_retries("Not copied", location, lambda: fs.cp_file(path, _open(other)[2]))
+        with_retries("Not copied", location, lambda: fs.cp_file(path, open_store(other)[2]))
     except OSError as error:
         if error.errno in _UNSUPPORTED:
             return False
@@ -178,7 +185,7 @@ def copy(url: str, other: str) -> bool:
 
 def remove(url: str) -> None:
     """Remove the object `url`, if it exists."""
-    location, fs, path = _open(url)
+    location, fs, path = open_store(url)
     # The object is gone if another process removed it, or an earlier attempt whose response was lost.
     with contextlib.suppress(FileNotFoundError):
         with_retries("Not removed", location, lambda: fs.rm_file(path))
@@ -193,7 +200,7 @@ def check_writable(url: str, source: str) -> str:
     """
     location = locate_directory(url)
     with _explain_failures(location, source, "takes this run's files", "write to", "write and delete"):
-        _, fs, path = _open(url)
+        _, fs, path = open_store(url)
         probe = f"{path}/.polyaxon-tracking-{secrets.token_hex(8)}"
         with_retries(None, location, lambda: fs.pipe_file(probe, _PROBE), at_start=True)
         with_retries(None, location, lambda: fs.rm_file(probe), at_start=True)
@@ -209,7 +216,7 @@ def exists(url: str, source: str) -> bool:
     """
     location = locate(url)
     with _explain_failures(location, source, "can be read", "read", "read"):
-        _, fs, path = _open(url)
+        _, fs, path = open_store(url)
         try:
             with_retries(None, location, lambda: fs.info(path), at_start=True)
         except FileNotFoundError:
@@ -274,7 +281,8 @@ def credentials_for(location: Location) -> str:
     return f"credentials ({usual}; or {ACCESS_KEYS})" if usual else "credentials"
 
 
-def _open(url: str) -> tuple[Location, Any, str]:
+def open_store(url: str) -> tuple[Location, Any, str]:
+    """Return the location of `url`, the driver's file system, and the path of `url` for it."""
     location = locate(url)
     options = tuple(sorted((name, repr(value)) for name, value in location.options.items()))
     bucket = "/".join(location._replace(query="").secret_url.split("/", 3)[:3])

@@ -7,7 +7,7 @@ import os
 from typing import TYPE_CHECKING
 
 from polyaxon_tracking.redaction import shown_path
-from polyaxon_tracking.storage.disk import NO_ROOM, sync_directory, sync_file
+from polyaxon_tracking.storage.disk import NO_ROOM, flush, sync_directory, sync_file
 from polyaxon_tracking.storage.locks import StagingDirectory
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def _change_in_place(path: str, block: bytes) -> None:
         file.write(b"the header")
         os.lseek(file.fileno(), 0, os.SEEK_SET)
         _check(file.read(10) == b"the header")
-        os.fsync(file.fileno())
+        flush(file.fileno())
 
 
 def _check(is_as_written: bool) -> None:

@@ -27,11 +27,11 @@ _PATIENCE_SECONDS = 300.0
 _PATIENCE_AT_START_SECONDS = 15.0
 _LONGEST_PAUSE_SECONDS = 15.0
 
-# The connection errors of Python 3.10 and of the drivers, by their module.
+# The errors of Python 3.10 and of the drivers that mean a broken connection, or damage on the way, by their module.
 _CONNECTION_ERRORS = {
     "asyncio": ["TimeoutError"],
     "aiohttp": ["ClientError"],
-    "botocore.exceptions": ["HTTPClientError", "IncompleteReadError"],
+    "botocore.exceptions": ["HTTPClientError", "IncompleteReadError", "FlexibleChecksumError"],
     "requests.exceptions": ["RequestException"],
     "azure.core.exceptions": ["ServiceRequestError", "ServiceResponseError"],
 }

@@ -8,7 +8,7 @@ import os
 from typing import TYPE_CHECKING
 
 from polyaxon_tracking.errors import TrackingError
-from polyaxon_tracking.storage.disk import NO_ROOM, free_bytes, statuses
+from polyaxon_tracking.storage.disk import NO_ROOM, bytes_taken, flush, free_bytes, statuses
 from polyaxon_tracking.storage.locks import ABANDONED_SECONDS, STAGING, was_removed
 from polyaxon_tracking.urls import is_url
 
@@ -60,21 +60,17 @@ def _room(path: str, staged: str | None) -> str:
     written = sum(status.st_size for status in statuses(staged))
     needed = f"It needs more than {written:,} bytes, " if written else ""
     directory = os.path.dirname(staged or path)
-    free = free_bytes(directory) + _bytes_taken(staged)
+    free = free_bytes(directory) + bytes_taken(staged)
     room = f". {needed}{free:,} bytes are free {'in TMPDIR' if is_url(path) else 'on its file system'}"
     parent, name = os.path.split(directory)
     others = [
         f"{other} ({taken:,} bytes)"
         for other in (sorted(os.listdir(parent)) if name.startswith(STAGING) else ())
-        if other.startswith(STAGING) and other != name and (taken := _bytes_taken(os.path.join(parent, other)))
+        if other.startswith(STAGING) and other != name and (taken := bytes_taken(os.path.join(parent, other)))
     ]
     if others:  # they are hidden, so the user may not know what a killed pod left
         room += f". Saves that are not finished, or were killed, take room there: {', '.join(others)}"
     return room
-
-
-def _bytes_taken(path: str | None) -> int:
-    return sum(status.st_blocks * 512 for status in statuses(path))  # always in units of 512 bytes; see stat(2)
 
 
 def _error_of_another_write(path: str | None) -> OSError | None:
@@ -86,7 +82,7 @@ def _error_of_another_write(path: str | None) -> OSError | None:
             path = os.path.join(path, ".probe")
         with open(path, "ab", buffering=0) as file:
             file.writelines([bytes(_PROBE_BYTES)] * 2)  # two, because a nearly full disk accepts a part of the first
-            os.fsync(file.fileno())
+            flush(file.fileno())
     except FileNotFoundError:
         return None
     except OSError as error:

@@ -13,7 +13,7 @@ from polyaxon_tracking.training.messages import different_model
 from polyaxon_tracking.training.options import SaveOptions
 from polyaxon_tracking.training.preemption import PreemptionHandler
 from polyaxon_tracking.training.process_group import Flags, ProcessGroup
-from polyaxon_tracking.training.run import Run
+from polyaxon_tracking.training.run import Run, RunPaths
 from polyaxon_tracking.training.session import Action, TrainingSession
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "PreemptionHandler",
     "ProcessGroup",
     "Run",
+    "RunPaths",
     "SaveOptions",
     "StagedFile",
     "TrainingSession",

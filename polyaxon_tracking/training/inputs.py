@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
-from polyaxon_tracking.environment import DATA_PATHS, OUTPUTS_PATH, get_data_paths, unknown_dataset
+from polyaxon_tracking.environment import OUTPUTS_PATH
 from polyaxon_tracking.errors import TrackingError
 from polyaxon_tracking.redaction import shown_path
-from polyaxon_tracking.storage.disk import is_there
-from polyaxon_tracking.storage.probe import READ_RIGHT, WRITABLE, try_saving, what_failed, what_to_do
+from polyaxon_tracking.storage.probe import WRITABLE, try_saving, what_failed, what_to_do
 from polyaxon_tracking.training.versions import LOCAL_OUTPUTS, version_of_this_start
 from polyaxon_tracking.urls import is_url, local_path
 
-__all__ = ["RESUME", "check_name", "checked_datasets", "checked_local_outputs", "checked_loggers", "checked_outputs"]
+__all__ = ["RESUME", "check_name", "checked_local_outputs", "checked_loggers", "checked_outputs"]
 
 # The names of the directories with training states; the group is the number of the training, from the second on.
 RESUME = re.compile(r"resume(?:-(\d+))?")
@@ -91,54 +90,3 @@ def check_name(name: object) -> None:
             f"Received name={name!r}. Expected the name of a directory for this training, such as 'fold-3': not empty, "
             f"without '/', and not 'resume'."
         )
-
-
-def checked_datasets(datasets: Iterable[str] | Mapping[str, str | os.PathLike[str]]) -> dict[str, str]:
-    """Return the paths of `datasets` by name, or raise a `TrackingError` that lists every problem."""
-    if isinstance(datasets, str):
-        name = shown_path(datasets)
-        raise TrackingError(
-            f"Received datasets={name}, a string. Expected a list of names, such as [{name}], or a mapping from name "
-            f"to the path on this machine, such as {{{name}: 'data/digits'}}."
-        )
-    if not isinstance(datasets, Iterable):
-        raise TrackingError(
-            f"Received datasets={datasets!r}. Expected a list of names, or a mapping from name to the path on this "
-            f"machine."
-        )
-    names = list(datasets)
-    if wrong := [name for name in names if not isinstance(name, str)]:
-        raise TrackingError(f"Received datasets with the names {wrong}. Expected the names to be strings.")
-    if isinstance(datasets, Mapping):
-        wrong = [name for name, path in datasets.items() if not isinstance(path, str | os.PathLike)]
-        if wrong:
-            raise TrackingError(
-                f"Received datasets without a path: {wrong}. Expected a path on this machine for each, or a list of "
-                f"names if the cluster knows all of them."
-            )
-    on_cluster = get_data_paths()
-    local = {name: os.fspath(path) for name, path in datasets.items()} if isinstance(datasets, Mapping) else {}
-    available = local if on_cluster is None else on_cluster
-    problems = []
-    for name in names:
-        if name not in available:
-            problems.append(unknown_dataset(name, on_cluster))
-        elif problem := _problem_of_data(available[name]):
-            source = "`datasets=`" if on_cluster is None else DATA_PATHS
-            problems.append(
-                f"The dataset {shown_path(name)} is expected at {shown_path(available[name])}, according to {source}"
-                f"{problem}."
-            )
-    if problems:
-        raise TrackingError("\n".join(problems))
-    return {name: available[name] for name in names}
-
-
-def _problem_of_data(path: str) -> str | None:
-    """Return why there is no data at the local `path`, and what to do about it; ``None`` if there is any."""
-    try:
-        if is_url(path) or is_there(local_path(path)):
-            return None
-    except OSError as error:
-        return f", and cannot be read: {error.strerror}. {what_to_do(error, otherwise=READ_RIGHT)}, or correct the path"
-    return ", and there is nothing. Correct the path, or put the data there"

@@ -13,8 +13,13 @@ def available_memory() -> int:
 
     The number is the minimum of three: the machine's available memory (``MemAvailable`` of ``proc(5)``); the rest of
     the limits of this process's control groups (``memory.max`` of ``cgroups(7)``, or ``memory.limit_in_bytes`` of
-    version 1; cached files do not count as used, because the kernel frees them); and the rest of ``ulimit -v``. It is
-    ``sys.maxsize`` if the system reports none of them.
+    version 1; cached files do not count as used, because the kernel frees them); and the rest of ``ulimit -v``.
+
+    Where there is no ``/proc``, as on macOS, psutil reports the machine's available memory, if psutil is installed.
+    Otherwise, half of the machine's memory that this process has never used counts as available, because other programs
+    need memory too: a save in the foreground is better than a laptop that swaps.
+
+    The number is ``sys.maxsize`` if the system reports nothing.
 
     Examples:
         >>> available_memory() > 0
@@ -25,7 +30,26 @@ def available_memory() -> int:
 
 def _of_machine(meminfo: str) -> int:
     fields = _fields(meminfo)
-    return fields["MemAvailable:"] * 1024 if "MemAvailable:" in fields else sys.maxsize
+    return fields["MemAvailable:"] * 1024 if "MemAvailable:" in fields else _of_machine_without_proc()
+
+
+def _of_machine_without_proc() -> int:
+    try:
+        import psutil  # in a function, because it is optional
+
+        return int(psutil.virtual_memory().available)
+    except (ImportError, OSError):  # psutil is not installed, or needs ``/proc`` itself
+        return _half_of_unused()
+
+
+def _half_of_unused() -> int:
+    try:
+        import resource
+    except ModuleNotFoundError:  # Windows
+        return sys.maxsize
+    unit = 1 if sys.platform == "darwin" else 1024  # see getrusage(2) of each system
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return (os.sysconf("SC_PHYS_PAGES") * resource.getpagesize() - used) // 2
 
 
 def _of_cgroups(membership: str, mount: str) -> int:

@@ -8,13 +8,17 @@ from typing import TYPE_CHECKING
 from polyaxon_tracking.errors import TrackingError
 
 if TYPE_CHECKING:
-    from polyaxon_tracking.checkpoints import Checkpoint, CheckpointManager
+    from polyaxon_tracking.checkpoint_names import Checkpoint
+    from polyaxon_tracking.checkpoints import CheckpointManager
     from polyaxon_tracking.training.run import Run
 
 __all__ = ["TrainingLog", "different_framework", "different_model"]
 
 # A model with another width differs in all its tensors.
 _SHOWN_PROBLEMS = 5
+
+# In seconds.
+_GRACE_PERIOD = 30
 
 _logger = logging.getLogger("polyaxon_tracking")
 
@@ -32,6 +36,7 @@ class TrainingLog:
         self._run = run
         self._checkpoints = checkpoints
         self._is_enabled = is_enabled
+        self._is_long_save_logged = False
 
     def start(self, checkpoint: Checkpoint | None) -> None:
         """Log that training resumes from `checkpoint`, that it continues in memory, or why it starts from scratch."""
@@ -96,6 +101,18 @@ class TrainingLog:
             found = [(source, step), (checkpoint.source, checkpoint.step)]
             used, passed_over = found if newer else found[::-1]
             _logger.warning("Resuming from %s, of step %d: %s, of step %d, is passed over", *used, *passed_over)
+
+    def save_took(self, seconds: float) -> None:
+        """Warn, once and on the cluster, if a save takes `seconds` that are more than a pod's usual grace period."""
+        if self._is_enabled and self._run.on_cluster and seconds > _GRACE_PERIOD and not self._is_long_save_logged:
+            self._is_long_save_logged = True
+            _logger.warning(
+                "A save takes %.0f s, longer than the grace period of %d s that Kubernetes gives a pod by default: a "
+                "save after SIGTERM may be killed, and training then resumes from the previous one. Give the pod twice "
+                "the time of a save as terminationGracePeriodSeconds, or save often with every_n_train_steps='auto'",
+                seconds,
+                _GRACE_PERIOD,
+            )
 
     def saved(self, step: int, reason: str) -> None:
         """Warn that training ends, and that its last step is saved, because of `reason`: a signal or an exception."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import timedelta
 from numbers import Integral
+from typing import Literal
 
 from polyaxon_tracking.background import check_write_timeout
-from polyaxon_tracking.checkpoints import check_max_to_keep
+from polyaxon_tracking.checkpoints import CheckpointManager
 from polyaxon_tracking.errors import TrackingError
+from polyaxon_tracking.retention import Retention, check_interval
 
 __all__ = ["SaveOptions"]
 
@@ -22,18 +24,22 @@ class SaveOptions:
 
     Examples:
         >>> options = SaveOptions(every_n_train_steps=10, train_time_interval=timedelta(minutes=5))
-        >>> [step for step in (7, 9, 11, 13) if options.should_save(step=step, saved_step=7)]
-        [11, 13]
-        >>> options.is_interval_over(seconds_since_save=301.0)
-        True
+        >>> options.max_to_keep, options.checkpoint_manager("checkpoints").max_to_keep
+        (None, 2)
     """
 
-    every_n_train_steps: int | None = None
-    """Save when a multiple of this number of optimizer steps is reached or passed; ``None`` never asks for a save."""
+    every_n_train_steps: int | Literal["auto"] | None = None
+    """Save when a multiple of this number of optimizer steps is reached or passed; ``"auto"`` saves as often as costs
+    1% of the time, but not within 10 seconds of the last save; ``None`` never asks for a save."""
     train_time_interval: timedelta | None = None
     """Save when this time has passed since the last save; ``None`` never asks for a save."""
-    max_to_keep: int = 2
-    """How many of the newest training states are kept."""
+    max_to_keep: int | None = None
+    """How many of the newest training states are kept, also of a training that has ended; ``None`` keeps two while
+    training runs, and one once it has ended."""
+    keep_every_n_epochs: int | None = None
+    """Keep the first training state at or after each multiple of this number of epochs for good."""
+    keep_every: timedelta | None = None
+    """Keep the first training state for good, and then the first one whenever this time has passed since."""
     background: bool = True
     """Whether states are written while training continues."""
     write_timeout: timedelta = timedelta(minutes=30)
@@ -42,33 +48,24 @@ class SaveOptions:
     def __post_init__(self) -> None:
         """Check every option, before training starts."""
         steps: object = self.every_n_train_steps  # of any type, because few scripts are type-checked
-        interval: object = self.train_time_interval
         background: object = self.background
-        if steps is not None and (isinstance(steps, bool) or not isinstance(steps, Integral) or steps < 1):
-            raise TrackingError(f"Received every_n_train_steps={steps!r}. Expected a whole number, 1 or more, or None.")
-        if interval is not None and not (isinstance(interval, timedelta) and interval > timedelta(0)):
+        asks_for_number = steps is not None and not (isinstance(steps, str) and steps == "auto")
+        if asks_for_number and (isinstance(steps, bool) or not isinstance(steps, Integral) or steps < 1):
             raise TrackingError(
-                f"Received train_time_interval={interval!r}. Expected a timedelta above zero, such as "
-                f"timedelta(minutes=10), or None."
+                f"Received every_n_train_steps={steps!r}. Expected a whole number, 1 or more, 'auto', or None."
             )
+        check_interval("train_time_interval", self.train_time_interval, "timedelta(minutes=10)")
         if not isinstance(background, bool):
             raise TrackingError(f"Received background={background!r}. Expected True or False.")
-        check_max_to_keep(self.max_to_keep)
+        _ = self._retention  # checks its own options
         check_write_timeout(self.write_timeout)
 
-    def should_save(self, *, step: int, saved_step: int) -> bool:
-        """Return whether a multiple of `every_n_train_steps` was reached or passed since the last save.
+    @property
+    def _retention(self) -> Retention:
+        """Which training states are kept while training runs."""
+        number = 2 if self.max_to_keep is None else self.max_to_keep
+        return Retention(number, self.keep_every_n_epochs, self.keep_every)
 
-        A batch may count several steps, for example with several optimizers, and so pass over a multiple.
-
-        Args:
-            step: optimizer steps so far, at the end of a batch.
-            saved_step: optimizer steps at the last save, or at the step where training started or resumed.
-        """
-        every = self.every_n_train_steps
-        return every is not None and step // every > saved_step // every
-
-    def is_interval_over(self, *, seconds_since_save: float) -> bool:
-        """Return whether `train_time_interval` has passed since the last save, which was `seconds_since_save` ago."""
-        interval = self.train_time_interval
-        return interval is not None and seconds_since_save >= interval.total_seconds()
+    def checkpoint_manager(self, directory: str) -> CheckpointManager:
+        """Return the checkpoint manager of a training that runs in `directory`."""
+        return CheckpointManager(directory, **asdict(self._retention))

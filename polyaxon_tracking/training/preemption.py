@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import threading
+import time
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -19,13 +20,22 @@ __all__ = ["PreemptionHandler"]
 
 _logger = logging.getLogger("polyaxon_tracking")
 
-# The exit status that a shell reports for a process ended by SIGTERM. The platform reads it as preempted, not as done.
-_EXIT_STATUS = 128 + signal.SIGTERM
+# Schedulers send these before they end a job: Slurm's `--signal` any of the first two, limits of CPU time the last.
+# Windows has none of them.
+_OTHER_NOTICES = [getattr(signal, name) for name in ("SIGUSR1", "SIGUSR2", "SIGXCPU") if hasattr(signal, name)]
+
+
+# A launcher such as `timeout` sends a signal to the process and to its group: the second is no second request.
+_SECONDS_OF_ONE_REQUEST = 0.1
+
+# The kernel sends this one every second, from the soft limit of CPU time to the hard limit.
+_REPEATED = {"SIGXCPU"}
 
 
 class PreemptionHandler:
     """Turn the first SIGTERM or Ctrl-C into a request, so that training can save; a second signal ends it at once.
 
+    So are SIGUSR1, SIGUSR2 and SIGXCPU, unless something else handles them: otherwise each would end the process.
     The previous signal handlers still run. Outside the main thread no signal is caught, because Python runs signal
     handlers only there. A signal that the block of the ``with`` statement did not check is not lost: at the end of the
     block, `exit` is called.
@@ -53,10 +63,12 @@ class PreemptionHandler:
         self.is_installed = False
         """Whether the signal handlers are installed."""
         self._previous: dict[signal.Signals, Any] = {}
+        self._requested_at = 0.0
 
     def __enter__(self) -> Self:
         """Install the signal handlers."""
         self.install()
+        self.install_unhandled()
         return self
 
     def __exit__(
@@ -68,12 +80,24 @@ class PreemptionHandler:
         self.uninstall()
 
     def install(self) -> None:
-        """Install the signal handlers."""
+        """Install the signal handlers for SIGTERM and Ctrl-C."""
         self.requested, self.is_installed = None, True
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
                 previous = _without_stale(signal.getsignal(number), number)
                 if previous not in (self._handle, signal.SIG_IGN):  # a signal ignored as by `nohup` stays ignored
+                    signal.signal(number, self._handle)
+                    self._previous[number] = previous
+
+    def install_unhandled(self) -> None:
+        """Install the signal handlers for SIGUSR1, SIGUSR2 and SIGXCPU where the signal would end the process.
+
+        A framework may install its own, such as Lightning's for Slurm's requeue, so call this method after that.
+        """
+        if threading.current_thread() is threading.main_thread():
+            for number in _OTHER_NOTICES:
+                previous = _without_stale(signal.getsignal(number), number)
+                if previous == signal.SIG_DFL and not _has_native_handler(number):
                     signal.signal(number, self._handle)
                     self._previous[number] = previous
 
@@ -90,7 +114,10 @@ class PreemptionHandler:
                 signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     def exit(self, number: int | None = None) -> NoReturn:
-        """Exit as the signal requests: exit status 143 for SIGTERM, ``KeyboardInterrupt`` for Ctrl-C.
+        """Exit as the signal requests: ``KeyboardInterrupt`` for Ctrl-C, otherwise 128 and the number of the signal.
+
+        A shell reports the same for a process that the signal ends. The platform reads 143, of SIGTERM, as preempted
+        and not done.
 
         Args:
             number: the signal, if another rank of the same training received it.
@@ -100,7 +127,7 @@ class PreemptionHandler:
         self.uninstall()
         if self.requested == signal.SIGINT:
             raise KeyboardInterrupt
-        raise SystemExit(_EXIT_STATUS)
+        raise SystemExit(128 + (self.requested or signal.SIGTERM))
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         caught = signal.Signals(number)
@@ -115,6 +142,10 @@ class PreemptionHandler:
                 _run_previous(previous, number, frame)
             finally:
                 PreemptionHandler._recording = outer
+                self._requested_at = time.monotonic()
+            return
+        is_recent = time.monotonic() - self._requested_at < _SECONDS_OF_ONE_REQUEST
+        if self.is_installed and caught == self.requested and (is_recent or caught.name in _REPEATED):
             return
         # If the handler of another training has recorded this signal, that training continues: do not end it.
         if PreemptionHandler._recording not in (None, self):
@@ -134,6 +165,16 @@ def _run_previous(handler: Any, number: int, frame: FrameType | None) -> None:
     """Run the user's or a framework's handler, but not Python's default one, which would end the process."""
     if callable(handler) and handler is not signal.default_int_handler:
         handler(number, frame)
+
+
+def _has_native_handler(number: signal.Signals) -> bool:
+    """Return whether a handler that Python does not know catches the signal, as `faulthandler.register` installs."""
+    try:
+        with open("/proc/self/status", encoding="ascii") as status:
+            [caught] = [line.split()[1] for line in status if line.startswith("SigCgt:")]
+    except (OSError, ValueError):  # no Linux
+        return False
+    return bool(int(caught, 16) >> (number - 1) & 1)
 
 
 def _without_stale(handler: Any, number: signal.Signals) -> Any:

@@ -12,7 +12,8 @@ from polyaxon_tracking.errors import TrackingError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from polyaxon_tracking.checkpoints import Checkpoint, CheckpointManager
+    from polyaxon_tracking.checkpoint_names import Checkpoint
+    from polyaxon_tracking.checkpoints import CheckpointManager
     from polyaxon_tracking.storage.staged import StagedFile
     from polyaxon_tracking.training.preemption import PreemptionHandler
 

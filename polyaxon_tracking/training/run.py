@@ -8,33 +8,35 @@ import weakref
 from typing import TYPE_CHECKING, NamedTuple
 
 from polyaxon_tracking.background import wait_for_all
-from polyaxon_tracking.checkpoints import CheckpointManager
+from polyaxon_tracking.datasets import check_dataset_name, local_data_path
 from polyaxon_tracking.environment import (
     NO_OP,
     OUTPUTS_PATH,
-    check_dataset_name,
     get_outputs_path,
     is_true,
 )
 from polyaxon_tracking.errors import TrackingError, closest
 from polyaxon_tracking.redaction import mask_urls, shown_path
 from polyaxon_tracking.storage.locks import sweep_below
+from polyaxon_tracking.training.dataset_checks import checked_datasets
 from polyaxon_tracking.training.hyperparameters import IfChanged, check_if_changed
 from polyaxon_tracking.training.inputs import (
     check_name,
-    checked_datasets,
     checked_local_outputs,
     checked_loggers,
     checked_outputs,
 )
 from polyaxon_tracking.training.logging import set_log_level
+from polyaxon_tracking.training.options import SaveOptions
 from polyaxon_tracking.training.versions import is_restarted, newest_with_checkpoints
 from polyaxon_tracking.urls import is_url, join_below, local_path, path_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-__all__ = ["Run"]
+    from polyaxon_tracking.checkpoints import CheckpointManager
+
+__all__ = ["Run", "RunPaths"]
 
 _logger = logging.getLogger("polyaxon_tracking")
 
@@ -174,11 +176,17 @@ class Run:
         """The directory of the checkpoints: ``checkpoints`` below the outputs path, or the directory `name` in it."""
         return join_below(self.outputs_path, "checkpoints", self._name or "")
 
-    def data_path(self, name: str) -> str:
+    def data_path(self, name: str, *, download: bool = True) -> str:
         """Return the path of the dataset `name`, one of the constructor's `datasets`.
 
+        Args:
+            name: the name of the dataset.
+            download: whether to download a dataset that is a URL, and to return the path of the local copy, as
+                `get_data_path` does.
+
         Raises:
-            TrackingError: `name` is not in `datasets`.
+            TrackingError: `name` is not in `datasets`, or there is no room for a copy.
+            OSError: the store does not respond, or a file arrived damaged.
         """
         check_dataset_name(name)
         if name not in self._data_paths:
@@ -186,7 +194,8 @@ class Run:
                 f"Received the dataset name {shown_path(name)}. Expected one of those given as `datasets=`: "
                 f"{', '.join(map(shown_path, self._data_paths)) or 'none were'}.{closest(name, list(self._data_paths))}"
             )
-        return self._data_paths[name]
+        path = self._data_paths[name]
+        return local_data_path(name, path) if download else path
 
     def checkpoint_path(self, name: str | os.PathLike[str]) -> str:
         """Return the path for a checkpoint: `name` below `checkpoints_path`, unless `name` is absolute or a URL.
@@ -252,7 +261,9 @@ class Run:
             return f"{checkpoints.directory} holds step {newest.step}, and keeps it"
         return f"{checkpoints.directory} holds step {newest.step}, and keeps it; resume=True would resume from it"
 
-    def checkpoint_manager(self, model: object, *others: object, max_to_keep: int = 2) -> CheckpointManager:
+    def checkpoint_manager(
+        self, model: object, *others: object, options: SaveOptions | None = None
+    ) -> CheckpointManager:
         """Return the checkpoint manager of the training that starts now, for resuming and for saving.
 
         A script may train more than once (trials, folds, stages), and each training has its own checkpoint directory:
@@ -264,7 +275,7 @@ class Run:
         Args:
             model: the object that is trained: any object that can be weakly referenced.
             others: further objects that must also be the same to continue a training.
-            max_to_keep: how many of the newest checkpoints are kept.
+            options: which checkpoints are kept.
         """
         wait_for_all()  # so that a checkpoint still being written, by a training that raised, is found
         objects = (model, *others)
@@ -276,13 +287,39 @@ class Run:
             directory = join_below(self.checkpoints_path, "resume" if number == 1 else f"resume-{number}")
             begun = _begun.setdefault(directory, new)  # one atomic call, because trials may run in threads
             if begun is new or (not begun.has_finished and _refer_to(begun.objects, objects)):
-                return CheckpointManager(directory, max_to_keep)
+                return (options or SaveOptions()).checkpoint_manager(directory)
             number += 1
 
     def mark_finished(self, checkpoints: CheckpointManager) -> None:
         """Record that the training for which `checkpoint_manager` returned `checkpoints` has finished."""
         begun = _begun.get(checkpoints.directory, _Training(()))
         _begun[checkpoints.directory] = begun._replace(has_finished=True)
+
+
+class RunPaths:
+    """The run's paths, as callbacks and loops show them to the user. A subclass sets `_run`."""
+
+    _run: Run
+
+    @property
+    def outputs_path(self) -> str:
+        """The directory or URL of this run's outputs."""
+        return self._run.outputs_path
+
+    def data_path(self, name: str, *, download: bool = True) -> str:
+        """Return the path of the dataset `name`, which must be one of `datasets`.
+
+        Args:
+            name: the name of the dataset.
+            download: whether to download a dataset that is a URL, and to return the path of the local copy: a file, or
+                a directory if there are objects below the URL. All processes of a machine share one copy, and the
+                next start downloads only what has changed. ``False`` returns the URL, for libraries that stream.
+
+        Raises:
+            TrackingError: `name` is not in `datasets`, there is nothing at the URL, or no room for a copy.
+            OSError: the store does not respond, or a file arrived damaged.
+        """
+        return self._run.data_path(name, download=download)
 
 
 def _refer_to(references: tuple[weakref.ref[object], ...], objects: tuple[object, ...]) -> bool:

@@ -1,11 +1,10 @@
-"""The rules of one training: when it resumes, saves, stops and ends. They are the same for every framework."""
+"""The rules of one training: what it resumes from, when it saves, stops and ends. They are the same everywhere."""
 
 from __future__ import annotations
 
 import contextlib
 import enum
 import logging
-import time
 from signal import Signals
 from typing import TYPE_CHECKING
 
@@ -13,13 +12,15 @@ from polyaxon_tracking.background import BackgroundWriter
 from polyaxon_tracking.training.messages import TrainingLog, different_framework
 from polyaxon_tracking.training.preemption import PreemptionHandler
 from polyaxon_tracking.training.process_group import Flags, ProcessGroup
+from polyaxon_tracking.training.save_schedule import SaveSchedule
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from types import FrameType
     from typing import NoReturn
 
-    from polyaxon_tracking.checkpoints import Checkpoint, CheckpointManager
+    from polyaxon_tracking.checkpoint_names import Checkpoint
+    from polyaxon_tracking.checkpoints import CheckpointManager
     from polyaxon_tracking.training.options import SaveOptions
     from polyaxon_tracking.training.run import Run
 
@@ -40,10 +41,10 @@ class Action(enum.Enum):
 
 
 class TrainingSession:
-    """Decide when one training resumes, saves, stops and ends, with the same decision on all ranks.
+    """Find what one training resumes from, and decide when it saves, stops and ends; the same on all ranks.
 
     An integration translates its framework's hooks into calls of this class, and writes the training state when this
-    class asks for it. This class knows no framework. Steps are optimizer steps.
+    class asks for it. This class knows no framework. The integration counts the steps: optimizer steps, or batches.
 
     Args:
         run: the run of this process.
@@ -63,7 +64,7 @@ class TrainingSession:
         ...     if session.end_batch(step) is Action.SAVE:
         ...         with session.saving(step), session.checkpoints.save(step) as path:
         ...             _ = Path(path).write_text("the state")
-        >>> session.finish()
+        >>> session.finish(has_ended=True)
         >>> session.checkpoints.latest().step
         2
     """
@@ -88,14 +89,14 @@ class TrainingSession:
         self.writer = BackgroundWriter(options.write_timeout)
         """The thread that writes this training's files in the background."""
         self.saved_step: int | None = None
-        """The step of the last save, or the step at which training started; ``None`` if the last save does not count,
-        because its write failed or because training must resume from another state of the same step."""
+        """The step that needs no other save: that of the last save, or of the start of training. ``None`` if a save is
+        needed at any step, because the last write failed, or a later state of the same step must be saved."""
         self.is_active = False
         """Whether training is running: from `begin` until training stops, fails or finishes."""
         self.stepping_from: int | None = None
         """The number of steps done when the current optimizer step began; the integration sets it, because the state
         is inconsistent until that step is done. The end of the batch resets it."""
-        self._saved_at = 0.0
+        self._schedule = SaveSchedule(options)
         self._signal: Signals | None = None
 
     # Resume
@@ -124,21 +125,22 @@ class TrainingSession:
         The signal handlers are installed unless the integration has done so earlier, with ``preemption.install()``.
         """
         self.saved_step, self.stepping_from, self._signal = step, None, None
-        self._saved_at = time.monotonic()
+        self._schedule.start()
         self.is_active = True
         if not self.preemption.is_installed:
             self.preemption.install()
+        self.preemption.install_unhandled()
 
     def end_batch(self, step: int) -> Action:
         """Return what to do at the end of a batch, after `step` steps. This is a collective.
 
-        With several processes, a signal and the clock take effect one batch later, so that no process waits.
+        With several processes, a signal, the clock and a failed write take effect one batch later, so that none waits.
 
         Raises:
             Exception: a background write has failed.
         """
         self.stepping_from = None
-        is_due = self.options.is_interval_over(seconds_since_save=time.monotonic() - self._saved_at)
+        is_due = self._schedule.is_due_by_time(is_writing=self.writer.pending)
         flags = self.process_group.reduce_flags(
             Flags(self.preemption.requested or 0, int(is_due and self.is_writer), int(self.writer.failed))
         )
@@ -149,7 +151,7 @@ class TrainingSession:
             return Action.STOP
         if step == self.saved_step:  # for example while gradients are being accumulated
             return Action.NOTHING
-        is_due = bool(flags.save) or self.options.should_save(step=step, saved_step=self.saved_step or 0)
+        is_due = bool(flags.save) or self._schedule.is_due_by_steps(step=step, saved_step=self.saved_step or 0)
         return Action.SAVE if is_due else Action.NOTHING
 
     def should_stop_now(self) -> bool:
@@ -166,12 +168,14 @@ class TrainingSession:
     def saving(self, step: int) -> Iterator[None]:
         """Record the save that the ``with`` block does after `step` steps.
 
-        A save in the foreground that failed is not repeated when its error ends training, because it would fail again.
+        In the foreground, the step counts as saved before the write: a write that fails is not repeated at once.
         """
+        self.log.save_took(self._schedule.seconds_blocked + self.writer.seconds_of_last_write)
         if not self.options.background:
             self.saved_step = step
-        yield
-        self.saved_step, self._saved_at = step, time.monotonic()
+        with self._schedule.saving():
+            yield
+        self.saved_step = step
 
     def wait(self) -> None:
         """Wait until all files are written. This is a collective.
@@ -181,9 +185,14 @@ class TrainingSession:
             RuntimeError: a write has failed on another rank.
         """
         with self.process_group.share_errors():
-            self._wait_for_own_writes()
+            self.wait_for_own_writes()
 
-    def _wait_for_own_writes(self) -> None:
+    def wait_for_own_writes(self) -> None:
+        """Wait until this process's files are written. The other ranks need not call this method.
+
+        Raises:
+            Exception: a write has failed. The last save then does not count as saved.
+        """
         saved_step, self.saved_step = self.saved_step, None
         self.writer.wait()
         self.saved_step = saved_step
@@ -205,7 +214,7 @@ class TrainingSession:
         signal = self._signal or self.preemption.requested
         assert signal is not None
         self.is_active = False
-        self._save_last(step, save, signal.name, is_due=step != self.saved_step)
+        _save_last(self, step, save, signal.name, is_due=step != self.saved_step)
         # Launchers kill all ranks when the first one exits, even a rank that is still writing.
         with contextlib.suppress(RuntimeError):  # another rank was killed
             self.process_group.gather(None)
@@ -246,15 +255,20 @@ class TrainingSession:
             is_due = False
             self.log.other_weights(step)
         reason = requested.name if requested else type(error).__name__
-        self._save_last(step, save, reason if was_active and (is_due or requested) else None, is_due=is_due)
+        _save_last(self, step, save, reason if was_active and (is_due or requested) else None, is_due=is_due)
         if requested and not isinstance(error, (SystemExit, KeyboardInterrupt)):
             _logger.warning("After %s: %s: %s", requested.name, type(error).__name__, error)
             self.preemption.exit()
 
-    def finish(self) -> None:
-        """End a training that is done: the next one, even of the same model, has its own checkpoints.
+    def finish(self, *, has_ended: bool) -> None:
+        """End a training whose call has returned: the next one, even of the same model, has its own checkpoints.
 
-        This is a collective.
+        This is a collective. Unless the user has said how many states to keep, only the newest state of a training that
+        has ended is kept, because a training with nothing left to train needs no other.
+
+        Args:
+            has_ended: whether all epochs or steps are done, or early stopping has ended training. Otherwise, as after a
+                time limit, training continues when the script is started again.
 
         Raises:
             Exception: a write has failed.
@@ -264,6 +278,8 @@ class TrainingSession:
         self.is_active = False
         try:
             self.wait()
+            if has_ended and self.is_writer and self.options.max_to_keep is None:
+                self.checkpoints.prune()
             self.run.mark_finished(self.checkpoints)
             self.process_group.exit_if_requested(self.preemption)
         finally:
@@ -275,17 +291,20 @@ class TrainingSession:
         self.preemption.uninstall()
         self.process_group.close()
 
-    def _save_last(self, step: int, save: Callable[[], None], reason: str | None, *, is_due: bool) -> None:
-        """Save if `is_due`, wait for this process's writes, and log that `step` is saved after `reason`, if any.
 
-        An error is logged and not raised, because it must not replace what ends training.
-        """
-        try:
-            if is_due:
-                save()
-            self._wait_for_own_writes()
-        except Exception as error:  # noqa: BLE001  # whatever the framework's code raises
-            self.log.not_saved(step, error)
-        else:
-            if reason is not None and step == self.saved_step:
-                self.log.saved(step, reason)
+def _save_last(
+    session: TrainingSession, step: int, save: Callable[[], None], reason: str | None, *, is_due: bool
+) -> None:
+    """Save if `is_due`, wait for this process's writes, and log that `step` is saved after `reason`, if any.
+
+    An error is logged and not raised, because it must not replace what ends training.
+    """
+    try:
+        if is_due:
+            save()
+        session.wait_for_own_writes()
+    except Exception as error:  # noqa: BLE001  # whatever the framework's code raises
+        session.log.not_saved(step, error)
+    else:
+        if reason is not None and step == session.saved_step:
+            session.log.saved(step, reason)

@@ -39,7 +39,7 @@ def command() -> Callable[..., subprocess.CompletedProcess[str]]:
     def start(*arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
         environment = os.environ | options.pop("env", {})  # type: ignore[operator]
         return subprocess.run(  # type: ignore[call-overload,no-any-return]
-            [*COMMAND, *arguments], capture_output=True, text=True, check=False, timeout=120, env=environment, **options
+            [*COMMAND, *arguments], capture_output=True, text=True, check=False, timeout=300, env=environment, **options
         )
 
     return start

@@ -86,6 +86,19 @@ def test_a_loop_of_ones_own(command: Command, tmp_path: Path) -> None:
     assert off_the_cluster == [("outputs/checkpoints", 20), ("outputs/checkpoints", 10)]
 
 
+def test_what_is_kept_for_good_says_so(command: Command) -> None:
+    manager = CheckpointManager("run", max_to_keep=1, keep_every_n_epochs=2)
+    for epoch in (1, 2, 3):
+        with manager.save(10 * epoch, epoch) as path:
+            Path(path).write_text("weights")
+    _, _, *rows = command("checkpoints", "run").stdout.splitlines()
+    assert [row.split()[1:3] + row.split()[-3:] for row in rows] == [
+        ["30", "3", "s", "not", "verified"],
+        ["20", "2", "kept", "for", "good"],
+    ]
+    assert [found["kept_for_good"] for found in listed(command("checkpoints", "run", "--json"))] == [False, True]
+
+
 def test_off_the_cluster_the_newest_start_is_first(command: Command, tmp_path: Path) -> None:
     fill("outputs", "version_9/checkpoints/resume", "version_10/checkpoints/resume", "checkpoints")
     found = places(command("checkpoints", "--json"), tmp_path / "outputs")
@@ -111,6 +124,7 @@ def test_what_is_listed_of_each_checkpoint(command: Command, tmp_path: Path) -> 
         "step": 20,
         "epoch": 2,
         "start": 1,
+        "kept_for_good": False,
         "size": 7,
         "modified": "2023-11-14T22:13:20+00:00",
         "intact": None,
@@ -209,7 +223,7 @@ def test_what_another_process_prunes_meanwhile_is_left_out(command: Command, tmp
     wait_until_read(newest, process)  # it has listed them all
     os.unlink(oldest)
     os.truncate(newest, 0)
-    listed = json.loads(process.communicate(timeout=60)[0])["checkpoints"]
+    listed = json.loads(process.communicate(timeout=300)[0])["checkpoints"]
     assert [(found["step"], found["intact"]) for found in listed] == [(30, False), (20, True)]
 
 
@@ -228,7 +242,7 @@ def test_ctrl_c_ends_it_without_a_traceback(tmp_path: Path) -> None:
     )
     wait_until_read(newest, process)
     process.send_signal(signal.SIGINT)
-    printed, errors = process.communicate(timeout=60)
+    printed, errors = process.communicate(timeout=300)
     assert (process.returncode, printed) == (130, "")
     assert "Traceback" not in errors
 

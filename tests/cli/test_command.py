@@ -31,7 +31,7 @@ def test_the_command_is_installed() -> None:
 def test_without_the_extra_it_says_which_to_install(package: str, arguments: list[str]) -> None:
     code = f"import sys; sys.modules[{package!r}] = None; from polyaxon_tracking.cli import main; main()"
     process = subprocess.run(
-        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False, timeout=60
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False, timeout=300
     )
     assert process.returncode == 3
     assert process.stdout == ""

@@ -60,6 +60,7 @@ def test_off_the_cluster_all_is_well_and_nothing_is_left_behind(doctor: Callable
 def test_a_run(doctor: Callable[..., Report], tmp_path: Path) -> None:
     for name in ("outputs", "digits", "1"):
         (tmp_path / name).mkdir()
+    (tmp_path / "digits" / "test.csv").touch()
     report = doctor(
         env={
             OUTPUTS: f"{tmp_path}/outputs",
@@ -247,7 +248,8 @@ def test_data_that_may_not_be_read(
     doctor: Callable[..., Report], obey_modes: Callable[[], None], tmp_path: Path
 ) -> None:
     (tmp_path / "digits").mkdir(mode=0o300)
-    (tmp_path / "file").touch(mode=0o444)
+    (tmp_path / "file").write_text("0,1")
+    (tmp_path / "file").chmod(0o444)
     paths = {"digits": "digits", "file": "file"}
     report = doctor(env={DATA: json.dumps(paths)}, preexec_fn=obey_modes)
     assert report.status_and_value("data digits") == ("error", "digits: Permission denied")

@@ -59,7 +59,7 @@ def test_checkpoints_where_a_driver_is_missing(tmp_path: Path) -> None:
     code = "import sys; sys.modules['s3fs'] = None; from polyaxon_tracking.cli import main; main()"
     url = "s3://key:wJalrXUtnFEMI@bucket/run"
     process = subprocess.run(
-        [sys.executable, "-c", code, "checkpoints", url], capture_output=True, text=True, check=False, timeout=60
+        [sys.executable, "-c", code, "checkpoints", url], capture_output=True, text=True, check=False, timeout=300
     )
     assert (process.returncode, process.stdout) == (2, "")
     assert process.stderr.endswith('Install it with: pip install "polyaxon-tracking[s3]"\n')
@@ -144,10 +144,76 @@ def test_a_driver_that_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv(DATA, '{"other": "nonsense://bucket"}')
     code = "import sys; sys.modules['s3fs'] = None; from polyaxon_tracking.cli import main; main()"
     process = subprocess.run(
-        [sys.executable, "-c", code, "doctor", "--json"], capture_output=True, text=True, check=False, timeout=60
+        [sys.executable, "-c", code, "doctor", "--json"], capture_output=True, text=True, check=False, timeout=300
     )
     assert process.returncode == 1
     advice = {row["name"]: row["advice"] for row in json.loads(process.stdout)["checks"] if row["status"] == "error"}
     assert advice["outputs: writable"].endswith('Install it with: pip install "polyaxon-tracking[s3]"')
     assert advice["data other"].startswith("Received the URL 'nonsense://bucket', which cannot be opened: ")
     assert SECRET not in process.stdout + process.stderr
+
+
+# datasets
+
+
+@pytest.mark.parametrize("store", ["s3"], indirect=True)
+def test_the_copies_of_datasets_are_listed_and_removed(
+    command: Command, store: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("POLYAXON_DATA_CACHE", str(tmp_path / "cache"))
+    process = command("datasets")
+    assert (process.returncode, process.stdout) == (0, f"No datasets in {tmp_path / 'cache'}\n")
+    store.fs.pipe_file(store.path("images/1.bin"), b"1" * 1000)
+    store.fs.pipe_file(store.path("labels.csv"), b"0,1")
+    fetch = (
+        "from polyaxon_tracking import get_data_path; print(get_data_path('', sys.argv[1], download=True), flush=True)"
+    )
+    script = [sys.executable, "-c", f"import sys; {fetch}; sys.stdin.read()"]
+    subprocess.run([*script, f"{store.url}/labels.csv"], check=True, stdin=subprocess.DEVNULL)
+    with subprocess.Popen(
+        [*script, f"{store.url}/images"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as training:
+        assert training.stdout is not None
+        path = training.stdout.readline().strip()
+        process = command("datasets", "--json")
+        assert process.returncode == 0, process.stderr
+        images, labels = json.loads(process.stdout)["datasets"]
+        assert images.pop("age_seconds") < 60
+        assert images == {
+            "url": f"{store.url}/images",
+            "path": path,
+            "files": 1,
+            "downloaded": 1,
+            "size": 1000,
+            "in_use": True,
+            "removed": False,
+        }
+        assert (labels["url"], labels["in_use"]) == (f"{store.url}/labels.csv", False)
+        process = command("datasets", "--clear")
+        assert process.returncode == 1, "a copy in use stays"
+        assert [line.split()[-2:] for line in process.stdout.splitlines()[2:]] == [
+            ["use", f"{store.url}/images"],
+            ["removed", f"{store.url}/labels.csv"],
+        ]
+        assert Path(path, "1.bin").exists()
+    process = command("datasets", f"{store.url}/other", "--clear")
+    assert process.returncode == 2
+    assert process.stderr == (
+        f"Error: Received '{store.url}/other', of which there is no local copy. Expected one of: '{store.url}/images'.\n"
+    )
+    process = command("datasets", f"{store.url}/images", "--clear")
+    assert process.returncode == 0, process.stdout
+    assert not [path for path in (tmp_path / "cache").iterdir() if path.is_dir()]
+
+
+@pytest.mark.parametrize("store", ["s3"], indirect=True)
+def test_doctor_tries_each_dataset_in_a_store(doctor: Callable[..., Report], store: Store, tmp_path: Path) -> None:
+    store.fs.pipe_file(store.path("images/1.bin"), b"1")
+    (tmp_path / "empty").mkdir()
+    paths = {"images": f"{store.url}/images", "none": f"{store.url}/none", "empty": str(tmp_path / "empty")}
+    report = doctor(env={DATA: json.dumps(paths), "POLYAXON_DATA_CACHE": str(tmp_path / "cache")})
+    assert report.rows["data images"]["status"] == "ok"
+    assert report.status_and_value("data none") == ("error", f"{store.url}/none: there is nothing")
+    assert report.status_and_value("data empty") == ("warning", f"{tmp_path / 'empty'}: is empty")
+    assert report.status_and_value("data cache") == ("info", str(tmp_path / "cache"))
+    assert report.rows["others of Polyaxon"]["value"] == "none is set"

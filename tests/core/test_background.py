@@ -133,7 +133,7 @@ writer.submit("the state", write)
 
 def run(code: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", code, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
 
 
 @pytest.mark.parametrize(("ending", "status"), [("", 0), ("raise RuntimeError", 1), ("sys.exit(143)", 143)])

@@ -489,7 +489,8 @@ def test_on_a_full_disk_all_that_was_written_so_far_is_needed_and_what_it_takes_
     manager: CheckpointManager, files: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save(manager, 1)  # so that the directory is there
-    monkeypatch.setattr(checkpoints.os, "statvfs", lambda _: type("Full", (), {"f_bavail": 0, "f_frsize": 4096})())
+    full = os.statvfs_result((4096, 4096, 1 << 20, 0, 0, 0, 0, 0, 0, 255))  # no block is free
+    monkeypatch.setattr(checkpoints.os, "statvfs", lambda _: full)
 
     def fill() -> None:
         with manager.save(2) as path:
@@ -760,6 +761,36 @@ def test_a_new_manager_keeps_the_newest_checkpoint_without_nan(tmp_path: Path) -
         with CheckpointManager(tmp_path, max_to_keep=1).save(step, has_nan=step > 1) as path:
             Path(path).write_text(f"step {step}")
     assert [checkpoint.step for checkpoint in CheckpointManager(tmp_path).checkpoints()] == [4, 1]
+
+
+# Fewer checkpoints than while training ran
+
+
+def test_pruning_keeps_the_newest_that_is_intact_and_what_others_have_saved(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def save(manager: CheckpointManager, step: int) -> Path:
+        with manager.save(step) as path:
+            Path(path).write_text(f"step {step}")
+        return Path(manager.checkpoints()[0].path)
+
+    manager = CheckpointManager(tmp_path, max_to_keep=4)
+    for step in (1, 2, 3, 4):
+        newest = save(manager, step)
+    newest.write_bytes(b"")
+    assert (found := manager.latest()) is not None
+    assert found.step == 3
+    save(CheckpointManager(tmp_path, max_to_keep=9), 5)  # another training
+    manager.prune()
+    assert [checkpoint.step for checkpoint in manager.checkpoints()] == [5, 4, 3]
+    assert "Another training, or another callback of this one, saves its checkpoints here too" in caplog.text
+
+
+@pytest.mark.parametrize("max_to_keep", [0, None])
+def test_pruning_to_no_number_is_refused(tmp_path: Path, max_to_keep: Any) -> None:
+    manager = CheckpointManager(tmp_path)
+    with pytest.raises(TrackingError, match=r"Received max_to_keep=(0|None)\. Expected a whole number, 1 or more\."):
+        manager.prune(max_to_keep)
 
 
 # URLs with one slash

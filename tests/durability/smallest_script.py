@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import logging
 import sys
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
-def lightning(epochs: int) -> list[float]:
+def lightning(epochs: int, perturb: Callable[[Any], Any] = lambda x: x) -> list[float]:
     import torch
     from lightning.pytorch import LightningModule, Trainer, seed_everything
 
@@ -18,7 +22,7 @@ def lightning(epochs: int) -> list[float]:
             self.layer = torch.nn.Linear(2, 1)
 
         def training_step(self, batch: torch.Tensor) -> torch.Tensor:
-            return self.layer(batch).square().mean()
+            return self.layer(perturb(batch)).square().mean()
 
         def configure_optimizers(self) -> torch.optim.Optimizer:
             return torch.optim.Adam(self.parameters(), lr=0.1)
@@ -38,14 +42,18 @@ def lightning(epochs: int) -> list[float]:
     return weights
 
 
-def keras(epochs: int) -> list[float]:
+def keras(epochs: int, perturb: Callable[[Any], Any] | None = None) -> list[float]:
     import keras
     import numpy as np
 
     from polyaxon_keras import PolyaxonCallback
 
+    class Perturb(keras.layers.Layer):
+        def call(self, x: Any, training: bool | None = None) -> Any:
+            return perturb(x) if perturb and training else x
+
     keras.utils.set_random_seed(0)
-    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    model = keras.Sequential([keras.Input((2,)), *([Perturb()] if perturb else []), keras.layers.Dense(1)])
     model.compile(optimizer=keras.optimizers.Adam(0.1), loss="mse")
     x = np.random.default_rng(0).normal(size=(8, 2))
     model.fit(x, x[:, :1], epochs=epochs, batch_size=2, shuffle=False, verbose=0, callbacks=[PolyaxonCallback()])
@@ -53,7 +61,7 @@ def keras(epochs: int) -> list[float]:
     return weights
 
 
-def transformers(epochs: int) -> list[float]:
+def transformers(epochs: int, perturb: Callable[[Any], Any] = lambda x: x) -> list[float]:
     import torch
     from transformers import Trainer, TrainingArguments, set_seed
 
@@ -65,7 +73,7 @@ def transformers(epochs: int) -> list[float]:
             self.layer = torch.nn.Linear(2, 1)
 
         def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
-            return {"loss": self.layer(x).square().mean()}
+            return {"loss": self.layer(perturb(x)).square().mean()}
 
     set_seed(0)
     model = Model()
@@ -79,6 +87,7 @@ def transformers(epochs: int) -> list[float]:
         use_cpu=True,
         lr_scheduler_type="constant",
         learning_rate=0.1,
+        dataloader_pin_memory=False,
     )
     Trainer(model, arguments, train_dataset=data, callbacks=[PolyaxonCallback()]).train()
     weights: list[float] = model.layer.weight.flatten().tolist()

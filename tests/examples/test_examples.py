@@ -12,7 +12,10 @@ import tempfile
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+from polyaxon_tracking import CheckpointManager
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES, README = ROOT / "examples", ROOT / "README.md"
@@ -50,6 +53,27 @@ def accuracy(output: str) -> float:
 def test_an_example_learns_the_digits(tmp_path: Path, script: str, epochs: int) -> None:
     assert accuracy(run(script)) > 0.9
     assert list((tmp_path / "outputs").rglob(f"step=*-epoch={epochs}-*"))
+
+
+def test_the_loop_on_jax_is_killed_and_ends_with_the_weights_of_an_uninterrupted_one(tmp_path: Path) -> None:
+    def weights(outputs: Path) -> list[bytes]:
+        [checkpoint] = CheckpointManager(outputs / "checkpoints" / "resume").checkpoints()
+        assert checkpoint.step == 1000
+        with np.load(checkpoint.path) as saved:
+            return [saved[name].tobytes() for name in saved.files]
+
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert accuracy(run("jax_digits.py", POLYAXON_RUN_OUTPUTS_PATH=str(whole))) > 0.9
+    environment = os.environ | {"POLYAXON_RUN_OUTPUTS_PATH": str(killed)}
+    process = subprocess.Popen([sys.executable, str(EXAMPLES / "jax_digits.py")], env=environment)
+    while not list(killed.rglob("step=0000000300-*")):
+        assert process.poll() is None
+        time.sleep(0.001)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    assert CheckpointManager(killed / "checkpoints" / "resume").checkpoints()[0].step < 1000
+    assert accuracy(run("jax_digits.py", POLYAXON_RUN_OUTPUTS_PATH=str(killed))) > 0.9
+    assert weights(killed) == weights(whole)
 
 
 def test_the_warm_start_begins_where_another_run_ended(tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ def checkout(tmp_path: Path) -> Path:
 
 def run(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        command, env=os.environ | environment, capture_output=True, text=True, check=False, timeout=120
+        command, env=os.environ | environment, capture_output=True, text=True, check=False, timeout=300
     )
 
 

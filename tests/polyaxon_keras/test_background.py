@@ -167,7 +167,7 @@ def test_the_next_training_finds_what_one_that_was_interrupted_had_not_yet_writt
         fit(held, PolyaxonCallback(), Interrupt(), network=network)
     fit(PolyaxonCallback(), network=network)
     assert int(network.optimizer.iterations) == 12
-    assert len(list((outputs / "checkpoints" / "resume").glob("*-start=1-*"))) == 2
+    assert len(list((outputs / "checkpoints" / "resume").glob("*-start=1-*"))) == 1
 
 
 LITTLE_MEMORY = """
@@ -202,7 +202,7 @@ def test_where_memory_does_not_suffice_training_waits_and_says_so_once(tmp_path:
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=300,
     )
     assert process.returncode == 0, process.stderr
     assert process.stderr.count("Saving in the foreground, while training waits: a copy of the state takes ") == 1

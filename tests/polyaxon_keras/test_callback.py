@@ -361,6 +361,30 @@ def test_a_training_that_a_time_limit_ended_continues_at_the_next_start(
     assert fit(PolyaxonCallback()) == []
 
 
+@pytest.mark.parametrize(
+    ("others", "epochs", "kept"),
+    [
+        pytest.param([], 3, [(12, 3)], id="all epochs"),
+        pytest.param(
+            [keras.callbacks.EarlyStopping("loss", min_delta=1e9, patience=2)], 9, [(12, 9)], id="stopped early"
+        ),
+        pytest.param([Limit(8)], 3, [(4, 1), (8, 2)], id="a time limit, so not ended"),
+        pytest.param([Limit(10)], 3, [(8, 2), (10, 2)], id="a time limit in the last epoch"),
+    ],
+)
+def test_only_the_newest_state_of_a_training_that_has_ended_is_kept(
+    outputs: Path, others: list[keras.callbacks.Callback], epochs: int, kept: list[tuple[int, int]]
+) -> None:
+    fit(PolyaxonCallback(), *others, epochs=epochs)
+    assert files_in(outputs / "checkpoints" / "resume") == [state(step, epoch) for step, epoch in kept]
+
+
+def test_states_of_every_second_epoch_are_kept_for_good(outputs: Path) -> None:
+    fit(PolyaxonCallback(keep_every_n_epochs=2), epochs=5)
+    saved = CheckpointManager(outputs / "checkpoints" / "resume").checkpoints()
+    assert [checkpoint.epoch for checkpoint in saved] == [5, 4, 2]
+
+
 class Counter(keras.callbacks.Callback):
     """A user's callback: an option that it never changes, one that it counts down, and what it has found."""
 
@@ -447,7 +471,7 @@ def test_off_the_cluster_a_worse_model_does_not_overwrite_the_best_of_another_st
 def test_resume_false_starts_from_scratch_and_its_states_are_the_newest_from_then_on(outputs: Path) -> None:
     fit(PolyaxonCallback())
     assert fit(PolyaxonCallback(resume=False), epochs=4, batch_size=72) == [0, 1, 2, 3]
-    assert files_in(outputs / "checkpoints" / "resume") == [state(3, 3, start=2), state(4, 4, start=2), state(12, 3)]
+    assert files_in(outputs / "checkpoints" / "resume") == [state(4, 4, start=2), state(12, 3)]
 
 
 def test_a_finished_training_does_nothing_when_started_again(outputs: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -490,7 +514,7 @@ def test_an_outputs_path_with_braces(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_steps_are_those_of_the_optimizer_where_the_last_batches_of_an_epoch_are_fewer(outputs: Path) -> None:
     network = model(steps_per_execution=1 if keras.backend.backend() == "torch" else 3)
-    fit(PolyaxonCallback(), network=network, epochs=2)
+    fit(PolyaxonCallback(max_to_keep=2), network=network, epochs=2)
     assert files_in(outputs / "checkpoints" / "resume") == [state(4, 1), state(8, 2)]
     assert int(network.optimizer.iterations) == 8
 
@@ -683,11 +707,11 @@ def test_nan_does_not_push_out_the_newest_state_without_it(
 
     start(5, NaNAt())
     saved = CheckpointManager(outputs / "checkpoints" / "resume").checkpoints()
-    assert [(checkpoint.epoch, checkpoint.has_nan) for checkpoint in saved] == [(5, True), (4, True), (2, False)]
+    assert [(checkpoint.epoch, checkpoint.has_nan) for checkpoint in saved] == [(5, True), (2, False)]
     caplog.clear()
     start(6)
     assert (
-        f"To resume from the newest checkpoint without NaN, {saved[2].source}, move the newer ones away" in caplog.text
+        f"To resume from the newest checkpoint without NaN, {saved[1].source}, move the newer ones away" in caplog.text
     )
     for checkpoint in CheckpointManager(outputs / "checkpoints" / "resume").checkpoints()[:-1]:
         Path(checkpoint.path).unlink()

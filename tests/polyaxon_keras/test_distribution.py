@@ -32,7 +32,7 @@ def train(outputs: Path, how: str = "DataParallel", processes: int = 2, **enviro
             settings["COORDINATOR"] = f"127.0.0.1:{server.getsockname()[1]}"
     started = [
         forked.start(
-            "keras_on_tensorflow_data",
+            "keras",
             SCRIPT,
             RANK=str(rank),
             POLYAXON_RUN_OUTPUTS_PATH=str(outputs).replace("$RANK", str(rank)),
@@ -42,7 +42,7 @@ def train(outputs: Path, how: str = "DataParallel", processes: int = 2, **enviro
         for rank in range(processes)
     ]
     try:
-        printed = [process.communicate(timeout=180) for process in started]
+        printed = [process.communicate(timeout=300) for process in started]
     finally:
         for process in started:
             process.kill()

@@ -56,7 +56,7 @@ def main() -> None:
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        callbacks=[PolyaxonCallback()],
+        callbacks=[PolyaxonCallback(max_to_keep=2)],
     )
     model = Sharded()
     generator = torch.Generator().manual_seed(0)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import signal
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +25,13 @@ def trained(process: subprocess.CompletedProcess[str]) -> str:
     assert process.returncode == 0, process.stderr
     [line] = [line for line in process.stdout.splitlines() if line.startswith("trained")]
     return line
+
+
+@functools.cache
+def uninterrupted(kinds: str) -> str:
+    """Return what a training that nothing cuts off prints; several tests compare with it."""
+    with tempfile.TemporaryDirectory() as outputs:
+        return trained(train(Path(outputs), kinds))
 
 
 @pytest.mark.parametrize(
@@ -60,7 +69,7 @@ def test_within_an_epoch(tmp_path: Path, kinds: str, cut_off: dict[str, str], st
     assert process.returncode == status, process.stderr
     resumed = train(tmp_path / "cut off", kinds)
     assert f": epoch 1, step {4 if 'accumulate' in kinds else step}\n" in resumed.stderr
-    assert trained(resumed) == trained(train(tmp_path / "uninterrupted", kinds))
+    assert trained(resumed) == uninterrupted(kinds)
 
 
 @pytest.mark.parametrize(
@@ -81,7 +90,7 @@ def test_at_the_end_of_an_epoch(tmp_path: Path, kinds: str) -> None:
     assert process.returncode == -signal.SIGKILL, process.stderr
     resumed = train(tmp_path / "killed", kinds)
     assert ": epoch 2, step 20\n" in resumed.stderr
-    assert trained(resumed) == trained(train(tmp_path / "uninterrupted", kinds))
+    assert trained(resumed) == uninterrupted(kinds)
 
 
 def test_what_was_found_before_training_is_not_searched_for_again(tmp_path: Path) -> None:

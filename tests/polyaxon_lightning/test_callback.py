@@ -274,7 +274,6 @@ def test_resume_false_starts_from_scratch_and_its_states_are_the_newest_from_the
     fit(PolyaxonCallback(), max_epochs=3)
     assert fit(PolyaxonCallback(resume=False), max_epochs=4, limit_train_batches=1) == [0, 1, 2, 3]
     assert files_in(outputs / "checkpoints" / "resume") == [
-        "step=0000000003-epoch=3-start=2.ckpt",
         "step=0000000004-epoch=4-start=2.ckpt",
         "step=0000000012-epoch=3-start=1.ckpt",  # the newest of the training before stays
     ]
@@ -367,7 +366,8 @@ def test_a_second_fit_of_one_trainer_continues_in_memory(outputs: Path) -> None:
         def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
             seen.append(weight.abs().sum().item())
 
-    running = trainer(PolyaxonCallback(), ModelCheckpoint(save_last=True), epochs, First(), max_epochs=2)
+    polyaxon = PolyaxonCallback(max_to_keep=2)
+    running = trainer(polyaxon, ModelCheckpoint(save_last=True), epochs, First(), max_epochs=2)
     running.fit(model, data(), data())
     torch.nn.init.zeros_(weight)  # what the user does between two fits stays done
     running.fit_loop.max_epochs = 4
@@ -396,7 +396,7 @@ def test_the_users_checkpoint_io_is_kept(outputs: Path) -> None:
     running = trainer(PolyaxonCallback(), plugins=[mine], max_epochs=2)
     running.fit(Classifier(), data(), data())
     assert running.strategy.checkpoint_io is mine
-    assert len(files_in(outputs / "checkpoints" / "resume")) == 2
+    assert files_in(outputs / "checkpoints" / "resume")
     assert fit(PolyaxonCallback(), max_epochs=3) == [2]
 
 
@@ -475,6 +475,45 @@ def test_a_training_that_a_time_limit_ended_continues_at_the_next_start(outputs:
         steps += trained.trained
     assert steps == list(range(12))
     assert fit(PolyaxonCallback(), max_epochs=3) == []
+
+
+@pytest.mark.parametrize(
+    ("others", "options", "kept"),
+    [
+        pytest.param([], {"max_epochs": 3}, ["step=0000000012-epoch=3-start=1.ckpt"], id="all epochs"),
+        pytest.param([], {"max_steps": 6}, ["step=0000000006-epoch=1-start=1.ckpt"], id="all steps"),
+        pytest.param(
+            [EarlyStopping("val_loss", min_delta=1e9, patience=2)],
+            {"max_epochs": 9},
+            ["step=0000000012-epoch=3-start=1.ckpt"],
+            id="stopped early",
+        ),
+        pytest.param(
+            [Limit(8)],
+            {"max_epochs": 3},
+            ["step=0000000004-epoch=1-start=1.ckpt", "step=0000000008-epoch=2-start=1.ckpt"],
+            id="a time limit, so not ended",
+        ),
+    ],
+)
+def test_only_the_newest_state_of_a_training_that_has_ended_is_kept(
+    outputs: Path, others: list[Callback], options: dict[str, Any], kept: list[str]
+) -> None:
+    fit(PolyaxonCallback(), *others, **options)
+    assert files_in(outputs / "checkpoints" / "resume") == kept
+
+
+def test_states_of_every_second_epoch_are_kept_for_good(outputs: Path) -> None:
+    fit(PolyaxonCallback(keep_every_n_epochs=2), max_epochs=5)
+    saved = CheckpointManager(outputs / "checkpoints" / "resume").checkpoints()
+    assert [checkpoint.epoch for checkpoint in saved] == [5, 4, 2]
+
+
+def test_a_second_state_of_a_training_that_has_ended_is_removed_at_the_next_start(outputs: Path) -> None:
+    """As after a kill between the last save and the end of `fit`."""
+    fit(PolyaxonCallback(max_to_keep=2), max_epochs=2)
+    assert fit(PolyaxonCallback(), max_epochs=2) == []
+    assert files_in(outputs / "checkpoints" / "resume") == ["step=0000000008-epoch=2-start=1.ckpt"]
 
 
 # Mistakes
@@ -589,7 +628,7 @@ def test_another_optimizer_is_refused_where_lightning_would_fail_while_training(
 
 
 def test_only_damaged_states_left(outputs: Path) -> None:
-    fit(PolyaxonCallback(), max_epochs=2)
+    fit(PolyaxonCallback(max_to_keep=2), max_epochs=2)
     saved = sorted((outputs / "checkpoints" / "resume").iterdir(), reverse=True)
     for path in saved:
         path.write_bytes(b"")
@@ -753,13 +792,13 @@ def test_nan_does_not_push_out_the_newest_state_without_it(
 ) -> None:
     fit(PolyaxonCallback(background=background), NaNAt(8), max_epochs=5)
     saved = CheckpointManager(outputs / "checkpoints" / "resume").checkpoints()
-    assert [(checkpoint.epoch, checkpoint.has_nan) for checkpoint in saved] == [(5, True), (4, True), (2, False)]
+    assert [(checkpoint.epoch, checkpoint.has_nan) for checkpoint in saved] == [(5, True), (2, False)]
     warning = "The weights after step 12 hold NaN"
     assert [message[: len(warning)] for message in caplog.messages if "NaN" in message] == [warning]
     caplog.clear()
     assert fit(PolyaxonCallback(resume=True), max_epochs=6) == [5]
     assert (
-        f"To resume from the newest checkpoint without NaN, {saved[2].source}, move the newer ones away" in caplog.text
+        f"To resume from the newest checkpoint without NaN, {saved[1].source}, move the newer ones away" in caplog.text
     )
     for checkpoint in CheckpointManager(outputs / "checkpoints" / "resume").checkpoints()[:-1]:
         Path(checkpoint.path).unlink()

@@ -299,7 +299,7 @@ def test_next_to_the_callback_of_traceml(tmp_path: Path) -> None:
             capture_output=True,
             text=True,
             check=False,
-            timeout=120,
+            timeout=300,
         )
         for more in ({"DIE_AT_STEP": "9"}, {})
     )

@@ -122,6 +122,22 @@ def test_of_what_slurms_requeue_saved_and_the_training_state_the_newer_counts_an
         assert passed_over == [f"Resuming from {newest}, of step 10: {requeued}, of step 9, is passed over"]
 
 
+@pytest.mark.usefixtures("slurm")
+def test_in_a_job_of_slurm_lightning_keeps_the_signal_that_requeues(outputs: Path) -> None:
+    handlers = {}
+
+    def look(trainer: Trainer) -> None:
+        for number in (signal.SIGUSR1, signal.SIGUSR2):
+            handlers[number] = (
+                type(signal.getsignal(number)).__module__,
+                getattr(signal.getsignal(number), "__module__", None),
+            )
+
+    fit(At(2, look), max_epochs=1)
+    assert "signal_connector" in handlers[signal.SIGUSR1][0]
+    assert handlers[signal.SIGUSR2][1] == "polyaxon_tracking.training.preemption"
+
+
 def loader(rows: int) -> Any:
     x = torch.randn(rows, 4)
     return StatefulDataLoader(TensorDataset(x, (x.sum(1) > 0).long()), batch_size=16, shuffle=True)

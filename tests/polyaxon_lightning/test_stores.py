@@ -236,6 +236,6 @@ def test_a_password_in_the_url_of_the_outputs_is_used_by_lightning_too_and_is_in
     assert f"Resuming from {place}/resume/step=0000000004" in caplog.text
     assert checkpoint.best_model_path == f"{place}/epoch=1-step=8.ckpt"
     contents = [path.read_bytes() for path in directory.rglob("*.ckpt")]
-    assert len(contents) == 4
+    assert len(contents) == 3
     assert not [content for content in contents if b"cr3t" in content or b"alice" in content]
     assert "cr3t" not in caplog.text

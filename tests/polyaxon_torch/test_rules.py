@@ -245,6 +245,37 @@ def test_a_loop_that_was_left_trains_nothing(outputs: Path, caplog: pytest.LogCa
     assert train(made(1), epochs=10).epoch == 10
 
 
+@pytest.mark.parametrize(
+    ("stop", "options", "kept"),
+    [
+        pytest.param(None, {}, [3], id="all epochs"),
+        pytest.param(2, {}, [2], id="left with break"),
+        pytest.param(None, {"max_to_keep": 2}, [2, 3], id="as many as the script says"),
+    ],
+)
+def test_only_the_newest_state_of_a_training_that_has_ended_is_kept(
+    outputs: Path, stop: int | None, options: dict[str, Any], kept: list[int]
+) -> None:
+    train(made(), epochs=3, at_epoch_end=lambda training: training.epoch + 1 == stop, **options)
+    saved = CheckpointManager(outputs / "checkpoints" / "resume").checkpoints()
+    assert sorted(checkpoint.epoch for checkpoint in saved) == kept
+
+
+def test_states_of_every_second_epoch_are_kept_for_good(outputs: Path) -> None:
+    train(made(), epochs=5, keep_every_n_epochs=2)
+    saved = CheckpointManager(outputs / "checkpoints" / "resume").checkpoints()
+    assert [checkpoint.epoch for checkpoint in saved] == [5, 4, 2]
+
+
+def test_a_script_that_only_evaluates_keeps_both_states(outputs: Path) -> None:
+    with pytest.raises(RuntimeError, match="mine"):
+        train(made(), epochs=3, at_batch=fail_at(2 * BATCHES + 1))
+    forget_trainings()
+    with TrainingLoop(**made()) as training:
+        assert training.epoch == 2
+    assert len(CheckpointManager(outputs / "checkpoints" / "resume").checkpoints()) == 2
+
+
 def test_an_epoch_whose_batches_the_script_left(outputs: Path) -> None:
     objects = made()
     with TrainingLoop(**objects) as training:
@@ -348,7 +379,7 @@ def test_nan_does_not_push_out_the_newest_state_without_it(outputs: Path, caplog
     objects = made()
     train(objects, epochs=5, at_epoch_end=make_nan)
     saved = CheckpointManager(outputs / "checkpoints" / "resume").checkpoints()
-    assert [(checkpoint.epoch, checkpoint.has_nan) for checkpoint in saved] == [(5, True), (4, True), (2, False)]
+    assert [(checkpoint.epoch, checkpoint.has_nan) for checkpoint in saved] == [(5, True), (2, False)]
     assert "hold NaN" in caplog.text
 
 

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import signal
+import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from training_scripts import SCRIPTS, TORCHRUN, flip_a_bit, newest, newest_position, train, train_ranks, trained
+
+if TYPE_CHECKING:
+    import subprocess
 
 STEPS_AN_EPOCH = 8
 RANKS = [*TORCHRUN, str(SCRIPTS["torch"])]
@@ -29,11 +35,18 @@ def rows_of(stdout: str) -> list[str]:
     return [line for line in stdout.splitlines() if line.startswith("epoch ")]
 
 
+@functools.cache
+def whole(**settings: str) -> subprocess.CompletedProcess[str]:
+    """Train without an interruption; several tests compare with it."""
+    with tempfile.TemporaryDirectory() as outputs:
+        return train("torch", outputs, **settings)
+
+
 @pytest.mark.parametrize("loop", LOOPS)
 @pytest.mark.parametrize("step", [8, 13])
 def test_a_killed_loop_ends_with_the_weights_of_an_uninterrupted_one(tmp_path: Path, loop: str, step: int) -> None:
     settings = {"EVERY": "3", **LOOPS[loop]}
-    uninterrupted = train("torch", tmp_path / "whole", **settings)
+    uninterrupted = whole(**settings)
     killed = train("torch", tmp_path / "killed", **settings, DIE_AT_BATCH=str(step))
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     resumed = train("torch", tmp_path / "killed", **settings)
@@ -44,7 +57,7 @@ def test_a_killed_loop_ends_with_the_weights_of_an_uninterrupted_one(tmp_path: P
 
 
 def test_a_loop_without_saves_within_epochs_resumes_at_the_end_of_the_last_epoch(tmp_path: Path) -> None:
-    uninterrupted = train("torch", tmp_path / "whole")
+    uninterrupted = whole()
     train("torch", tmp_path / "killed", DIE_AT_BATCH="13")
     assert newest_position(tmp_path / "killed") == (8, 1)
     resumed = train("torch", tmp_path / "killed")
@@ -56,7 +69,7 @@ def test_a_loop_without_saves_within_epochs_resumes_at_the_end_of_the_last_epoch
 def test_accumulated_gradients_are_never_saved_half(tmp_path: Path, set_up: str) -> None:
     """A step is four batches: 2 steps an epoch. The kill comes within a step."""
     settings = {"ACCUMULATE": "4", "EVERY": "1", "SETUP": set_up}
-    uninterrupted = train("torch", tmp_path / "whole", **settings)
+    uninterrupted = whole(**settings)
     train("torch", tmp_path / "killed", **settings, DIE_AT_BATCH="14")
     assert newest_position(tmp_path / "killed") == (3, 1)
     resumed = train("torch", tmp_path / "killed", **settings)
@@ -66,16 +79,16 @@ def test_accumulated_gradients_are_never_saved_half(tmp_path: Path, set_up: str)
 
 def test_a_signal_while_gradients_are_accumulated_waits_for_the_step(tmp_path: Path) -> None:
     settings = {"ACCUMULATE": "4"}
-    uninterrupted = train("torch", tmp_path / "whole", **settings)
+    uninterrupted = whole(**settings)
     ended = train("torch", tmp_path / "ended", **settings, DIE_AT_BATCH="13", SIGNAL="SIGTERM")
     assert ended.returncode == 143, ended.stderr
     assert "Saved step 4 after SIGTERM" in ended.stderr
     assert trained(train("torch", tmp_path / "ended", **settings)) == trained(uninterrupted)
 
 
-@pytest.mark.parametrize(("name", "status"), [("SIGTERM", 143), ("SIGINT", -signal.SIGINT)])
+@pytest.mark.parametrize(("name", "status"), [("SIGTERM", 143), ("SIGINT", -signal.SIGINT), ("SIGUSR1", 138)])
 def test_a_signal_ends_the_batch_and_saves(tmp_path: Path, name: str, status: int) -> None:
-    uninterrupted = train("torch", tmp_path / "whole")
+    uninterrupted = whole()
     ended = train("torch", tmp_path / "ended", DIE_AT_BATCH="10", SIGNAL=name)
     assert ended.returncode == status, ended.stderr
     assert f"Received {name}: training ends after this batch and is saved" in ended.stderr
@@ -88,7 +101,7 @@ def test_a_signal_ends_the_batch_and_saves(tmp_path: Path, name: str, status: in
 
 def test_an_exception_in_a_batch_saves_the_steps_before_it(tmp_path: Path) -> None:
     settings = {"NO_BATCH_NORM": "1"}
-    uninterrupted = train("torch", tmp_path / "whole", **settings)
+    uninterrupted = whole(**settings)
     failed = train("torch", tmp_path / "failed", **settings, RAISE_AT_BATCH="10")
     assert failed.returncode == 1
     assert failed.stderr.endswith("RuntimeError: mine\n")
@@ -99,7 +112,7 @@ def test_an_exception_in_a_batch_saves_the_steps_before_it(tmp_path: Path) -> No
 
 
 def test_an_exception_after_the_step_of_a_batch_is_not_saved_half(tmp_path: Path) -> None:
-    uninterrupted = train("torch", tmp_path / "whole")
+    uninterrupted = whole()
     failed = train("torch", tmp_path / "failed", RAISE_AFTER_BATCH="11")
     assert failed.returncode == 1
     assert newest_position(tmp_path / "failed") == (8, 1)
@@ -107,7 +120,7 @@ def test_an_exception_after_the_step_of_a_batch_is_not_saved_half(tmp_path: Path
 
 
 def test_a_full_disk_leaves_the_previous_state_and_is_raised(tmp_path: Path) -> None:
-    uninterrupted = train("torch", tmp_path / "whole")
+    uninterrupted = whole()
     failed = train("torch", tmp_path / "failed", NO_ROOM_AT_BATCH="10")
     assert failed.returncode == 1
     assert "File too large" in failed.stderr
@@ -116,7 +129,7 @@ def test_a_full_disk_leaves_the_previous_state_and_is_raised(tmp_path: Path) -> 
 
 
 def test_a_flipped_bit_resumes_from_the_previous_state(tmp_path: Path) -> None:
-    uninterrupted = train("torch", tmp_path / "whole")
+    uninterrupted = whole()
     train("torch", tmp_path / "killed", DIE_AT_BATCH="17")
     flip_a_bit(Path(newest(tmp_path / "killed").path))
     resumed = train("torch", tmp_path / "killed")

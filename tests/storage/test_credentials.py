@@ -115,7 +115,7 @@ def train(**environment: str) -> subprocess.CompletedProcess[str]:
     hidden = ("AWS_", "AZURE_", "FSSPEC_")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(hidden)}
     return subprocess.run(
-        [sys.executable, "-c", TRAIN], env=kept | environment, capture_output=True, text=True, check=False, timeout=120
+        [sys.executable, "-c", TRAIN], env=kept | environment, capture_output=True, text=True, check=False, timeout=300
     )
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from polyaxon_tracking import CheckpointManager, atomic_write, checkpoints
+from polyaxon_tracking.storage.shared_copies import remove_unused
 from polyaxon_tracking.training import Run
 
 if TYPE_CHECKING:
@@ -288,3 +289,49 @@ def test_what_a_killed_save_left_goes_at_the_next_start(outputs: Path) -> None:
         assert os.path.exists(living)
     assert [path for path in litter if path.exists()] == []
     assert hidden(outputs) == []
+
+
+@pytest.mark.parametrize("removals", [0, 1, 2, 3])
+def test_what_a_kill_in_the_removal_of_a_staging_directory_left_goes_with_the_next_save(
+    tmp_path: Path, removals: int
+) -> None:
+    code = f"""
+import os, pathlib, signal, sys
+from polyaxon_tracking.storage.locks import StagingDirectory
+left = {removals}
+def kill(event, arguments):
+    global left
+    if event in ("os.remove", "os.rmdir"):
+        if not left:
+            os.kill(os.getpid(), signal.SIGKILL)
+        left -= 1
+with StagingDirectory(sys.argv[1]) as staged:
+    pathlib.Path(staged, "best.keras").write_text("weights")
+    pathlib.Path(staged, "parts").mkdir()
+    sys.addaudithook(kill)
+"""
+    killed = subprocess.run([sys.executable, "-c", code, tmp_path], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert len(list(tmp_path.iterdir())) == 1
+    with atomic_write(tmp_path / "next") as staged:
+        Path(staged).write_text("content")
+    assert [path.name for path in tmp_path.iterdir()] == ["next"]
+
+
+def test_what_a_kill_in_the_removal_of_a_copy_left_is_removed_later(tmp_path: Path) -> None:
+    code = """
+import os, pathlib, signal, sys
+from polyaxon_tracking.storage.shared_copies import hold, remove_unused
+file = pathlib.Path(sys.argv[1], "files", "1.bin")
+def fill():
+    file.parent.mkdir()
+    file.write_text("content")
+os.close(hold(sys.argv[1], file.exists, fill, "s3://bucket/1.bin"))
+sys.addaudithook(lambda event, _: event == "os.rmdir" and os.kill(os.getpid(), signal.SIGKILL))
+remove_unused(sys.argv[1])
+"""
+    copy = tmp_path / "copy"
+    assert subprocess.run([sys.executable, "-c", code, copy], check=False).returncode == -signal.SIGKILL
+    assert copy.exists()
+    assert remove_unused(str(copy))
+    assert not copy.exists()

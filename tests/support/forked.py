@@ -22,11 +22,12 @@ import time
 from pathlib import Path
 from typing import IO
 
+# With what they import when training starts: Keras asks whether its data is TensorFlow's, and Lightning imports the
+# drivers of all stores.
 FRAMEWORKS = {
-    "keras": ["keras", "h5py"],
-    "keras_on_tensorflow_data": ["keras", "h5py", "tensorflow"],
+    "keras": ["keras", "h5py", "tensorflow"],
     "torch": ["torch", "torch.distributed", "torchdata.stateful_dataloader"],
-    "lightning": ["lightning.pytorch", "torchdata.stateful_dataloader"],
+    "lightning": ["lightning.pytorch", "torchdata.stateful_dataloader", "adlfs", "gcsfs", "s3fs"],
     "transformers": ["transformers.trainer", "transformers.models.bert.modeling_bert"],
 }
 FRAMEWORKS["all"] = [*FRAMEWORKS["keras"], *FRAMEWORKS["lightning"], *FRAMEWORKS["transformers"]]
@@ -106,6 +107,7 @@ def _server(framework: str, keras_backend: str) -> socket.socket:
     environment = os.environ | {
         "KERAS_BACKEND": keras_backend,
         "OPENBLAS_NUM_THREADS": "1",  # it would start the others when NumPy is imported
+        "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",  # read at import; see servers.py
     }
     server = subprocess.Popen(
         [sys.executable, "-W", "ignore", SERVER, str(its.fileno()), *FRAMEWORKS[framework]],

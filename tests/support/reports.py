@@ -39,7 +39,7 @@ def on_a_terminal(*arguments: str, **environment: str) -> str:
     except OSError:  # the end, as Linux tells it
         pass
     os.close(master)
-    process.wait(timeout=60)
+    process.wait(timeout=300)
     return printed.decode()
 
 

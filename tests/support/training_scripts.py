@@ -76,7 +76,7 @@ def wait_for_ranks(process: subprocess.Popen[str]) -> Ended:
         subprocess.TimeoutExpired: the command hung.
     """
     try:
-        stdout, stderr = process.communicate(timeout=120)
+        stdout, stderr = process.communicate(timeout=300)
     except subprocess.TimeoutExpired:
         # The workers of torchrun have their own sessions, and keep the pipes open.
         workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 from polyaxon_tracking.training import available_memory, memory
@@ -64,6 +65,17 @@ def test_version_1_in_a_container_that_does_not_see_its_own_path(tmp_path: Path)
     assert memory._of_cgroups(str(tmp_path / "membership"), str(tmp_path / "cgroup")) == GIB
 
 
-def test_a_system_that_reports_nothing_has_no_limit(tmp_path: Path) -> None:
+def test_a_system_without_control_groups_has_no_limit_of_them(tmp_path: Path) -> None:
     nothing = str(tmp_path / "nothing")
-    assert memory._of_machine(nothing) == memory._of_cgroups(nothing, nothing) == sys.maxsize
+    assert memory._of_cgroups(nothing, nothing) == sys.maxsize
+
+
+def test_a_machine_without_meminfo_has_what_psutil_says_or_else_half_of_what_was_never_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    total = psutil.virtual_memory().total
+    used = psutil.Process().memory_info().rss
+    assert 0 < memory._half_of_unused() < (total - used // 2) // 2
+    assert 0 < memory._of_machine(str(tmp_path / "nothing")) < total
+    monkeypatch.setitem(sys.modules, "psutil", None)  # as where psutil is not installed
+    assert memory._of_machine(str(tmp_path / "nothing")) == memory._half_of_unused()

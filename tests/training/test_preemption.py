@@ -36,11 +36,18 @@ def end(number: signal.Signals, *arguments: str, times: int = 1) -> tuple[int, l
         time.sleep(0.5)  # into the loop
         process.send_signal(number)
     lines = process.stdout.read().splitlines()
-    return process.wait(timeout=30), lines
+    return process.wait(timeout=300), lines
 
 
 @pytest.mark.parametrize(
-    ("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, -signal.SIGINT)], ids=["SIGTERM", "Ctrl-C"]
+    ("number", "status"),
+    [
+        pytest.param(signal.SIGTERM, 143, id="SIGTERM"),
+        pytest.param(signal.SIGINT, -signal.SIGINT, id="Ctrl-C"),
+        pytest.param(signal.SIGUSR1, 138, id="SIGUSR1, as of Slurm's --signal"),
+        pytest.param(signal.SIGUSR2, 140, id="SIGUSR2"),
+        pytest.param(signal.SIGXCPU, 152, id="SIGXCPU, as at a limit of CPU time"),
+    ],
 )
 def test_the_first_is_a_request(number: signal.Signals, status: int) -> None:
     assert end(number, "0.01") == (status, ["saved"])
@@ -49,6 +56,40 @@ def test_the_first_is_a_request(number: signal.Signals, status: int) -> None:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "Ctrl-C"])
 def test_the_second_ends_at_once(number: signal.Signals) -> None:
     assert end(number, "60", times=2) == (-number, [])
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+def test_a_signal_to_the_process_and_to_its_group_is_one(number: signal.Signals) -> None:
+    """As `timeout` sends it."""
+    code = f"""
+import os
+from polyaxon_tracking import PreemptionHandler
+with PreemptionHandler() as preemption:
+    os.kill(os.getpid(), {int(number)})
+    os.kill(os.getpid(), {int(number)})
+    print("saved", flush=True)
+"""
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert process.stdout == "saved\n"
+    assert process.returncode == (-2 if number == signal.SIGINT else 128 + number), process.stderr
+
+
+def test_a_limit_of_cpu_time_leaves_the_time_to_save() -> None:
+    """The kernel sends SIGXCPU again after each second that the save takes."""
+    code = """
+import resource, time
+from polyaxon_tracking import PreemptionHandler
+resource.setrlimit(resource.RLIMIT_CPU, (1, 60))
+with PreemptionHandler() as preemption:
+    while not preemption.requested:
+        pass
+    began = time.process_time()
+    while time.process_time() < began + 2.5:
+        pass
+    print("saved", flush=True)
+"""
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (process.returncode, process.stdout) == (152, "saved\n"), process.stderr
 
 
 NOBODY_LOOKS = """
@@ -84,11 +125,37 @@ def test_a_handler_that_was_there_runs() -> None:
 
 
 def test_the_handlers_that_were_there_come_back() -> None:
-    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    numbers = signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU
+    before = [*map(signal.getsignal, numbers)]
     with PreemptionHandler() as preemption:
-        assert signal.getsignal(signal.SIGTERM) != before[0]
+        assert not set(map(signal.getsignal, numbers)) & set(before)
         assert preemption.requested is None
-    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
+    assert [*map(signal.getsignal, numbers)] == before
+
+
+HANDLED = {
+    "by the user": "signal.signal(signal.SIGUSR1, lambda *_: print('handled', flush=True))",
+    "by the user, ignored": "signal.signal(signal.SIGUSR1, signal.SIG_IGN); print('handled', flush=True)",
+    "by a handler that Python does not know": "faulthandler.register(signal.SIGUSR1, sys.stdout); sys.stdout.flush()",
+}
+
+
+@pytest.mark.parametrize("handler", HANDLED)
+def test_a_signal_that_something_else_handles_is_no_request(handler: str) -> None:
+    code = f"""
+import faulthandler, os, signal, sys
+from polyaxon_tracking import PreemptionHandler
+{HANDLED[handler]}
+with PreemptionHandler() as preemption:
+    os.kill(os.getpid(), signal.SIGUSR1)
+    assert preemption.requested is None
+print("to the end", flush=True)
+"""
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stderr
+    handled, *_, last = process.stdout.splitlines()
+    assert "most recent call first" in handled or handled == "handled"
+    assert last == "to the end"
 
 
 def test_where_training_is_over_the_signal_does_what_it_did() -> None:
@@ -140,7 +207,7 @@ first.install()
 }
 
 TRAINING = """
-import os, signal, sys
+import os, signal, sys, time
 from polyaxon_tracking import PreemptionHandler
 number = signal.Signals[sys.argv[1]]
 {}
@@ -148,6 +215,7 @@ with PreemptionHandler() as second:
     os.kill(os.getpid(), number)
     print("requested", second.requested == number, flush=True)
     if "twice" in sys.argv:
+        time.sleep(0.2)  # within 0.1 s it would be the same request
         os.kill(os.getpid(), number)
         print("continued", flush=True)
     second.exit()
@@ -158,7 +226,7 @@ with PreemptionHandler() as second:
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, -signal.SIGINT)])
 def test_one_of_another_training_does_not_end_this(earlier: str, number: signal.Signals, status: int) -> None:
     command = [sys.executable, "-c", TRAINING.format(EARLIER[earlier]), number.name]
-    process = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
+    process = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert (process.returncode, process.stdout) == (status, "requested True\n"), process.stderr
-    process = subprocess.run([*command, "twice"], capture_output=True, text=True, check=False, timeout=30)
+    process = subprocess.run([*command, "twice"], capture_output=True, text=True, check=False, timeout=300)
     assert (process.returncode, process.stdout) == (-number, "requested True\n"), process.stderr

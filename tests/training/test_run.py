@@ -180,10 +180,9 @@ def test_datasets_off_the_cluster_are_where_the_mapping_says(tmp_path: Path) -> 
 
 
 def test_datasets_on_the_cluster_are_where_the_run_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(DATA, json.dumps({"digits": str(tmp_path), "faces": "s3://faces"}))
-    run = Run(datasets={"digits": "not/used", "faces": "not/used"})
+    monkeypatch.setenv(DATA, json.dumps({"digits": str(tmp_path)}))
+    run = Run(datasets={"digits": "not/used"})
     assert run.data_path("digits") == str(tmp_path)
-    assert run.data_path("faces") == "s3://faces"
     assert Run(datasets=["digits"]).data_path("digits") == str(tmp_path)
 
 
@@ -203,6 +202,27 @@ def test_a_local_dataset_that_is_not_there() -> None:
         "The dataset 'digits' is expected at 'data/digits', according to `datasets=`, and there is nothing. Correct the path, or "
         "put the data there."
     )
+
+
+def test_a_dataset_that_is_a_file_where_a_directory_is_expected(tmp_path: Path) -> None:
+    (tmp_path / "digits").write_text("0,1")
+    for path in (f"{tmp_path}/digits/", f"{tmp_path}/digits/train"):
+        assert message(datasets={"digits": path}) == (
+            f"The dataset 'digits' is expected at '{path}', according to `datasets=`, and '{tmp_path}/digits' is a file, not a "
+            f"directory. Correct the path."
+        )
+
+
+def test_an_empty_dataset_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    Run(datasets={name: tmp_path / name for name in ("file", "empty", "full")})
+    assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [
+        f"The dataset 'file' is empty: '{tmp_path}/file'",
+        f"The dataset 'empty' is empty: '{tmp_path}/empty'",
+    ]
 
 
 def test_a_dataset_on_a_mount_whose_server_is_gone(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import pytest
 
 from polyaxon_tracking import TrackingError
-from polyaxon_tracking.training import Action, Flags, ProcessGroup, Run, SaveOptions, TrainingSession
+from polyaxon_tracking.training import Action, Flags, ProcessGroup, Run, SaveOptions, TrainingSession, messages
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -34,12 +34,12 @@ class Training:
         self.run = Run(resume=True)
         self.model = Model() if model is None else model
         self.options = SaveOptions(**options)
-        self.session = TrainingSession(
-            self.run, self.run.checkpoint_manager(self.model), self.options, process_group or ProcessGroup()
-        )
+        checkpoints = self.run.checkpoint_manager(self.model, options=self.options)
+        self.session = TrainingSession(self.run, checkpoints, self.options, process_group or ProcessGroup())
         self.step = 0
         self.attempts: list[int] = []
         self.problem: OSError | None = None
+        self.seconds_per_write = 0.0
 
     def save(self) -> None:
         step = self.step
@@ -55,6 +55,7 @@ class Training:
     def write(self, step: int) -> None:
         if self.problem is not None:
             raise self.problem
+        time.sleep(self.seconds_per_write)
         with self.session.checkpoints.save(step) as path:
             Path(path).write_text(f"step {step}")
 
@@ -251,8 +252,31 @@ def test_a_signal_after_the_last_batch_ends_the_run_when_training_has_finished(b
     training.end_batch(1)
     os.kill(os.getpid(), signal.SIGTERM)
     with pytest.raises(SystemExit, match="143"):
-        training.session.finish()
+        training.session.finish(has_ended=True)
     assert training.saved == [1]
+
+
+def test_an_automatic_save_comes_by_the_clock(begun: Callable[..., Training]) -> None:
+    training = begun(every_n_train_steps="auto")
+    training.end_batch(1)
+    training.session._schedule.saved_at -= 31
+    for step in (2, 3, 4):
+        training.end_batch(step)
+    assert training.saved == [2]
+
+
+@foreground_and_background
+def test_a_save_that_takes_longer_than_a_grace_period_is_said_at_the_next(
+    begun: Callable[..., Training], background: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(messages, "_GRACE_PERIOD", 0.2)
+    training = begun(every_n_train_steps=1, background=background)
+    for step in (1, 2, 3, 4):
+        training.seconds_per_write = 0.3 if step == 2 else 0.0
+        training.end_batch(step)
+        training.session.writer.wait()
+        said = [message for message in caplog.messages if "longer than the grace period" in message]
+        assert len(said) == (step > 2), step
 
 
 # An exception
@@ -377,9 +401,27 @@ def test_the_next_training_has_its_own_checkpoints_only_after_the_end(begun: Cal
     failed.session.save_after_exception(ValueError(), 0, failed.save)
     again = begun(model=model)
     assert again.session.checkpoints.directory == failed.session.checkpoints.directory
-    again.session.finish()
+    again.session.finish(has_ended=True)
     following = begun(model=model)
     assert following.session.checkpoints.directory == f"{failed.session.checkpoints.directory}-2"
+
+
+@pytest.mark.parametrize(
+    ("has_ended", "options", "kept"),
+    [
+        pytest.param(True, {}, [4], id="ended"),
+        pytest.param(False, {}, [4, 3], id="a time limit"),
+        pytest.param(True, {"max_to_keep": 3}, [4, 3, 2], id="as many as the user says"),
+    ],
+)
+def test_only_the_newest_state_of_a_training_that_has_ended_is_kept(
+    begun: Callable[..., Training], has_ended: bool, options: dict[str, Any], kept: list[int]
+) -> None:
+    training = begun(every_n_train_steps=1, **options)
+    for step in (1, 2, 3, 4):
+        training.end_batch(step)
+    training.session.finish(has_ended=has_ended)
+    assert [checkpoint.step for checkpoint in training.session.checkpoints.checkpoints()] == kept
 
 
 def test_a_training_whose_last_write_fails_has_not_finished(begun: Callable[..., Training]) -> None:
@@ -388,7 +430,7 @@ def test_a_training_whose_last_write_fails_has_not_finished(begun: Callable[...,
     training.problem = full_disk
     training.end_batch(1)
     with pytest.raises(OSError, match="No space left"):
-        training.session.finish()
+        training.session.finish(has_ended=True)
     assert begun(model=model).session.checkpoints.directory == training.session.checkpoints.directory
 
 
@@ -399,7 +441,7 @@ class Meeting:
     """Where the ranks exchange values."""
 
     def __init__(self) -> None:
-        self.barrier = threading.Barrier(2, timeout=30)
+        self.barrier = threading.Barrier(2, timeout=300)
         self.values: list[Any] = [None, None]
 
     def exchange(self, rank: int, value: _T) -> list[_T]:
@@ -447,7 +489,7 @@ def on_both_ranks(train: Callable[[Training], Any], **options: Any) -> list[Any]
 def test_both_ranks_save_at_the_same_batch_by_the_clock_of_the_first(outputs: Path) -> None:
     def train(training: Training) -> list[Action]:
         if not training.session.is_writer:
-            training.session._saved_at -= 3600  # another clock
+            training.session._schedule.saved_at -= 3600  # another clock
         return [training.end_batch(step) for step in (1, 2, 3)]
 
     assert on_both_ranks(train, train_time_interval=timedelta(minutes=1)) == [[Action.NOTHING] * 3] * 2

@@ -47,7 +47,7 @@ def started(script: str = SCRIPT, variables: dict[str, str] | None = None) -> An
 
 
 def printed(process: Any) -> list[str]:
-    text = process.communicate(timeout=120)[0]
+    text = process.communicate(timeout=300)[0]
     assert process.returncode == 0
     return sorted(text.splitlines())
 

@@ -12,6 +12,7 @@ from polyaxon_tracking import (
     Checkpoint,
     CheckpointManager,
     PreemptionHandler,
+    StepLoop,
     TrackingError,
     atomic_write,
     cached_path,
@@ -54,6 +55,10 @@ assert_type(checkpoints.checkpoints(), list[Checkpoint])
 assert_type(next(checkpoints.iter_intact()), Checkpoint)
 with atomic_write("model.txt") as staged:
     Path(staged).write_text("weights", encoding="utf-8")
+with StepLoop(print, print, suffix=".npz", every_n_train_steps=10) as training:
+    for step in training.steps(100):
+        assert_type(step, int)
+assert_type((training.step, training.outputs_path, training.data_path("digits")), tuple[int, str, str])
 with PreemptionHandler() as preemption:
     if preemption.requested is not None:
         assert_type(preemption.requested, Signals)

@@ -37,6 +37,7 @@ keras = polyaxon_keras.PolyaxonCallback(
     monitor="val_loss",
     save_best_only=True,
     save_freq=100,
+    every_n_train_steps="auto",
     datasets=["digits"],
     restore=[],
     train_time_interval=timedelta(minutes=10),

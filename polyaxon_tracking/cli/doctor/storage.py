@@ -25,7 +25,8 @@ from polyaxon_tracking.environment import (
 from polyaxon_tracking.errors import TrackingError
 from polyaxon_tracking.redaction import mask_secrets
 from polyaxon_tracking.storage.credentials import locate
-from polyaxon_tracking.storage.disk import free_bytes
+from polyaxon_tracking.storage.dataset_cache import DATA_CACHE, cache_directory
+from polyaxon_tracking.storage.disk import free_bytes, is_empty
 from polyaxon_tracking.storage.probe import IN_PLACE, READ_RIGHT, WRITABLE, try_saving, what_to_do
 from polyaxon_tracking.training.versions import LOCAL_OUTPUTS
 from polyaxon_tracking.urls import is_url, local_path
@@ -60,6 +61,8 @@ def paths() -> Iterator[Row]:
         data = {}
     for name, path in data.items():
         yield _check_reading(f"data {displayed(name)}", path, DATA_PATHS, ERROR)
+    if any(map(is_url, data.values())):
+        yield from _check_data_cache()
     try:
         references = get_outputs_refs_paths() or {}
     except TrackingError:
@@ -69,6 +72,18 @@ def paths() -> Iterator[Row]:
             # A reference to a resumed run can name a directory that was never written.
             yield _check_reading(f"{kind} {number}", path, REFS_OUTPUTS_PATHS, WARNING)
     yield from _check_temporary_directory(remote=remote)
+
+
+def _check_data_cache() -> Iterator[Row]:
+    """Check the directory for local copies of datasets."""
+    try:
+        directory = cache_directory()
+    except TrackingError as error:
+        yield Row(_GROUP, "data cache", ERROR, "no", DATA_CACHE, str(error))
+        return
+    yield Row(_GROUP, "data cache", INFO, displayed(directory), "local copies of datasets go there")
+    other = f"Set {DATA_CACHE} to a directory on a larger disk, or remove copies: polyaxon-tracking datasets --clear."
+    yield _check_free_space("data cache", directory, other)
 
 
 def _check_temporary_directory(*, remote: bool) -> Iterator[Row]:
@@ -195,6 +210,9 @@ def _check_reading(name: str, path: str, source: str, missing: str) -> Row:
         advice = what_to_do(error, otherwise=READ_RIGHT) if isinstance(error, OSError) else READ_RIGHT
         advice += ", or correct the path."
         return Row(_GROUP, name, ERROR, f"{where}: {getattr(error, 'strerror', error)}", source, advice)
+    if source == DATA_PATHS and is_empty(local):
+        advice = "Correct the path, or put the data there."
+        return Row(_GROUP, name, WARNING, f"{where}: is empty", source, advice)
     writable = "writable" if os.access(local, os.W_OK) else "read-only"
     free = readable_size(free_bytes(local))
     return Row(_GROUP, name, OK, f"{where}: can be read, {writable}, {free} free", source)

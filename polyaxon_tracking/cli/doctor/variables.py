@@ -29,6 +29,7 @@ from polyaxon_tracking.environment import (
 from polyaxon_tracking.errors import TrackingError
 from polyaxon_tracking.redaction import shown
 from polyaxon_tracking.storage.credentials import ACCESS_KEYS, access_keys, locate, variable_shown
+from polyaxon_tracking.storage.dataset_cache import DATA_CACHE
 from polyaxon_tracking.urls import is_url
 
 if TYPE_CHECKING:
@@ -56,6 +57,8 @@ _NOT_MISSPELT = "UI_OFFLINE"
 
 _PREFIXES = ("POLYAXON_", "POLYSTORES_")
 
+_KNOWN = (*VARIABLES, ACCESS_KEYS, DATA_CACHE)
+
 # Prefixes of the store drivers' variables. Only their names are reported, because their values may be secrets.
 _OF_DRIVERS = ("AWS_", "AZURE_", "GOOGLE_", "STORAGE_EMULATOR_", "FSSPEC_", "GCSFS_")
 
@@ -65,7 +68,7 @@ def variables() -> Iterator[Row]:
     for name in VARIABLES:
         yield _variable(name)
     yield from _access_keys()
-    others = sorted(name for name in os.environ if name.startswith(_PREFIXES) and name not in (*VARIABLES, ACCESS_KEYS))
+    others = sorted(name for name in os.environ if name.startswith(_PREFIXES) and name not in _KNOWN)
     misspelt = {name: _misspelt_variable(name) for name in others}
     for name, known in misspelt.items():
         if known is not None:
@@ -79,7 +82,7 @@ def _misspelt_variable(name: str) -> str | None:
     """Return the variable of which `name` is a misspelling, or None."""
     import difflib  # here and not above: it is rarely needed
 
-    known = {_without_prefix(variable): variable for variable in (*VARIABLES, ACCESS_KEYS)}
+    known = {_without_prefix(variable): variable for variable in _KNOWN}
     near = difflib.get_close_matches(_without_prefix(name), known, n=1, cutoff=_NEAR)
     return known[near[0]] if near and _without_prefix(name) != _NOT_MISSPELT else None
 
