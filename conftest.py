@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import tempfile
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,6 +48,12 @@ _OF_TERMINALS = {"COLUMNS", "FORCE_COLOR", "NO_COLOR"}
 def pytest_configure(config: pytest.Config) -> None:
     """Make the helpers and training scripts importable in the processes that tests start."""
     os.environ["PYTHONPATH"] = os.pathsep.join(map(str, config.getini("pythonpath")))
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # otherwise the process that started this worker has set it
+        # Compiling is most of what trainings on JAX take, and many of them are the same.
+        cache = tempfile.TemporaryDirectory(prefix="jax-")
+        config.add_cleanup(cache.cleanup)
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = cache.name
+        os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,6 @@ import os
 import re
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -20,12 +19,17 @@ ROOT = Path(__file__).parents[1]
 ENVIRONMENTS = ROOT / os.environ.get("PYTHONS_VENV", ".venv-pythons")
 OLDEST = (3, 10)
 
-# What depends on the version of Python. Stores and the other frameworks are left to `make test`.
-STAGES = {
-    "core": ["tests/core", "tests/training", "polyaxon_tracking"],
-    "command": ["tests/cli", "--ignore=tests/cli/test_stores.py"],
-    "Keras on JAX": ["tests/polyaxon_keras/test_callback.py", "tests/polyaxon_keras/test_processes.py"],
-}
+# What depends on the version of Python: the core, the command, and Keras on JAX. Stores and the other frameworks are left
+# to `make test`.
+TESTS = [
+    "tests/core",
+    "tests/training",
+    "polyaxon_tracking",
+    "tests/cli",
+    "--ignore=tests/cli/test_stores.py",
+    "tests/polyaxon_keras/test_callback.py",
+    "tests/polyaxon_keras/test_processes.py",
+]
 
 # Prints nothing where the frameworks are not built for it: a release that is not final, or has no global lock.
 PROBE = """
@@ -103,29 +107,24 @@ def set_up(interpreter: Interpreter) -> str:
     return "made"
 
 
-def test(interpreter: Interpreter, paths: list[str], cache: str) -> str:
-    """Run tests in the environment, and return the last line of pytest."""
-    # Compiling is most of what the trainings of these tests take, and many of them are the same.
-    caching = {"JAX_COMPILATION_CACHE_DIR": cache, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-    command = ["-m", "pytest", "--quiet", "-n", "2", "--dist", "worksteal"]
-    return run(interpreter.python, *command, *paths, KERAS_BACKEND="jax", **caching).splitlines()[-1]
+def test(interpreter: Interpreter) -> str:
+    """Run the tests in the environment, and return the last line of pytest."""
+    command = ["-m", "pytest", "--quiet", "-n", "3", "--dist", "worksteal"]
+    return run(interpreter.python, *command, *TESTS, KERAS_BACKEND="jax").splitlines()[-1]
 
 
 def check(interpreter: Interpreter) -> tuple[bool, str]:
-    """Run all stages up to the first that fails. Returns whether none failed, and a line that says so."""
-    started, passed = time.monotonic(), 0
-    with tempfile.TemporaryDirectory() as cache:
-        for stage in ("environment", *STAGES):
-            print(f"{interpreter}: {stage}: ", end="", flush=True)
-            try:
-                line = set_up(interpreter) if stage == "environment" else test(interpreter, STAGES[stage], cache)
-            except subprocess.CalledProcessError as error:
-                print(f"failed\n{error.output}")
-                return False, f"{interpreter}: FAILED in: {stage}"
-            print(line)
-            if counted := re.search(r"(\d+) passed", line):
-                passed += int(counted[1])
-    return True, f"{interpreter}: {passed} passed in {time.monotonic() - started:.0f} s"
+    """Make the environment and run the tests. Returns whether none failed, and a line that says so."""
+    started = time.monotonic()
+    for what, act in (("environment", set_up), ("tests", test)):
+        print(f"{interpreter}: {what}: ", end="", flush=True)
+        try:
+            print(line := act(interpreter))
+        except subprocess.CalledProcessError as error:
+            print(f"failed\n{error.output}")
+            return False, f"{interpreter}: FAILED: {what}"
+    passed = re.search(r"\d+ passed", line)
+    return True, f"{interpreter}: {passed and passed[0]} in {time.monotonic() - started:.0f} s"
 
 
 def main() -> int:

@@ -3,30 +3,30 @@
 from __future__ import annotations
 
 import re
-import sys
 import time
 from typing import TYPE_CHECKING
 
 import pytest
-from training_scripts import SCRIPTS, TORCHRUN, Ended, newest, start_ranks, wait_for_ranks
+import training_scripts
+from ranks import TORCHRUN, as_one, start_ranks, train_ranks, train_two_ranks, wait_for_ranks
+from training_scripts import SCRIPTS, Ended, newest
 
 if TYPE_CHECKING:
-    import subprocess
     from pathlib import Path
 
-SCRIPT = str(SCRIPTS["lightning"])
-COMMANDS = {"ddp": [sys.executable], "ddp_spawn": [sys.executable], "torchrun": TORCHRUN}
-
-
-def start(
-    launcher: str, outputs: Path | str, *, directory: Path | None = None, **environment: str
-) -> subprocess.Popen[str]:
-    strategy = "ddp" if launcher == "torchrun" else launcher
-    return start_ranks([*COMMANDS[launcher], SCRIPT], outputs, directory=directory, STRATEGY=strategy, **environment)
+TORCHRUN_SCRIPT = [*TORCHRUN, str(SCRIPTS["lightning"])]
+LAUNCHERS = ["ddp", "ddp_spawn", "torchrun"]
 
 
 def train(launcher: str, outputs: Path | str, *, directory: Path | None = None, **environment: str) -> Ended:
-    return wait_for_ranks(start(launcher, outputs, directory=directory, **environment))
+    """Train in two processes that torchrun starts, or Lightning, or that get their ranks from the environment."""
+    if launcher == "torchrun":
+        return train_ranks(TORCHRUN_SCRIPT, outputs, directory=directory, STRATEGY="ddp", **environment)
+    if launcher == "environment":
+        return as_one(train_two_ranks("lightning", outputs, STRATEGY="ddp", **environment))
+    settings = {"STRATEGY": launcher, "PYTHONWARNINGS": "ignore", **environment}
+    first = training_scripts.train("lightning", outputs, directory=directory, **settings)
+    return Ended(first.returncode, first.stdout, first.stderr)
 
 
 def digests(stdout: str) -> list[str]:
@@ -36,7 +36,7 @@ def digests(stdout: str) -> list[str]:
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Return the digest of the weights of an uninterrupted training in two processes."""
-    status, stdout, stderr = train("ddp", tmp_path_factory.mktemp("uninterrupted"))
+    status, stdout, stderr = train("environment", tmp_path_factory.mktemp("uninterrupted"))
     assert status == 0, stderr
     assert stderr.count("Starting fresh") == 1
     [digest] = set(digests(stdout))
@@ -44,7 +44,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> str:
     return digest
 
 
-@pytest.mark.parametrize("launcher", list(COMMANDS))
+@pytest.mark.parametrize("launcher", [*LAUNCHERS, "environment"])
 def test_the_start_after_the_kill_of_one_rank_resumes_on_all(launcher: str, tmp_path: Path, uninterrupted: str) -> None:
     options = {"FOREGROUND": "1", "ON_RANK": "1"}
     status, _, stderr = train(launcher, tmp_path, DIE_AT_STEP="8", **options)
@@ -59,16 +59,16 @@ def test_the_start_after_the_kill_of_one_rank_resumes_on_all(launcher: str, tmp_
 @pytest.mark.parametrize("workers", ["0", "2"])
 def test_all_ranks_resume_exactly_within_an_epoch(workers: str, tmp_path: Path, uninterrupted: str) -> None:
     options = {"FOREGROUND": "1", "EVERY_N_TRAIN_STEPS": "5", "WORKERS": workers}
-    status, _, stderr = train("ddp", tmp_path, DIE_AT_STEP="5", **options)
+    status, _, stderr = train("environment", tmp_path, DIE_AT_STEP="5", **options)
     assert status != 0
     assert newest(tmp_path).step == 5, stderr
-    status, stdout, stderr = train("ddp", tmp_path, **options)
+    status, stdout, stderr = train("environment", tmp_path, **options)
     assert status == 0, stderr
     assert len(re.findall("Resuming from .*: epoch 2, step 5\n", stderr)) == 1
     assert set(digests(stdout)) == {uninterrupted}
 
 
-@pytest.mark.parametrize(("launcher", "rank"), [("ddp", 0), ("ddp", 1), ("ddp_spawn", 1)])
+@pytest.mark.parametrize(("launcher", "rank"), [("environment", 0), ("ddp", 1), ("ddp_spawn", 1)])
 def test_sigterm_to_one_rank_saves_once_and_ends_all(launcher: str, rank: int, tmp_path: Path) -> None:
     status, _, stderr = train(launcher, tmp_path, DIE_AT_STEP="6", SIGNAL="SIGTERM", ON_RANK=str(rank))
     assert status == (143 if launcher == "ddp" else 1), stderr
@@ -78,7 +78,7 @@ def test_sigterm_to_one_rank_saves_once_and_ends_all(launcher: str, rank: int, t
 
 
 def test_sigterm_to_all_ranks_saves_once_and_ends_all(tmp_path: Path) -> None:
-    process = start("torchrun", tmp_path, SECONDS_PER_BATCH="0.5")
+    process = start_ranks(TORCHRUN_SCRIPT, tmp_path, STRATEGY="ddp", SECONDS_PER_BATCH="0.5")
     while not list(tmp_path.glob("checkpoints/resume/step=*")):
         assert process.poll() is None
         time.sleep(0.05)
@@ -92,14 +92,14 @@ def test_sigterm_to_all_ranks_saves_once_and_ends_all(tmp_path: Path) -> None:
 @pytest.mark.parametrize("mode", ["foreground", "background"])
 def test_a_write_that_fails_on_the_first_rank_ends_all(mode: str, tmp_path: Path) -> None:
     options = {"FOREGROUND": "1"} if mode == "foreground" else {}
-    status, _, stderr = train("ddp", tmp_path, NO_ROOM_AT_STEP="5", **options)
+    status, _, stderr = train("environment", tmp_path, NO_ROOM_AT_STEP="5", **options)
     assert status == 1
     assert "[rank1]: RuntimeError: Rank 0 failed, and this one ends with it: " in stderr
     # In the background, the write of step 4 may not be done when the room ends.
     assert newest(tmp_path).step in ({4} if mode == "foreground" else {2, 4})
 
 
-@pytest.mark.parametrize("launcher", list(COMMANDS))
+@pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_off_the_cluster_the_ranks_of_a_start_share_its_directory(launcher: str, tmp_path: Path) -> None:
     for number in range(2):
         status, _, stderr = train(launcher, "", directory=tmp_path)
@@ -112,10 +112,10 @@ def test_off_the_cluster_the_ranks_of_a_start_share_its_directory(launcher: str,
 
 def test_ranks_that_see_different_checkpoints_get_an_error(tmp_path: Path) -> None:
     outputs = tmp_path / "outputs"
-    status, _, stderr = train("ddp", outputs, OUTPUTS_OF_RANKS=str(outputs))
+    status, _, stderr = train("environment", outputs, OUTPUTS_OF_RANKS=str(outputs))
     assert status == 0, stderr
     assert not list(tmp_path.glob("outputs1/**/*.ckpt"))  # only the first rank writes
-    status, stdout, stderr = train("ddp", outputs, OUTPUTS_OF_RANKS=str(outputs))
+    status, stdout, stderr = train("environment", outputs, OUTPUTS_OF_RANKS=str(outputs))
     assert status == 1
     assert stdout == ""
     message = (
@@ -125,7 +125,7 @@ def test_ranks_that_see_different_checkpoints_get_an_error(tmp_path: Path) -> No
     assert len(re.findall(message, stderr)) == 2
 
 
-@pytest.mark.parametrize("launcher", ["ddp_spawn", "ddp"])
+@pytest.mark.parametrize("launcher", ["ddp_spawn", "environment"])
 def test_ckpt_path_last_resumes_from_the_newest_training_state(launcher: str, tmp_path: Path) -> None:
     """With ``resume=False``, so that only this argument makes the second start resume."""
     settings = {"NO_RESUME": "1", "FOREGROUND": "1", "CKPT_PATH": "last"}

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 
+import forked
 import pytest
-from training_scripts import Ended, train_ranks, trained
+from ranks import as_one, train_two_ranks
+from training_scripts import Ended, trained
 
 from polyaxon_tracking import CheckpointManager
 
-SCRIPT = str(Path(__file__).with_name("sharded_script.py"))
+SCRIPT = Path(__file__).with_name("sharded_script.py")
 
 
 def train(outputs: Path | str, **environment: str) -> Ended:
-    return train_ranks([sys.executable, SCRIPT], outputs, **environment)
+    return as_one(train_two_ranks("lightning", outputs, script=SCRIPT, **environment))
+
+
+def train_alone(outputs: Path) -> Ended:
+    process = forked.run("lightning", SCRIPT, POLYAXON_RUN_OUTPUTS_PATH=str(outputs), RANKS="1")
+    return Ended(process.returncode, process.stdout, process.stderr)
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +50,7 @@ def test_a_torn_checkpoint_is_passed_over_and_the_number_of_ranks_may_change(
     train(tmp_path, EPOCHS="3")
     torn, whole = CheckpointManager(tmp_path / "checkpoints" / "resume").checkpoints()
     os.truncate(f"{torn.path}/__1_0.distcp", 100)
-    resumed = train(tmp_path, RANKS="1")
+    resumed = train_alone(tmp_path)
     assert f"Skipped damaged checkpoints, using {whole.path} instead: {torn.path}: " in resumed.stderr
     assert ": epoch 2, step 2\n" in resumed.stderr
     # One rank adds up in another order than two.

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from training_scripts import SCRIPTS, TORCHRUN, newest_position, train_ranks, trained
+from ranks import TORCHRUN, train_ranks
+from training_scripts import SCRIPTS, newest_position, trained
 
 SETTINGS = {"SETUP": "torchrun", "EVERY": "3"}
 NO_OUTPUTS_PATH = ""

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from training_scripts import SCRIPTS, TORCHRUN, flip_a_bit, newest, newest_position, train, train_ranks, trained
+from ranks import TORCHRUN, as_one, train_ranks, train_two_ranks
+from training_scripts import SCRIPTS, Ended, flip_a_bit, newest, newest_position, train, trained
 
 if TYPE_CHECKING:
     import subprocess
+    from collections.abc import Callable
 
 STEPS_AN_EPOCH = 8
-RANKS = [*TORCHRUN, str(SCRIPTS["torch"])]
 
 LOOPS = {
     "plain": {},
@@ -138,30 +139,44 @@ def test_a_flipped_bit_resumes_from_the_previous_state(tmp_path: Path) -> None:
     assert trained(resumed) == trained(uninterrupted)
 
 
-@pytest.mark.parametrize("set_up", ["torchrun", "fabric", "accelerate"])
-def test_ranks_that_were_killed_resume_from_the_same_state(tmp_path: Path, set_up: str) -> None:
+def ranks(outputs: Path, **environment: str) -> Ended:
+    return as_one(train_two_ranks("torch", outputs, **environment))
+
+
+def torchrun(outputs: Path, **environment: str) -> Ended:
+    return train_ranks([*TORCHRUN, str(SCRIPTS["torch"])], outputs, **environment)
+
+
+@pytest.mark.parametrize(
+    ("set_up", "start"),
+    [("torchrun", torchrun), ("torchrun", ranks), ("fabric", ranks), ("accelerate", ranks)],
+    ids=["torchrun", "ranks in the environment", "fabric", "accelerate"],
+)
+def test_ranks_that_were_killed_resume_from_the_same_state(
+    tmp_path: Path, set_up: str, start: Callable[..., Ended]
+) -> None:
     settings = {"EVERY": "3", "SETUP": set_up}
-    uninterrupted = train_ranks(RANKS, tmp_path / "whole", **settings)
-    killed = train_ranks(RANKS, tmp_path / "killed", **settings, DIE_AT_BATCH="7", ON_RANK="1")
+    uninterrupted = ranks(tmp_path / "whole", **settings)
+    killed = start(tmp_path / "killed", **settings, DIE_AT_BATCH="7", ON_RANK="1")
     assert killed.returncode == 1
     assert newest_position(tmp_path / "killed") in {(4, 1), (6, 1)}  # rank 0 may be killed before it has written
-    resumed = train_ranks(RANKS, tmp_path / "killed", **settings)
+    resumed = start(tmp_path / "killed", **settings)
     assert trained(resumed) == trained(uninterrupted)
 
 
 def test_a_signal_to_one_rank_ends_all_with_the_same_state(tmp_path: Path) -> None:
     settings = {"SETUP": "torchrun", "SECONDS_PER_BATCH": "0.1"}
-    uninterrupted = train_ranks(RANKS, tmp_path / "whole", **settings)
-    ended = train_ranks(RANKS, tmp_path / "ended", **settings, DIE_AT_BATCH="5", ON_RANK="1", SIGNAL="SIGTERM")
+    uninterrupted = ranks(tmp_path / "whole", **settings)
+    ended = ranks(tmp_path / "ended", **settings, DIE_AT_BATCH="5", ON_RANK="1", SIGNAL="SIGTERM")
     assert ended.returncode == 1, ended.stderr
     assert "after SIGTERM" in ended.stderr
     assert newest_position(tmp_path / "ended")[0] in (6, 7)
-    assert trained(train_ranks(RANKS, tmp_path / "ended", **settings)) == trained(uninterrupted)
+    assert trained(ranks(tmp_path / "ended", **settings)) == trained(uninterrupted)
 
 
 def test_a_write_that_fails_on_rank_0_ends_all(tmp_path: Path) -> None:
     settings = {"SETUP": "torchrun", "EVERY": "1"}
-    ended = train_ranks(RANKS, tmp_path / "ended", **settings, NO_ROOM_AT_BATCH="5")
+    ended = ranks(tmp_path / "ended", **settings, NO_ROOM_AT_BATCH="5")
     assert ended.returncode == 1
     assert "File too large" in ended.stderr
     assert newest_position(tmp_path / "ended") in {(5, 1), (4, 1)}

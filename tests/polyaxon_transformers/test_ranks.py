@@ -1,22 +1,33 @@
-"""The callback for Hugging Face's Trainer in two processes, started by torchrun."""
+"""The callback for Hugging Face's Trainer in two processes, one time started by torchrun."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-from training_scripts import SCRIPTS, TORCHRUN, newest, train_ranks
+from ranks import TORCHRUN, as_one, train_ranks, train_two_ranks
+from training_scripts import SCRIPTS, Ended, newest
 
 from polyaxon_tracking import CheckpointManager
 
-COMMAND = [*TORCHRUN, str(SCRIPTS["transformers"])]
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+def torchrun(outputs: Path, **environment: str) -> Ended:
+    return train_ranks([*TORCHRUN, str(SCRIPTS["transformers"])], outputs, **environment)
+
+
+def ranks(outputs: Path, **environment: str) -> Ended:
+    return as_one(train_two_ranks("transformers", outputs, **environment))
 
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
     """Return what both processes of an uninterrupted training print."""
-    status, stdout, stderr = train_ranks(COMMAND, tmp_path_factory.mktemp("uninterrupted"))
+    status, stdout, stderr = ranks(tmp_path_factory.mktemp("uninterrupted"))
     assert status == 0, stderr
     assert stderr.count("Starting fresh") == 1
     assert stdout.count("trained 24 ") == 2
@@ -24,27 +35,27 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    ("died", "step"),
+    ("start", "died", "step"),
     [
-        pytest.param({"DIE_AT_STEP": "10"}, 8, id="killed"),
+        pytest.param(torchrun, {"DIE_AT_STEP": "10"}, 8, id="killed"),
         # All know of it one batch later.
-        pytest.param({"DIE_AT_STEP": "9", "SIGNAL": "SIGTERM"}, 10, id="preempted"),
+        pytest.param(ranks, {"DIE_AT_STEP": "9", "SIGNAL": "SIGTERM"}, 10, id="preempted"),
     ],
 )
 def test_what_happens_to_one_rank_ends_all_and_all_resume(
-    tmp_path: Path, uninterrupted: set[str], died: dict[str, str], step: int
+    tmp_path: Path, uninterrupted: set[str], start: Callable[..., Ended], died: dict[str, str], step: int
 ) -> None:
-    status, _, stderr = train_ranks(COMMAND, tmp_path, FOREGROUND="1", ON_RANK="1", **died)
+    status, _, stderr = start(tmp_path, FOREGROUND="1", ON_RANK="1", **died)
     assert status != 0
     assert newest(tmp_path).step == step, stderr
-    status, stdout, stderr = train_ranks(COMMAND, tmp_path)
+    status, stdout, stderr = start(tmp_path)
     assert status == 0, stderr
     assert set(stdout.splitlines()) == uninterrupted
     assert len(re.findall(rf"Resuming from .*: epoch 2, step {step}\n", stderr)) == 1
 
 
 def test_a_write_that_fails_on_the_first_rank_ends_all(tmp_path: Path) -> None:
-    status, _, stderr = train_ranks(COMMAND, tmp_path, NO_ROOM_AT_STEP="6")
+    status, _, stderr = ranks(tmp_path, NO_ROOM_AT_STEP="6")
     assert status == 1
     assert "[rank1]: RuntimeError: Rank 0 failed, and this one ends with it: " in stderr
     assert newest(tmp_path).step == 4
@@ -56,7 +67,7 @@ def test_ranks_that_see_different_checkpoints_get_an_error(tmp_path: Path) -> No
         (tmp_path / f"outputs{rank}").mkdir()
     with CheckpointManager(f"{outputs}0/checkpoints/resume").save(4, 1, suffix=".checkpoint") as path:
         Path(path).write_text("only one sees it")
-    status, stdout, stderr = train_ranks(COMMAND, outputs, OUTPUTS_OF_RANKS=str(outputs))
+    status, stdout, stderr = ranks(outputs, OUTPUTS_OF_RANKS=str(outputs))
     assert (status, stdout) == (1, "")
     assert (
         len(re.findall("Received different checkpoints on the ranks of one training: rank 0 would resume", stderr)) == 2

@@ -10,17 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from servers import free_port
-from training_scripts import (
-    SCRIPTS,
-    TORCHRUN,
-    Ended,
-    start_ranks,
-    train,
-    train_ranks,
-    wait_for_ranks,
-    without_checksums,
-)
+from ranks import as_one, train_two_ranks
+from training_scripts import Ended, train, without_checksums
 from transformers import BertForSequenceClassification
 from transformers_script import digest, trainer
 
@@ -35,8 +26,6 @@ if TYPE_CHECKING:
 
 pytest_plugins = ["store_fixtures"]
 
-COMMAND = [*TORCHRUN, str(SCRIPTS["transformers"])]
-
 
 def run(directory: Path, outputs: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Train in a new directory, as in a new pod."""
@@ -44,23 +33,12 @@ def run(directory: Path, outputs: str, **environment: str) -> subprocess.Complet
     return train("transformers", outputs, directory=directory, **environment)
 
 
-def run_torchrun(directory: Path, outputs: str, **environment: str) -> Ended:
-    """Train in two processes of torchrun, in a new directory."""
-    directory.mkdir()
-    return train_ranks(COMMAND, outputs, directory=directory, **environment)
+def run_two_ranks(outputs: str, **environment: str) -> Ended:
+    return as_one(train_two_ranks("transformers", outputs, **environment))
 
 
 def run_on_two_machines(directory: Path, outputs: str, **environment: str) -> list[Ended]:
-    """Train in one process on each of two machines: each with its own torchrun, working directory and `$TMPDIR`."""
-    rendezvous = [f"--master-port={free_port()}", "--master-addr=127.0.0.1", "--nnodes=2", "--nproc-per-node=1"]
-    started = []
-    for number in range(2):
-        machine = directory / f"machine-{number}"
-        (machine / "tmp").mkdir(parents=True)
-        command = [TORCHRUN[0], *rendezvous, f"--node-rank={number}", str(SCRIPTS["transformers"])]
-        environment["TMPDIR"] = str(machine / "tmp")
-        started.append(start_ranks(command, outputs, directory=machine, **environment))
-    return [wait_for_ranks(one) for one in started]
+    return train_two_ranks("transformers", outputs, machines=directory, **environment)
 
 
 def test_a_killed_training_resumes_in_another_pod_to_the_same_end(store: Store, tmp_path: Path) -> None:
@@ -99,13 +77,13 @@ def test_a_state_is_unpacked_once_on_a_machine_and_goes_also_after_a_kill(store:
     def unpacked() -> list[str]:
         return [path.name for path in Path(os.environ["TMPDIR"]).glob(".*/checkpoint-*")]
 
-    killed = run_torchrun(tmp_path / "killed", store.url, DIE_AT_STEP="10", FOREGROUND="1")
+    killed = run_two_ranks(store.url, DIE_AT_STEP="10", FOREGROUND="1")
     assert killed.returncode, killed.stderr
-    again = run_torchrun(tmp_path / "again", store.url, DIE_AT_STEP="11", FOREGROUND="1")
+    again = run_two_ranks(store.url, DIE_AT_STEP="11", FOREGROUND="1")
     assert again.returncode, again.stderr
     assert unpacked() == ["checkpoint-8"]
-    resumed = run_torchrun(tmp_path / "resumed", store.url)
-    uninterrupted = run_torchrun(tmp_path / "uninterrupted", str(tmp_path / "outputs"))
+    resumed = run_two_ranks(store.url)
+    uninterrupted = run_two_ranks(str(tmp_path / "outputs"))
     assert resumed.returncode == uninterrupted.returncode == 0, resumed.stderr
     assert set(resumed.stdout.splitlines()) == set(uninterrupted.stdout.splitlines())
     assert unpacked() == []

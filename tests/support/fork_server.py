@@ -4,6 +4,9 @@
 interpreter's own end, where several of our promises are kept; it has one list of modules to import for a whole process;
 and its children have the session, environment and standard streams of the server.
 
+A child ends as every interpreter does, up to the last function of `atexit`. What comes after that, freeing thousands of
+modules, would take longer than many of the trainings: the child is ended there.
+
 Run as ``python -W ignore fork_server.py DESCRIPTOR MODULE...``. The descriptor is one end of a socket. Each message on it
 is a script to run, with four descriptors: the three standard streams, and a pipe to which the server writes the child's
 process id and later its exit status.
@@ -11,6 +14,7 @@ process id and later its exit status.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import gc
 import importlib.util
@@ -97,6 +101,34 @@ def become(arguments: list[str], environment: dict[str, str], directory: str, st
     sys.argv[:] = ["-c", *rest[1:]] if script == "-c" else arguments
 
 
+class LastOfExit:
+    """End the process in the last function of `atexit`, with the exit status that the interpreter would have."""
+
+    def __init__(self) -> None:
+        self.status: int | None = None
+        """The exit status, or ``None`` if the interpreter must find it."""
+        atexit.register(self._end)  # the functions of `atexit` run in the opposite order
+
+    def _end(self) -> None:
+        if self.status is not None:
+            for stream in (sys.stdout, sys.stderr):
+                stream.flush()
+            os._exit(self.status)
+
+    def run(self, code: types.CodeType, module: types.ModuleType) -> None:
+        """Execute the code in the module, and take note of how it ends."""
+        try:
+            exec(code, vars(module))
+        except SystemExit as error:
+            if error.code is None or type(error.code) is int:  # otherwise it is printed
+                self.status = error.code or 0
+            raise
+        except Exception:
+            self.status = 1
+            raise
+        self.status = 0
+
+
 def main_module(script: str) -> types.ModuleType:
     """Return a new ``__main__``, which `pickle` and the processes that the script starts find by that name."""
     module = types.ModuleType("__main__")
@@ -108,6 +140,7 @@ def main_module(script: str) -> types.ModuleType:
 
 if __name__ == "__main__":
     channel = socket.socket(fileno=int(sys.argv[1]))
+    end = LastOfExit()  # before the frameworks register their functions
     import_frameworks(sys.argv[2:])
     gc.freeze()  # a collection would touch, and so copy, every object that the child shares with the server
     channel.send(b"ready")
@@ -115,5 +148,4 @@ if __name__ == "__main__":
     become(request["arguments"], request["environment"], request["directory"], standard_streams)
     first = request["arguments"][0]
     code = request["arguments"][1] if first == "-c" else Path(first).read_text()
-    # At the top level, so that the child ends as every interpreter does.
-    exec(compile(code, "<string>" if first == "-c" else first, "exec"), vars(main_module(first)))
+    end.run(compile(code, "<string>" if first == "-c" else first, "exec"), main_module(first))

@@ -22,11 +22,11 @@ import time
 from pathlib import Path
 from typing import IO
 
-# With what they import when training starts: Keras asks whether its data is TensorFlow's, and Lightning imports the
-# drivers of all stores.
+# With what they import when training starts: torch's optimizers import Dynamo, Keras asks whether its data is
+# TensorFlow's, and Lightning imports the drivers of all stores.
 FRAMEWORKS = {
     "keras": ["keras", "h5py", "tensorflow"],
-    "torch": ["torch", "torch.distributed", "torchdata.stateful_dataloader"],
+    "torch": ["torch", "torch.distributed", "torch._dynamo", "torchdata.stateful_dataloader"],
     "lightning": ["lightning.pytorch", "torchdata.stateful_dataloader", "adlfs", "gcsfs", "s3fs"],
     "transformers": ["transformers.trainer", "transformers.models.bert.modeling_bert"],
 }
@@ -175,6 +175,11 @@ def _stream(descriptor: int | None, descriptors: contextlib.ExitStack) -> tuple[
 def _line(descriptor: int) -> str:
     """Read one line, and not a byte of the next."""
     return b"".join(iter(lambda: os.read(descriptor, 1), b"\n")).decode()
+
+
+def wait_for_one(processes: list[Forked], timeout: float) -> None:
+    """Return when one of the processes has ended, or after the timeout in seconds."""
+    select.select([process._report for process in processes], [], [], timeout)
 
 
 def run(

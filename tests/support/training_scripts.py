@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import re
-import signal
-import subprocess
-import sysconfig
 import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -18,6 +13,7 @@ import forked
 from polyaxon_tracking import Checkpoint, CheckpointManager
 
 if TYPE_CHECKING:
+    import subprocess
     from collections.abc import Iterable
 
 TESTS = Path(__file__).parents[1]
@@ -27,7 +23,6 @@ SCRIPTS = {
     "keras": TESTS / "polyaxon_keras" / "keras_script.py",
     "transformers": TESTS / "polyaxon_transformers" / "transformers_script.py",
 }
-TORCHRUN = [os.path.join(sysconfig.get_path("scripts"), "torchrun"), "--standalone", "--nproc-per-node=2"]
 
 
 class Ended(NamedTuple):
@@ -51,46 +46,6 @@ def train(
     return forked.run(
         framework, SCRIPTS[framework], directory=directory, POLYAXON_RUN_OUTPUTS_PATH=str(outputs), **environment
     )
-
-
-def start_ranks(
-    command: list[str], outputs: Path | str, *, directory: Path | None = None, **environment: str
-) -> subprocess.Popen[str]:
-    """Start a command that launches several processes itself."""
-    settings = {"POLYAXON_RUN_OUTPUTS_PATH": str(outputs), "PYTHONWARNINGS": "ignore"}
-    return subprocess.Popen(
-        command,
-        cwd=directory,
-        env=os.environ | settings | environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-
-
-def wait_for_ranks(process: subprocess.Popen[str]) -> Ended:
-    """Wait for a command that `start_ranks` started. If it hangs, it is killed with its processes.
-
-    Raises:
-        subprocess.TimeoutExpired: the command hung.
-    """
-    try:
-        stdout, stderr = process.communicate(timeout=300)
-    except subprocess.TimeoutExpired:
-        # The workers of torchrun have their own sessions, and keep the pipes open.
-        workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-        for pid in [process.pid, *map(int, workers)]:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(pid, signal.SIGKILL)
-        print(*process.communicate(), sep="\n")
-        raise
-    return Ended(process.returncode, stdout, stderr)
-
-
-def train_ranks(command: list[str], outputs: Path | str, *, directory: Path | None = None, **environment: str) -> Ended:
-    """Run a command that launches several processes itself, to the end of all of them."""
-    return wait_for_ranks(start_ranks(command, outputs, directory=directory, **environment))
 
 
 def trained(process: _Ended, start: str = "trained") -> str:
