@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from polyaxon_tracking.checkpoints import CheckpointManager
     from polyaxon_tracking.training.run import Run
 
-__all__ = ["TrainingLog", "different_framework", "different_model"]
+__all__ = ["TrainingLog", "different_model", "of_framework"]
 
 # A model with another width differs in all its tensors.
 _SHOWN_PROBLEMS = 5
@@ -154,9 +154,11 @@ def different_model(source: str, problems: list[str]) -> TrackingError:
     )
 
 
-def different_framework(source: str, framework: str) -> TrackingError:
-    """Return the error for a checkpoint that was not saved by `framework`."""
-    return TrackingError(
-        f"Received {source}, which {framework} did not save. Expected an outputs path with only checkpoints of "
-        f"{framework}: use another outputs path for this training."
+def of_framework(checkpoint: Checkpoint | None, suffixes: tuple[str, ...], framework: str) -> Checkpoint | None:
+    """Return the checkpoint, if any. Raise a `TrackingError` if its name shows that `framework` did not save it."""
+    if checkpoint is None or checkpoint.name.endswith(suffixes):
+        return checkpoint
+    raise TrackingError(
+        f"Received {checkpoint.source}, which {framework} did not save. Expected an outputs path with only checkpoints "
+        f"of {framework}: use another outputs path for this training."
     )

@@ -9,6 +9,8 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
+from polyaxon_tracking.training.cloud_notices import CloudNotices
+
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import FrameType, TracebackType
@@ -58,10 +60,12 @@ class PreemptionHandler:
 
     def __init__(self, is_training: Callable[[FrameType | None], bool] = lambda _: True) -> None:
         self.requested: signal.Signals | None = None
-        """The signal that was received, or ``None``."""
+        """The signal that was received, SIGTERM after `request`, or ``None``."""
+        self._reason: str | None = None
         self._is_training = is_training
         self.is_installed = False
         """Whether the signal handlers are installed."""
+        self._notices = CloudNotices(self.request)
         self._previous: dict[signal.Signals, Any] = {}
         self._requested_at = 0.0
 
@@ -80,8 +84,11 @@ class PreemptionHandler:
         self.uninstall()
 
     def install(self) -> None:
-        """Install the signal handlers for SIGTERM and Ctrl-C."""
-        self.requested, self.is_installed = None, True
+        """Install the signal handlers for SIGTERM and Ctrl-C. Does nothing if they are installed."""
+        if self.is_installed:
+            return
+        self.requested, self._reason, self.is_installed = None, None, True
+        self._notices.start()
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
                 previous = _without_stale(signal.getsignal(number), number)
@@ -109,9 +116,22 @@ class PreemptionHandler:
     def uninstall(self) -> None:
         """Uninstall the signal handlers and restore the previous handlers."""
         self.is_installed = False
+        self._notices.stop()
         for number, handler in self._previous.items():
             if signal.getsignal(number) == self._handle:  # otherwise another handler has been installed over it since
                 signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+    def request(self, reason: str) -> None:
+        """Request the end of training as the first SIGTERM does, for a notice that is no signal.
+
+        A signal that follows counts as the first. After a signal, this method does nothing.
+
+        Args:
+            reason: what is logged.
+        """
+        if self.is_installed and self.requested is None:
+            self.requested, self._reason = signal.SIGTERM, reason
+            _logger.warning("%s: training ends as after SIGTERM, after this batch, and is saved", reason)
 
     def exit(self, number: int | None = None) -> NoReturn:
         """Exit as the signal requests: ``KeyboardInterrupt`` for Ctrl-C, otherwise 128 and the number of the signal.
@@ -132,8 +152,9 @@ class PreemptionHandler:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         caught = signal.Signals(number)
         previous = self._previous.get(caught)
-        if self.is_installed and self.requested is None and self._is_training(frame):
-            self.requested = caught
+        is_first = self.requested is None or self._reason is not None
+        if self.is_installed and is_first and self._is_training(frame):
+            self.requested, self._reason = caught, None
             _logger.warning(
                 "Received %s: training ends after this batch and is saved. A second one ends it at once", caught.name
             )

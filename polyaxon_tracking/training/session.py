@@ -9,10 +9,11 @@ from signal import Signals
 from typing import TYPE_CHECKING
 
 from polyaxon_tracking.background import BackgroundWriter
-from polyaxon_tracking.training.messages import TrainingLog, different_framework
+from polyaxon_tracking.training.messages import TrainingLog, of_framework
 from polyaxon_tracking.training.preemption import PreemptionHandler
 from polyaxon_tracking.training.process_group import Flags, ProcessGroup
 from polyaxon_tracking.training.save_schedule import SaveSchedule
+from polyaxon_tracking.training.time_limit import TimeLimit
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -97,6 +98,7 @@ class TrainingSession:
         """The number of steps done when the current optimizer step began; the integration sets it, because the state
         is inconsistent until that step is done. The end of the batch resets it."""
         self._schedule = SaveSchedule(options)
+        self._time_limit = TimeLimit()
         self._signal: Signals | None = None
 
     # Resume
@@ -112,10 +114,7 @@ class TrainingSession:
             TrackingError: there are checkpoints but none is intact, another framework saved them, or the ranks find
                 different checkpoints.
         """
-        newest = self.process_group.latest(self.checkpoints)
-        if newest is not None and not newest.name.endswith(suffixes):
-            raise different_framework(newest.source, framework)
-        return newest
+        return of_framework(self.process_group.latest(self.checkpoints), suffixes, framework)
 
     # Train
 
@@ -127,8 +126,7 @@ class TrainingSession:
         self.saved_step, self.stepping_from, self._signal = step, None, None
         self._schedule.start()
         self.is_active = True
-        if not self.preemption.is_installed:
-            self.preemption.install()
+        self.preemption.install()
         self.preemption.install_unhandled()
 
     def end_batch(self, step: int) -> Action:
@@ -140,6 +138,10 @@ class TrainingSession:
             Exception: a background write has failed.
         """
         self.stepping_from = None
+        seconds_of_save = self._schedule.seconds_blocked + self.writer.seconds_of_last_write
+        self.log.save_took(seconds_of_save)
+        if self.is_writer and (reason := self._time_limit.reason_to_end(seconds_of_save)):
+            self.preemption.request(reason)
         is_due = self._schedule.is_due_by_time(is_writing=self.writer.pending)
         flags = self.process_group.reduce_flags(
             Flags(self.preemption.requested or 0, int(is_due and self.is_writer), int(self.writer.failed))
@@ -170,7 +172,6 @@ class TrainingSession:
 
         In the foreground, the step counts as saved before the write: a write that fails is not repeated at once.
         """
-        self.log.save_took(self._schedule.seconds_blocked + self.writer.seconds_of_last_write)
         if not self.options.background:
             self.saved_step = step
         with self._schedule.saving():
