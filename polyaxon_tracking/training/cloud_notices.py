@@ -31,8 +31,8 @@ class CloudNotices:
     """Ask the cloud that ``POLYAXON_PREEMPTION_NOTICES`` names, every five seconds, whether it takes this machine back.
 
     The variable is ``aws`` (``spot/instance-action`` of the instance metadata service, version 2), ``google``
-    (``instance/preempted`` of the metadata server) or ``azure`` (scheduled events of the type ``Preempt``). If it is not
-    set, nothing is asked.
+    (``instance/preempted`` of the metadata server) or ``azure`` (scheduled events of the type ``Preempt``). If it is
+    not set, nothing is asked.
 
     Args:
         request: called with the reason, each time that the cloud answers that it takes this machine back.

@@ -96,6 +96,6 @@ def _unix_time(variable: str) -> float | None:
         if math.isfinite(seconds := float(text)):
             return seconds
     raise TrackingError(
-        f"{variable} was received as {shown(text)}. Expected the UNIX time at which the job is killed, in seconds: in a "
-        f"shell, $(($(date +%s) + 4 * 3600)) is in four hours. Correct the variable, or unset it."
+        f"{variable} was received as {shown(text)}. Expected the UNIX time at which the job is killed, in seconds: in "
+        f"a shell, $(($(date +%s) + 4 * 3600)) is in four hours. Correct the variable, or unset it."
     )
