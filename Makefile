@@ -15,7 +15,7 @@ BACKEND_TESTS := $(addprefix tests/polyaxon_keras/,test_background.py test_callb
 # Three at a time on two cores: many tests wait for their own processes, for servers or for disks.
 PYTEST := $(BIN)/python -m pytest -n 3 --dist worksteal
 
-.PHONY: demo test test-pythons coverage bench lint types docs clean
+.PHONY: demo test test-pythons set-up-pythons coverage bench lint types docs clean
 
 # With its own environment, a quarter of that of the tests.
 demo: $(DEMO_VENV)/.installed
@@ -30,6 +30,9 @@ test: $(VENV)/.installed $(VENV)/.chromium $(VENV)/.bindfs
 # With the other Pythons that are installed, those of pyenv included, in an environment for each.
 test-pythons:
 	$(PYTHON) tests/pythons.py
+
+set-up-pythons:
+	$(PYTHON) tests/pythons.py --set-up
 
 # Which lines the tests run, in all their processes: it takes a quarter longer than only the tests.
 coverage: $(VENV)/.installed

@@ -1,5 +1,7 @@
 """Run some of the tests with every other Python on this machine: ``make test-pythons``.
 
+With ``--set-up`` only the environments are made.
+
 Each minor version is run once, but for the one that runs this script, which ``make test`` uses. The environments, one for
 each in `.venv-pythons`, hold what the extra `test-core` names.
 """
@@ -13,7 +15,10 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 ROOT = Path(__file__).parents[1]
 ENVIRONMENTS = ROOT / os.environ.get("PYTHONS_VENV", ".venv-pythons")
@@ -113,26 +118,27 @@ def test(interpreter: Interpreter) -> str:
     return run(interpreter.python, *command, *TESTS, KERAS_BACKEND="jax").splitlines()[-1]
 
 
-def check(interpreter: Interpreter) -> tuple[bool, str]:
-    """Make the environment and run the tests. Returns whether none failed, and a line that says so."""
-    started = time.monotonic()
-    for what, act in (("environment", set_up), ("tests", test)):
-        print(f"{interpreter}: {what}: ", end="", flush=True)
+def check(interpreter: Interpreter, steps: tuple[Callable[[Interpreter], str], ...]) -> tuple[bool, str]:
+    """Take the steps up to the first that fails. Returns whether none failed, and a line that says so."""
+    started, line = time.monotonic(), ""
+    for step in steps:
+        print(f"{interpreter}: {step.__name__}: ", end="", flush=True)
         try:
-            print(line := act(interpreter))
+            print(line := step(interpreter))
         except subprocess.CalledProcessError as error:
             print(f"failed\n{error.output}")
-            return False, f"{interpreter}: FAILED: {what}"
+            return False, f"{interpreter}: FAILED: {step.__name__}"
     passed = re.search(r"\d+ passed", line)
-    return True, f"{interpreter}: {passed and passed[0]} in {time.monotonic() - started:.0f} s"
+    return True, f"{interpreter}: {passed[0] if passed else 'set up'} in {time.monotonic() - started:.0f} s"
 
 
 def main() -> int:
+    steps = (set_up,) if "--set-up" in sys.argv else (set_up, test)
     interpreters = find_interpreters()
     for interpreter in interpreters:
         lacks = "" if interpreter.makes_environments else ", left out: it lacks the module ensurepip"
         print(f"Found {interpreter} in {interpreter.path}{lacks}")
-    results = [check(interpreter) for interpreter in interpreters if interpreter.makes_environments]
+    results = [check(interpreter, steps) for interpreter in interpreters if interpreter.makes_environments]
     print(*[line for _, line in results] or ["No other Python was found, so none was tested."], sep="\n")
     return 0 if all(passed for passed, _ in results) else 1
 

@@ -234,7 +234,7 @@ class _PartialFile:
             raise self._damaged(f"{len(data):,} bytes came instead of {end - start:,}")
         _write(self._part, data, start)
         if self._count > 1:
-            _write(self._done, b"1", number)
+            _write(self._done, b"1", number, is_flushed=False)  # a note that is lost means one more download
         progress.advance(len(data))
 
     def finish(self) -> None:
@@ -287,15 +287,16 @@ class _PartialFile:
             return {number for number, mark in enumerate(file.read()) if mark}
 
 
-def _write(path: str, data: bytes, start: int) -> None:
-    """Write `data` to the file `path` from the byte `start` on, and flush it to disk."""
+def _write(path: str, data: bytes, start: int, *, is_flushed: bool = True) -> None:
+    """Write `data` to the file `path` from the byte `start` on, and flush it to disk if `is_flushed`."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         view = memoryview(data)
         while view:
             written = os.pwrite(descriptor, view, start)
             view, start = view[written:], start + written
-        flush(descriptor)
+        if is_flushed:
+            flush(descriptor)
     finally:
         os.close(descriptor)
 

@@ -20,11 +20,8 @@ __all__ = ["JOB_END_TIME", "TimeLimit"]
 _logger = logging.getLogger("polyaxon_tracking")
 
 JOB_END_TIME = "POLYAXON_JOB_END_TIME"
-_OF_SLURM = "SLURM_JOB_END_TIME"
 
-# In seconds. When the time of a job of Slurm is over, Slurm sends SIGTERM, and SIGKILL so much later (`KillWait`).
-_GRACE_PERIOD_OF_SLURM = 30.0
-# A save is expected to take the first as long as none was measured, and at least the second.
+# In seconds. A save is expected to take the first as long as none was measured, and at least the second.
 _UNKNOWN_SAVE = 30.0
 _SHORTEST_SAVE = 2.5
 
@@ -32,10 +29,11 @@ _SHORTEST_SAVE = 2.5
 class TimeLimit:
     """Tell at the end of a batch whether training must end now, because the job is killed soon.
 
-    ``POLYAXON_JOB_END_TIME`` is the UNIX time at which the job is killed. If it is not set, ``SLURM_JOB_END_TIME`` is
-    used, which Slurm sets in each job (``sbatch(1)``). Training must end when the time that is left is that of the
-    longest batch and of two saves, because one may be in progress. Where the 30 seconds suffice that Slurm leaves
-    between SIGTERM and SIGKILL, its SIGTERM ends training instead.
+    ``POLYAXON_JOB_END_TIME`` is the UNIX time at which the job is killed; without it there is no limit. Training must end
+    when the time that is left is that of the longest batch and of two saves, because one may be in progress.
+
+    Slurm's ``SLURM_JOB_END_TIME`` is not read: in a job that Slurm warns with ``--signal``, the script may wait for the
+    exit status of that signal to requeue the job, and would not get it.
 
     Args:
         now: returns the UNIX time in seconds.
@@ -55,8 +53,7 @@ class TimeLimit:
 
     def __init__(self, now: Callable[[], float] = time.time) -> None:
         self._now = now
-        self._variable = JOB_END_TIME if value_of(JOB_END_TIME) else _OF_SLURM
-        self._end = _unix_time(self._variable)
+        self._end = _job_end_time()
         self._batch_ended_at: float | None = None
         self._longest_batch = 0.0
         self._longest_save = 0.0
@@ -74,28 +71,28 @@ class TimeLimit:
         if began is not None:
             self._longest_batch = max(self._longest_batch, now - began)
         elif self._end <= now:
-            _logger.warning("%s is ignored: that time is over, and the job still runs", self._variable)
+            _logger.warning("%s is ignored: that time is over, and the job still runs", JOB_END_TIME)
             self._end = None
             return None
         self._longest_save = max(self._longest_save, seconds_of_save)
         save = max(self._longest_save, _SHORTEST_SAVE) if self._longest_save else _UNKNOWN_SAVE
         needed = self._longest_batch + 2 * save
-        if now + needed < self._end or (self._variable == _OF_SLURM and needed <= _GRACE_PERIOD_OF_SLURM):
+        if now + needed < self._end:
             return None
         return (
-            f"The job is killed in {self._end - now:.0f} s ({self._variable}), and one more batch with its save may "
+            f"The job is killed in {self._end - now:.0f} s ({JOB_END_TIME}), and one more batch with its save may "
             f"take {needed:.0f} s"
         )
 
 
-def _unix_time(variable: str) -> float | None:
-    text = value_of(variable)
+def _job_end_time() -> float | None:
+    text = value_of(JOB_END_TIME)
     if text is None:
         return None
     with contextlib.suppress(ValueError):
         if math.isfinite(seconds := float(text)):
             return seconds
     raise TrackingError(
-        f"{variable} was received as {shown(text)}. Expected the UNIX time at which the job is killed, in seconds: in "
+        f"{JOB_END_TIME} was received as {shown(text)}. Expected the UNIX time at which the job is killed, in seconds: in "
         f"a shell, $(($(date +%s) + 4 * 3600)) is in four hours. Correct the variable, or unset it."
     )

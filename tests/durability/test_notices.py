@@ -74,55 +74,37 @@ class Clock:
         return self.seconds
 
 
-def ends_at(limit: TimeLimit, clock: Clock, *, batch: float, save: float) -> float:
-    """Return the time at which training ends, in steps of one batch."""
-    while limit.reason_to_end(save) is None:
-        assert clock.seconds < 2000
-        clock.seconds += batch
-    return clock.seconds
-
-
 @pytest.mark.parametrize(
-    ("variable", "batch", "save", "ends"),
+    ("batch", "save", "ends"),
     [
-        ("POLYAXON_JOB_END_TIME", 1, 10, 979),
-        ("POLYAXON_JOB_END_TIME", 100, 10, 900),
-        ("POLYAXON_JOB_END_TIME", 1, 0.01, 994),  # a save takes at least 2.5 s
-        ("POLYAXON_JOB_END_TIME", 1, 0, 939),  # none was measured: 30 s
-        ("SLURM_JOB_END_TIME", 1, 20, 959),
-        ("SLURM_JOB_END_TIME", 1, 10, None),  # the 30 s from SIGTERM to SIGKILL suffice
+        (1, 10, 979),
+        (100, 10, 900),
+        (1, 0.01, 994),  # a save takes at least 2.5 s
+        (1, 0, 939),  # none was measured: 30 s
     ],
 )
 def test_the_time_of_a_batch_and_two_saves_is_left(
-    variable: str, batch: float, save: float, ends: float | None, monkeypatch: pytest.MonkeyPatch
+    batch: float, save: float, ends: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(variable, "1000")
-    clock = Clock()
-    limit = TimeLimit(clock)
-    if ends is not None:
-        assert ends_at(limit, clock, batch=batch, save=save) == ends
-    else:
-        for clock.seconds in range(1000):
-            assert limit.reason_to_end(save) is None
-
-
-def test_the_own_variable_takes_precedence_over_that_of_slurm(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SLURM_JOB_END_TIME", "500")
     monkeypatch.setenv("POLYAXON_JOB_END_TIME", "1000")
     clock = Clock()
-    assert ends_at(TimeLimit(clock), clock, batch=1, save=20) == 959
+    limit = TimeLimit(clock)
+    while limit.reason_to_end(save) is None:
+        assert clock.seconds < 1000
+        clock.seconds += batch
+    assert clock.seconds == ends
 
 
 def test_a_time_that_is_over_before_training_begins_is_ignored(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setenv("SLURM_JOB_END_TIME", "1000")
+    monkeypatch.setenv("POLYAXON_JOB_END_TIME", "1000")
     clock = Clock()
     limit = TimeLimit(clock)
     with caplog.at_level(logging.WARNING, "polyaxon_tracking"):
         for clock.seconds in (1001, 1002, 1003):
             assert limit.reason_to_end(20) is None
-    assert caplog.messages == ["SLURM_JOB_END_TIME is ignored: that time is over, and the job still runs"]
+    assert caplog.messages == ["POLYAXON_JOB_END_TIME is ignored: that time is over, and the job still runs"]
 
 
 @pytest.mark.parametrize("value", ["4h", "nan", "inf", "2026-11-27T16:00:00"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import resource
 import signal
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from polyaxon_tracking import TrackingError, get_data_path
+from polyaxon_tracking import TrackingError, get_data_path, progress
 from polyaxon_tracking.storage import dataset_cache, retry
 from polyaxon_tracking.training import Run
 
@@ -93,6 +94,18 @@ def test_all_objects_below_a_url_are_a_directory(store: Store) -> None:
     assert os.path.basename(path) == "images"
     assert files_in(path) == FILES
     assert get_data_path("images") == f"{store.url}/images"
+
+
+def test_a_download_says_how_far_it_is(
+    store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    put(store, {"large.bin": LARGE, **FILES})
+    monkeypatch.setattr(progress, "_EVERY_SECONDS", 0)
+    with caplog.at_level(logging.INFO, "polyaxon_tracking"):
+        get_data_path("images", download=True)
+    lines = [message for message in caplog.messages if message.startswith("Downloading ")]
+    assert lines[-1].endswith(": 20 of 20 MB")
+    assert any(line.endswith(" 8 of 20 MB") for line in lines)
 
 
 def test_an_object_is_a_file(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,6 +30,8 @@ from polyaxon_tracking.errors import TrackingError
 from polyaxon_tracking.redaction import shown
 from polyaxon_tracking.storage.credentials import ACCESS_KEYS, access_keys, locate, variable_shown
 from polyaxon_tracking.storage.dataset_cache import DATA_CACHE
+from polyaxon_tracking.training.cloud_notices import PREEMPTION_NOTICES
+from polyaxon_tracking.training.time_limit import JOB_END_TIME
 from polyaxon_tracking.urls import is_url
 
 if TYPE_CHECKING:
@@ -57,7 +59,7 @@ _NOT_MISSPELT = "UI_OFFLINE"
 
 _PREFIXES = ("POLYAXON_", "POLYSTORES_")
 
-_KNOWN = (*VARIABLES, ACCESS_KEYS, DATA_CACHE)
+_KNOWN = (*VARIABLES, ACCESS_KEYS, DATA_CACHE, JOB_END_TIME, PREEMPTION_NOTICES)
 
 # Prefixes of the store drivers' variables. Only their names are reported, because their values may be secrets.
 _OF_DRIVERS = ("AWS_", "AZURE_", "GOOGLE_", "STORAGE_EMULATOR_", "FSSPEC_", "GCSFS_")
