@@ -29,8 +29,8 @@ _SHORTEST_SAVE = 2.5
 class TimeLimit:
     """Tell at the end of a batch whether training must end now, because the job is killed soon.
 
-    ``POLYAXON_JOB_END_TIME`` is the UNIX time at which the job is killed; without it there is no limit. Training must end
-    when the time that is left is that of the longest batch and of two saves, because one may be in progress.
+    ``POLYAXON_JOB_END_TIME`` is the UNIX time at which the job is killed; without it there is no limit. Training must
+    end when the time that is left is that of the longest batch and of two saves, because one may be in progress.
 
     Slurm's ``SLURM_JOB_END_TIME`` is not read: in a job that Slurm warns with ``--signal``, the script may wait for the
     exit status of that signal to requeue the job, and would not get it.
@@ -93,6 +93,6 @@ def _job_end_time() -> float | None:
         if math.isfinite(seconds := float(text)):
             return seconds
     raise TrackingError(
-        f"{JOB_END_TIME} was received as {shown(text)}. Expected the UNIX time at which the job is killed, in seconds: in "
-        f"a shell, $(($(date +%s) + 4 * 3600)) is in four hours. Correct the variable, or unset it."
+        f"{JOB_END_TIME} was received as {shown(text)}. Expected the UNIX time at which the job is killed, in seconds: "
+        f"in a shell, $(($(date +%s) + 4 * 3600)) is in four hours. Correct the variable, or unset it."
     )

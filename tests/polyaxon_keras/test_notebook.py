@@ -44,15 +44,16 @@ def fit(*callbacks, **options):
 
 @pytest.fixture
 def shell() -> Iterator[InteractiveShell]:
-    """The shell of a notebook's kernel, in this process."""
+    """The shell of a notebook's kernel, in this process, where it takes the place of `__main__`."""
     assert not InteractiveShell.initialized()
-    hook = sys.excepthook
+    hook, main = sys.excepthook, sys.modules["__main__"]
     made = InteractiveShell.instance()
     made.run_cell(SETUP).raise_error()
     yield made
     made.reset(new_session=False)
     InteractiveShell.clear_instance()
     sys.excepthook = hook
+    sys.modules["__main__"] = main
 
 
 def what_is_left(shell: InteractiveShell) -> list[object]:
