@@ -12,8 +12,8 @@ STEP := bash tools/step.sh
 OTHER_BACKENDS := tensorflow jax
 BACKEND_TESTS := $(addprefix tests/polyaxon_keras/,test_background.py test_callback.py test_late.py test_processes.py) \
 	tests/polyaxon_keras/test_stores.py::test_a_killed_training_resumes_without_tensorflow
-# Four at a time on two cores: many tests wait for their own processes, for servers or for disks.
-PYTEST := $(BIN)/python -m pytest -n 4 --dist worksteal
+# Three at a time on two cores: many tests wait for their own processes, for servers or for disks.
+PYTEST := $(BIN)/python -m pytest -n 3 --dist worksteal
 
 .PHONY: demo test test-pythons set-up-pythons coverage bench lint types docs clean
 

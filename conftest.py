@@ -18,7 +18,7 @@ from polyaxon_tracking.storage import credentials
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-# Read by torch when it is imported. Tests run three at a time: the threads of one training, which wait for each other,
+# Read by torch when it is imported. Several tests run at a time: the threads of one training, which wait for each other,
 # would take the time of the others, and a training of seconds take minutes.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 

@@ -8,24 +8,24 @@ from typing import TYPE_CHECKING
 
 import pytest
 import training_scripts
-from ranks import TORCHRUN, as_one, start_ranks, train_ranks, train_two_ranks, wait_for_ranks
+from ranks import as_one, start_torchrun, torchrun, train_two_ranks, wait_for_torchrun
 from training_scripts import SCRIPTS, Ended, newest
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-TORCHRUN_SCRIPT = [*TORCHRUN, str(SCRIPTS["lightning"])]
+SCRIPT = SCRIPTS["lightning"]
 LAUNCHERS = ["ddp", "ddp_spawn", "torchrun"]
 
 
-def train(launcher: str, outputs: Path | str, *, directory: Path | None = None, **environment: str) -> Ended:
+def train(launcher: str, outputs: Path | str, **environment: str) -> Ended:
     """Train in two processes that torchrun starts, or Lightning, or that get their ranks from the environment."""
     if launcher == "torchrun":
-        return train_ranks(TORCHRUN_SCRIPT, outputs, directory=directory, STRATEGY="ddp", **environment)
+        return torchrun(SCRIPT, outputs, STRATEGY="ddp", **environment)
     if launcher == "environment":
         return as_one(train_two_ranks("lightning", outputs, STRATEGY="ddp", **environment))
     settings = {"STRATEGY": launcher, "PYTHONWARNINGS": "ignore", **environment}
-    first = training_scripts.train("lightning", outputs, directory=directory, **settings)
+    first = training_scripts.train("lightning", outputs, **settings)
     return Ended(first.returncode, first.stdout, first.stderr)
 
 
@@ -78,12 +78,12 @@ def test_sigterm_to_one_rank_saves_once_and_ends_all(launcher: str, rank: int, t
 
 
 def test_sigterm_to_all_ranks_saves_once_and_ends_all(tmp_path: Path) -> None:
-    process = start_ranks(TORCHRUN_SCRIPT, tmp_path, STRATEGY="ddp", SECONDS_PER_BATCH="0.5")
+    process = start_torchrun(SCRIPT, tmp_path, STRATEGY="ddp", SECONDS_PER_BATCH="0.5")
     while not list(tmp_path.glob("checkpoints/resume/step=*")):
         assert process.poll() is None
         time.sleep(0.05)
     process.terminate()  # torchrun sends it on to all
-    status, _, stderr = wait_for_ranks(process)
+    status, _, stderr = wait_for_torchrun(process)
     assert status != 0
     [step] = re.findall(r"Saved step (\d+) after SIGTERM", stderr)
     assert newest(tmp_path).step == int(step)
@@ -102,7 +102,7 @@ def test_a_write_that_fails_on_the_first_rank_ends_all(mode: str, tmp_path: Path
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_off_the_cluster_the_ranks_of_a_start_share_its_directory(launcher: str, tmp_path: Path) -> None:
     for number in range(2):
-        status, _, stderr = train(launcher, "", directory=tmp_path)
+        status, _, stderr = train(launcher, "")
         assert status == 0, stderr
         used = re.findall(r"outputs go to (\S+?);?\s", stderr)
         assert set(used) == {f"{tmp_path}/outputs/version_{number}"}

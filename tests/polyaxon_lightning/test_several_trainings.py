@@ -187,11 +187,12 @@ if __name__ == "__main__":
 def test_folds_whose_processes_are_launched_for_each_train_each_on_its_own(strategy: str, tmp_path: Path) -> None:
     (tmp_path / "folds.py").write_text(FOLDS)
 
-    def train(outputs: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    def train(strategy: str, outputs: str, **environment: str) -> subprocess.CompletedProcess[str]:
         settings = {"POLYAXON_RUN_OUTPUTS_PATH": str(tmp_path / outputs)}
         return forked.run("lightning", tmp_path / "folds.py", strategy, **settings, **environment)
 
-    whole, failed, again = train("whole"), train("failed", FAIL="1"), train("failed")
+    whole = train("ddp_fork", "whole")  # spawned processes import everything again, which takes much longer
+    failed, again = train(strategy, "failed", FAIL="1"), train(strategy, "failed")
     assert len(set(whole.stdout.splitlines())) == 2, whole.stderr
     assert failed.stdout.split()[0] == "ProcessRaisedException", failed.stderr
     for process in (whole, failed):

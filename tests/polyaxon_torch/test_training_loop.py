@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from ranks import TORCHRUN, as_one, train_ranks, train_two_ranks
+import ranks
 from training_scripts import SCRIPTS, Ended, flip_a_bit, newest, newest_position, train, trained
 
 if TYPE_CHECKING:
@@ -139,24 +139,24 @@ def test_a_flipped_bit_resumes_from_the_previous_state(tmp_path: Path) -> None:
     assert trained(resumed) == trained(uninterrupted)
 
 
-def ranks(outputs: Path, **environment: str) -> Ended:
-    return as_one(train_two_ranks("torch", outputs, **environment))
+def train_ranks(outputs: Path, **environment: str) -> Ended:
+    return ranks.as_one(ranks.train_two_ranks("torch", outputs, **environment))
 
 
 def torchrun(outputs: Path, **environment: str) -> Ended:
-    return train_ranks([*TORCHRUN, str(SCRIPTS["torch"])], outputs, **environment)
+    return ranks.torchrun(SCRIPTS["torch"], outputs, **environment)
 
 
 @pytest.mark.parametrize(
     ("set_up", "start"),
-    [("torchrun", torchrun), ("torchrun", ranks), ("fabric", ranks), ("accelerate", ranks)],
+    [("torchrun", torchrun), ("torchrun", train_ranks), ("fabric", train_ranks), ("accelerate", train_ranks)],
     ids=["torchrun", "ranks in the environment", "fabric", "accelerate"],
 )
 def test_ranks_that_were_killed_resume_from_the_same_state(
     tmp_path: Path, set_up: str, start: Callable[..., Ended]
 ) -> None:
     settings = {"EVERY": "3", "SETUP": set_up}
-    uninterrupted = ranks(tmp_path / "whole", **settings)
+    uninterrupted = train_ranks(tmp_path / "whole", **settings)
     killed = start(tmp_path / "killed", **settings, DIE_AT_BATCH="7", ON_RANK="1")
     assert killed.returncode == 1
     assert newest_position(tmp_path / "killed") in {(4, 1), (6, 1)}  # rank 0 may be killed before it has written
@@ -166,17 +166,17 @@ def test_ranks_that_were_killed_resume_from_the_same_state(
 
 def test_a_signal_to_one_rank_ends_all_with_the_same_state(tmp_path: Path) -> None:
     settings = {"SETUP": "torchrun", "SECONDS_PER_BATCH": "0.1"}
-    uninterrupted = ranks(tmp_path / "whole", **settings)
-    ended = ranks(tmp_path / "ended", **settings, DIE_AT_BATCH="5", ON_RANK="1", SIGNAL="SIGTERM")
+    uninterrupted = train_ranks(tmp_path / "whole", **settings)
+    ended = train_ranks(tmp_path / "ended", **settings, DIE_AT_BATCH="5", ON_RANK="1", SIGNAL="SIGTERM")
     assert ended.returncode == 1, ended.stderr
     assert "after SIGTERM" in ended.stderr
     assert newest_position(tmp_path / "ended")[0] in (6, 7)
-    assert trained(ranks(tmp_path / "ended", **settings)) == trained(uninterrupted)
+    assert trained(train_ranks(tmp_path / "ended", **settings)) == trained(uninterrupted)
 
 
 def test_a_write_that_fails_on_rank_0_ends_all(tmp_path: Path) -> None:
     settings = {"SETUP": "torchrun", "EVERY": "1"}
-    ended = ranks(tmp_path / "ended", **settings, NO_ROOM_AT_BATCH="5")
+    ended = train_ranks(tmp_path / "ended", **settings, NO_ROOM_AT_BATCH="5")
     assert ended.returncode == 1
     assert "File too large" in ended.stderr
     assert newest_position(tmp_path / "ended") in {(5, 1), (4, 1)}

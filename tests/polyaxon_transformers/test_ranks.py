@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from ranks import TORCHRUN, as_one, train_ranks, train_two_ranks
+import ranks
 from training_scripts import SCRIPTS, Ended, newest
 
 from polyaxon_tracking import CheckpointManager
@@ -17,17 +17,17 @@ if TYPE_CHECKING:
 
 
 def torchrun(outputs: Path, **environment: str) -> Ended:
-    return train_ranks([*TORCHRUN, str(SCRIPTS["transformers"])], outputs, **environment)
+    return ranks.torchrun(SCRIPTS["transformers"], outputs, **environment)
 
 
-def ranks(outputs: Path, **environment: str) -> Ended:
-    return as_one(train_two_ranks("transformers", outputs, **environment))
+def train_ranks(outputs: Path, **environment: str) -> Ended:
+    return ranks.as_one(ranks.train_two_ranks("transformers", outputs, **environment))
 
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
     """Return what both processes of an uninterrupted training print."""
-    status, stdout, stderr = ranks(tmp_path_factory.mktemp("uninterrupted"))
+    status, stdout, stderr = train_ranks(tmp_path_factory.mktemp("uninterrupted"))
     assert status == 0, stderr
     assert stderr.count("Starting fresh") == 1
     assert stdout.count("trained 24 ") == 2
@@ -39,7 +39,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
     [
         pytest.param(torchrun, {"DIE_AT_STEP": "10"}, 8, id="killed"),
         # All know of it one batch later.
-        pytest.param(ranks, {"DIE_AT_STEP": "9", "SIGNAL": "SIGTERM"}, 10, id="preempted"),
+        pytest.param(train_ranks, {"DIE_AT_STEP": "9", "SIGNAL": "SIGTERM"}, 10, id="preempted"),
     ],
 )
 def test_what_happens_to_one_rank_ends_all_and_all_resume(
@@ -55,7 +55,7 @@ def test_what_happens_to_one_rank_ends_all_and_all_resume(
 
 
 def test_a_write_that_fails_on_the_first_rank_ends_all(tmp_path: Path) -> None:
-    status, _, stderr = ranks(tmp_path, NO_ROOM_AT_STEP="6")
+    status, _, stderr = train_ranks(tmp_path, NO_ROOM_AT_STEP="6")
     assert status == 1
     assert "[rank1]: RuntimeError: Rank 0 failed, and this one ends with it: " in stderr
     assert newest(tmp_path).step == 4
@@ -67,7 +67,7 @@ def test_ranks_that_see_different_checkpoints_get_an_error(tmp_path: Path) -> No
         (tmp_path / f"outputs{rank}").mkdir()
     with CheckpointManager(f"{outputs}0/checkpoints/resume").save(4, 1, suffix=".checkpoint") as path:
         Path(path).write_text("only one sees it")
-    status, stdout, stderr = ranks(outputs, OUTPUTS_OF_RANKS=str(outputs))
+    status, stdout, stderr = train_ranks(outputs, OUTPUTS_OF_RANKS=str(outputs))
     assert (status, stdout) == (1, "")
     assert (
         len(re.findall("Received different checkpoints on the ranks of one training: rank 0 would resume", stderr)) == 2

@@ -26,7 +26,7 @@ from typing import IO
 # TensorFlow's, and Lightning imports the drivers of all stores.
 FRAMEWORKS = {
     "keras": ["keras", "h5py", "tensorflow"],
-    "torch": ["torch", "torch.distributed", "torch._dynamo", "torchdata.stateful_dataloader"],
+    "torch": ["torch", "torch.distributed.run", "torch._dynamo", "torchdata.stateful_dataloader"],
     "lightning": ["lightning.pytorch", "torchdata.stateful_dataloader", "adlfs", "gcsfs", "s3fs"],
     "transformers": ["transformers.trainer", "transformers.models.bert.modeling_bert"],
 }

@@ -2,59 +2,51 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
-import subprocess
-import sysconfig
 import tempfile
+import threading
 from pathlib import Path
 
 import forked
 from servers import free_port
 from training_scripts import SCRIPTS, Ended
 
-TORCHRUN = [os.path.join(sysconfig.get_path("scripts"), "torchrun"), "--standalone", "--nproc-per-node=2"]
+
+def start_torchrun(script: Path, outputs: Path | str, *options: str, **environment: str) -> forked.Forked:
+    """Start torchrun in a process of the fork server, for two ranks, each of which is a new interpreter.
+
+    Args:
+        script: the script that each rank runs.
+        outputs: the outputs path.
+        options: more options of torchrun.
+        environment: more variables.
+    """
+    settings = {"POLYAXON_RUN_OUTPUTS_PATH": str(outputs), "PYTHONWARNINGS": "ignore", **environment}
+    options = ("--standalone", "--nproc-per-node=2", *options)
+    return forked.start("torch", "-c", "from torch.distributed.run import main; main()", *options, script, **settings)
 
 
-def start_ranks(
-    command: list[str], outputs: Path | str, *, directory: Path | None = None, **environment: str
-) -> subprocess.Popen[str]:
-    """Start a command that launches several processes itself."""
-    settings = {"POLYAXON_RUN_OUTPUTS_PATH": str(outputs), "PYTHONWARNINGS": "ignore"}
-    return subprocess.Popen(
-        command,
-        cwd=directory,
-        env=os.environ | settings | environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-
-
-def wait_for_ranks(process: subprocess.Popen[str]) -> Ended:
-    """Wait for a command that `start_ranks` started. If it hangs, it is killed with its processes.
+def wait_for_torchrun(process: forked.Forked) -> Ended:
+    """Wait for torchrun. If it hangs, it is killed with its ranks.
 
     Raises:
-        subprocess.TimeoutExpired: the command hung.
+        subprocess.TimeoutExpired: it hung.
     """
+    ranks = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    timer = threading.Timer(300, lambda: [os.killpg(int(rank), signal.SIGKILL) for rank in ranks.read_text().split()])
+    timer.start()  # they have sessions of their own, and keep the pipes open
     try:
-        stdout, stderr = process.communicate(timeout=300)
-    except subprocess.TimeoutExpired:
-        # The workers of torchrun have their own sessions, and keep the pipes open.
-        workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-        for pid in [process.pid, *map(int, workers)]:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(pid, signal.SIGKILL)
-        print(*process.communicate(), sep="\n")
-        raise
+        stdout, stderr = process.communicate(310)
+    finally:
+        timer.cancel()
+    assert process.returncode is not None
     return Ended(process.returncode, stdout, stderr)
 
 
-def train_ranks(command: list[str], outputs: Path | str, *, directory: Path | None = None, **environment: str) -> Ended:
-    """Run a command that launches several processes itself, to the end of all of them."""
-    return wait_for_ranks(start_ranks(command, outputs, directory=directory, **environment))
+def torchrun(script: Path, outputs: Path | str, *options: str, **environment: str) -> Ended:
+    """Run `start_torchrun` to its end."""
+    return wait_for_torchrun(start_torchrun(script, outputs, *options, **environment))
 
 
 def train_two_ranks(
