@@ -23,6 +23,8 @@ from polyaxon_tracking import CheckpointManager, TrackingError
 
 ROOT = Path(__file__).parents[2]
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+# Raises an error if a variable has no value that it may have.
+NOTICES = "from polyaxon_tracking.training.time_limit import TimeLimit as T; from polyaxon_tracking import PreemptionHandler as P; T(); P()"
 ANY_BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 SESSION = re.compile(r"^```console\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 # What differs from one time to the next: ages, free space, times.
