@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from metadata_server import MACHINE, metadata_server
 
 from polyaxon_tracking import CheckpointManager
 
@@ -114,28 +115,40 @@ def varying(output: str) -> str:
     return re.sub(r"(?<=crc=)\w+|\d+(?:\.\d+)?", "#", output)
 
 
-def test_a_worker_of_ray_is_killed_and_training_resumes(tmp_path: Path) -> None:
+def test_workers_of_ray_that_get_a_notice_or_are_killed_resume(tmp_path: Path) -> None:
+    """Signals save nothing there. A notice of the cloud does."""
     outputs = tmp_path / "outputs"
-    # Sockets lie below it, whose paths must be short.
-    with tempfile.TemporaryDirectory(dir="/tmp") as temporary:
+    environment = os.environ | {
+        "POLYAXON_RUN_OUTPUTS_PATH": str(outputs),
+        "POLYAXON_PREEMPTION_NOTICES": "aws",
+        "RAY_USAGE_STATS_ENABLED": "0",
+    }
+    # Sockets lie below the directory, whose paths must be short.
+    with metadata_server() as server, tempfile.TemporaryDirectory(dir="/tmp") as temporary:
+        server.preempted = MACHINE
         process = subprocess.Popen(
             [sys.executable, str(EXAMPLES / "ray_digits.py")],
-            env=os.environ
-            | {"POLYAXON_RUN_OUTPUTS_PATH": str(outputs), "RAY_TMPDIR": temporary, "RAY_USAGE_STATS_ENABLED": "0"},
+            env=environment
+            | {"RAY_TMPDIR": temporary, "AWS_EC2_METADATA_SERVICE_ENDPOINT": f"http://{server.address}"},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
         )
-        output, killed = "", False
+        output, noticed, killed = "", "", False
         for line in process.stdout or ():
             output += line
-            worker = re.search(r"RayTrainWorker pid=(\d+)\).* Starting fresh", line)
-            if worker:
-                while not list(outputs.glob("checkpoints/resume/step=*")):
+            if saved := re.search(r"Saved step (\d+) after SIGTERM", line):
+                noticed, server.preempted = saved[1], None
+            worker = re.search(r"RayTrainWorker pid=(\d+)\).* Resuming from", line)
+            if noticed and worker and not killed:
+                while len(list(outputs.glob("checkpoints/resume/step=*"))) < 2:
                     time.sleep(0.01)
                 os.kill(int(worker[1]), signal.SIGKILL)
                 killed = True
     assert process.wait() == 0, output
     assert killed
-    assert re.search(r"Resuming from \S+/checkpoints/resume/step=\S+: epoch \d+, step \d+", output), output
+    steps = re.findall(r"Resuming from \S+/checkpoints/resume/step=\S+: epoch \d+, step (\d+)", output)
+    assert len(steps) == 2, output
+    assert steps[0] == noticed
+    assert int(steps[1]) > int(steps[0])
     assert accuracy(output) > 0.9
