@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 from typing import Any
 
@@ -48,7 +49,7 @@ def torch_random_state() -> dict[str, Any]:
     such as ``cuda``, ``mps`` or ``xpu``.
     """
     accelerator = _accelerator()
-    state: dict[str, Any] = {"torch": torch.get_rng_state()}
+    state: dict[str, Any] = {"torch": torch.default_generator.get_state()}
     if accelerator is not None:
         devices = getattr(torch, accelerator)
         state[accelerator] = [devices.get_rng_state(index) for index in range(devices.device_count())]
@@ -69,6 +70,7 @@ def set_torch_random_state(state: dict[str, Any]) -> None:
                 devices.set_rng_state(torch.as_tensor(one), index)
 
 
+@functools.cache  # it is asked for at every batch
 def _accelerator() -> str | None:
     """Return the type of this machine's accelerator, or ``None`` if there is none."""
     if hasattr(torch, "accelerator"):  # since torch 2.6
