@@ -60,7 +60,7 @@ class CloudNotices:
         self._stopped = threading.Event()
 
     def start(self) -> None:
-        """Start to ask, in a thread that does not keep the process alive."""
+        """Start asking, in a thread that does not keep the process alive."""
         if self._cloud:
             self._stopped = threading.Event()
             threading.Thread(
@@ -68,7 +68,7 @@ class CloudNotices:
             ).start()
 
     def stop(self) -> None:
-        """Stop to ask."""
+        """Stop asking."""
         self._stopped.set()
 
     def _ask_until(self, stopped: threading.Event) -> None:
@@ -76,7 +76,7 @@ class CloudNotices:
         while not stopped.is_set():
             try:
                 reason = _ASK[self._cloud]()
-            except (OSError, ValueError) as error:  # no server, or one that answers something else
+            except (OSError, ValueError, LookupError, TypeError) as error:  # no server, or one that answers otherwise
                 if not is_warned:
                     is_warned = True
                     _logger.warning(
@@ -94,12 +94,20 @@ class CloudNotices:
 
 
 def _get(url: str, method: str = "GET", **headers: str) -> str:
-    """Return the answer, without asking a proxy."""
-    from urllib.request import ProxyHandler, Request, build_opener  # here: it takes 30 ms, and only this needs it
+    """Return the answer, without asking a proxy.
+
+    Raises:
+        OSError: there is no answer, or only a part of it.
+    """
+    from http.client import HTTPException  # here and not above: it takes 30 ms, and only this needs it
+    from urllib.request import ProxyHandler, Request, build_opener
 
     request = Request(url, method=method, headers={name.replace("_", "-"): text for name, text in headers.items()})  # noqa: S310  # http
-    with build_opener(ProxyHandler({})).open(request, timeout=_SECONDS_PER_REQUEST) as answer:
-        return str(answer.read().decode())
+    try:
+        with build_opener(ProxyHandler({})).open(request, timeout=_SECONDS_PER_REQUEST) as answer:
+            return str(answer.read().decode())
+    except HTTPException as error:
+        raise OSError(f"{type(error).__name__}: {error}") from error
 
 
 def _of_aws() -> str | None:
@@ -126,10 +134,8 @@ def _of_google() -> str | None:
 
 def _of_azure() -> str | None:
     """Return why Azure preempts this machine, if so: events of the other machines of a scale set are listed too."""
-    events = json.loads(_get(f"{_LINK_LOCAL}/metadata/scheduledevents?api-version=2020-07-01", Metadata="true"))[
-        "Events"
-    ]
-    preempted = [event for event in events if event["EventType"] == "Preempt"]
+    answer = _get(f"{_LINK_LOCAL}/metadata/scheduledevents?api-version=2020-07-01", Metadata="true")
+    preempted = [event for event in json.loads(answer)["Events"] if event["EventType"] == "Preempt"]
     if not preempted:
         return None
     url = f"{_LINK_LOCAL}/metadata/instance/compute/name?api-version=2021-02-01&format=text"

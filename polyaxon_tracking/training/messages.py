@@ -104,7 +104,7 @@ class TrainingLog:
 
     def save_took(self, seconds: float) -> None:
         """Warn, once and on the cluster, if a save takes `seconds` that are more than a pod's usual grace period."""
-        if self._is_enabled and self._run.on_cluster and seconds > _GRACE_PERIOD and not self._is_long_save_logged:
+        if seconds > _GRACE_PERIOD and self._is_enabled and self._run.on_cluster and not self._is_long_save_logged:
             self._is_long_save_logged = True
             _logger.warning(
                 "A save takes %.0f s, longer than the grace period of %d s that Kubernetes gives a pod by default: a "

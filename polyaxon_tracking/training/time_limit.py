@@ -27,7 +27,7 @@ _SHORTEST_SAVE = 2.5
 
 
 class TimeLimit:
-    """Tell at the end of a batch whether training must end now, because the job is killed soon.
+    """Decide at the end of a batch whether training must end now, because the job is killed soon.
 
     ``POLYAXON_JOB_END_TIME`` is the UNIX time at which the job is killed; without it there is no limit. Training must
     end when the time that is left is that of the longest batch and of two saves, because one may be in progress.

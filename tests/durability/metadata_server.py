@@ -16,9 +16,12 @@ MACHINE = "machine-3"
 
 
 class MetadataServer(ThreadingHTTPServer):
-    """The three protocols; `preempted` names the machine that is about to be taken back."""
+    """The three protocols."""
 
     preempted: str | None = None
+    """The machine that is about to be taken back."""
+    events: str | None = None
+    """The answer about Azure's events, if it is another than the documented one."""
 
     @property
     def address(self) -> str:
@@ -52,7 +55,8 @@ class _Handler(BaseHTTPRequestHandler):
         elif self.path.startswith("/metadata/scheduledevents?api-version="):
             freeze = {"EventType": "Freeze", "Resources": [MACHINE], "NotBefore": "Fri, 27 Nov 2026 15:00:00 GMT"}
             preempt = {"EventType": "Preempt", "Resources": [preempted], "NotBefore": "Fri, 27 Nov 2026 16:02:00 GMT"}
-            self._answer(200, json.dumps({"Events": [freeze, preempt] if preempted else [freeze]}))
+            events = json.dumps({"Events": [freeze, preempt] if preempted else [freeze]})
+            self._answer(200, events if self.server.events is None else self.server.events)
         elif self.path.startswith("/metadata/instance/compute/name?api-version="):
             self._answer(200, MACHINE)
         else:

@@ -175,6 +175,25 @@ def test_a_server_that_does_not_answer_is_said_once_and_asked_again(
     )
 
 
+@pytest.mark.parametrize("answer", ["not JSON", "[]", '{"other": 1}'])
+def test_a_server_that_answers_something_else_is_said(
+    answer: str,
+    server: MetadataServer,
+    monkeypatch: pytest.MonkeyPatch,
+    asked_often: None,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setenv("POLYAXON_PREEMPTION_NOTICES", "azure")
+    monkeypatch.setattr(cloud_notices, "_LINK_LOCAL", f"http://{server.address}")
+    server.events = answer
+    with pytest.raises(SystemExit), PreemptionHandler() as preemption:
+        while not caplog.messages:
+            time.sleep(0.01)
+        server.events, server.preempted = None, MACHINE
+        wait_for(preemption)
+    assert caplog.messages[0].startswith("The metadata server did not answer, so notices are not read")
+
+
 def test_an_unknown_cloud_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("POLYAXON_PREEMPTION_NOTICES", "gogle")
     message = (
