@@ -48,11 +48,12 @@ _OF_TERMINALS = {"COLUMNS", "FORCE_COLOR", "NO_COLOR"}
 def pytest_configure(config: pytest.Config) -> None:
     """Make the helpers and training scripts importable in the processes that tests start."""
     os.environ["PYTHONPATH"] = os.pathsep.join(map(str, config.getini("pythonpath")))
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # otherwise the process that started this worker has set it
+    if "FORK_SERVERS" not in os.environ:  # otherwise the process that started this worker has set it
+        shared = tempfile.TemporaryDirectory(prefix="tests-")
+        config.add_cleanup(shared.cleanup)
+        os.environ["FORK_SERVERS"] = shared.name  # see forked.py
         # Compiling is most of what trainings on JAX take, and many of them are the same.
-        cache = tempfile.TemporaryDirectory(prefix="jax-")
-        config.add_cleanup(cache.cleanup)
-        os.environ["JAX_COMPILATION_CACHE_DIR"] = cache.name
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = f"{shared.name}/jax"
         os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 

@@ -10,9 +10,9 @@ set -uo pipefail
 directory=$1
 shift
 
-# Downloads go there too, so that they count, and a small /tmp is no obstacle.
-mkdir -p "$directory/tmp" || exit 1
-TMPDIR=$(cd "$directory/tmp" && pwd)
+# Downloads go there too, so that they count, and a small /tmp is no obstacle. Several steps may run side by side.
+mkdir -p "$directory" || exit 1
+TMPDIR=$(mktemp -d "$(cd "$directory" && pwd)/tmp.XXXXXX") || exit 1
 export TMPDIR PYTHONUNBUFFERED=1
 
 # The lines that say what happens now. Errors are explained at the end, in one line.

@@ -7,9 +7,10 @@ and its children have the session, environment and standard streams of the serve
 A child ends as every interpreter does, up to the last function of `atexit`. What comes after that, freeing thousands of
 modules, would take longer than many of the trainings: the child is ended there.
 
-Run as ``python -W ignore fork_server.py DESCRIPTOR MODULE...``. The descriptor is one end of a socket. Each message on it
-is a script to run, with four descriptors: the three standard streams, and a pipe to which the server writes the child's
-process id and later its exit status.
+Run as ``python -W ignore fork_server.py DESCRIPTOR MODULE...``. The descriptor is a socket that listens: all processes of
+one test run connect to it, and the server ends with the last of these connections. Each message is a script to run, with
+four descriptors: the three standard streams, and a pipe to which the server writes the child's process id and later its
+exit status.
 """
 
 from __future__ import annotations
@@ -47,35 +48,60 @@ def import_frameworks(modules: list[str]) -> None:
         raise RuntimeError(f"Importing {modules} started threads, so forking is not safe: {sorted(threads)}.")
 
 
-def serve(channel: socket.socket) -> tuple[dict[str, Any], list[int]]:
-    """Fork a child for each message on the channel. Returns only in the child, with the message and its streams."""
-    running: dict[int, tuple[int, int]] = {}  # by the child's pidfd: its process id, and where to report it
-    while True:
-        for ready in select.select([channel, *running], [], [])[0]:
-            if ready in running:
-                pid, report = running.pop(ready)
-                _, status = os.waitpid(pid, 0)
-                with contextlib.suppress(BrokenPipeError):  # the test has not waited for it
-                    os.write(report, f"{os.waitstatus_to_exitcode(status)}\n".encode())
-                os.close(ready)
-                os.close(report)
-                continue
-            message, descriptors, _, _ = socket.recv_fds(channel, MESSAGE_BYTES, 4)
-            if not message:  # the test process has ended
+class Server:
+    """Fork a child for each message of a client, and report how each child ends."""
+
+    def __init__(self, listener: socket.socket) -> None:
+        self._listener = listener
+        self._clients: set[socket.socket] = set()
+        self._running: dict[int, tuple[int, int]] = {}
+        """By the pidfd of a child: its process id, and where to report it."""
+
+    def serve(self) -> tuple[dict[str, Any], list[int]]:
+        """Serve the clients. Returns only in a child, with its message and its streams."""
+        while True:
+            for ready in select.select([self._listener, *self._clients, *self._running], [], [])[0]:
+                if ready is self._listener:
+                    client, _ = self._listener.accept()
+                    client.send(b"ready")
+                    self._clients.add(client)
+                elif ready in self._running:
+                    self._report_end(ready)
+                elif request := self._receive(ready):
+                    return request
+
+    def _report_end(self, pidfd: int) -> None:
+        pid, report = self._running.pop(pidfd)
+        _, status = os.waitpid(pid, 0)
+        with contextlib.suppress(BrokenPipeError):  # the test has not waited for it
+            os.write(report, f"{os.waitstatus_to_exitcode(status)}\n".encode())
+        os.close(pidfd)
+        os.close(report)
+
+    def _receive(self, client: socket.socket) -> tuple[dict[str, Any], list[int]] | None:
+        """Fork the child that the next message asks for. Returns the message and the streams only in the child."""
+        message, descriptors, _, _ = socket.recv_fds(client, MESSAGE_BYTES, 4)
+        if not message:
+            client.close()
+            self._clients.remove(client)
+            if not self._clients:
                 os._exit(0)
-            *streams, report = descriptors
-            pid = os.fork()
-            if not pid:
-                channel.close()
-                for other, (_, report_of_other) in running.items():
-                    os.close(other)
-                    os.close(report_of_other)
-                os.close(report)
-                return json.loads(message), streams
-            for stream in streams:
-                os.close(stream)
-            running[os.pidfd_open(pid)] = pid, report
-            os.write(report, f"{pid}\n".encode())
+            return None
+        *streams, report = descriptors
+        pid = os.fork()
+        if not pid:
+            for connection in (self._listener, *self._clients):
+                connection.close()
+            for other, (_, report_of_other) in self._running.items():
+                os.close(other)
+                os.close(report_of_other)
+            os.close(report)
+            return json.loads(message), streams
+        for stream in streams:
+            os.close(stream)
+        self._running[os.pidfd_open(pid)] = pid, report
+        os.write(report, f"{pid}\n".encode())
+        return None
 
 
 def become(arguments: list[str], environment: dict[str, str], directory: str, streams: list[int]) -> None:
@@ -139,12 +165,11 @@ def main_module(script: str) -> types.ModuleType:
 
 
 if __name__ == "__main__":
-    channel = socket.socket(fileno=int(sys.argv[1]))
+    listening = socket.socket(fileno=int(sys.argv[1]))
     end = LastOfExit()  # before the frameworks register their functions
     import_frameworks(sys.argv[2:])
     gc.freeze()  # a collection would touch, and so copy, every object that the child shares with the server
-    channel.send(b"ready")
-    request, standard_streams = serve(channel)
+    request, standard_streams = Server(listening).serve()
     become(request["arguments"], request["environment"], request["directory"], standard_streams)
     first = request["arguments"][0]
     code = request["arguments"][1] if first == "-c" else Path(first).read_text()

@@ -7,8 +7,8 @@ instead, with `subprocess`.
 
 from __future__ import annotations
 
-import atexit
 import contextlib
+import fcntl
 import functools
 import json
 import os
@@ -102,27 +102,38 @@ def _read(stream: IO[str], texts: list[str], number: int) -> None:
 
 @functools.cache
 def _server(framework: str, keras_backend: str) -> socket.socket:
-    """Return the channel to the server that has imported the framework, started at first use."""
-    ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    """Return a connection to the server that has imported the framework, one for all processes of the test run."""
+    path = f"{os.environ['FORK_SERVERS']}/{framework}-{keras_backend}"
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with open(f"{path}.lock", "w") as lock, contextlib.ExitStack() as listening:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not os.path.exists(path):
+            listener = listening.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+            listener.bind(path)
+            listener.listen()
+            _start_server(listener, framework, keras_backend)
+        connection.connect(path)
+    with contextlib.suppress(ConnectionResetError):
+        if connection.recv(5) == b"ready":
+            return connection
+    raise RuntimeError(f"The fork server for {framework} has ended.")
+
+
+def _start_server(listener: socket.socket, framework: str, keras_backend: str) -> None:
     environment = os.environ | {
         "KERAS_BACKEND": keras_backend,
         "OPENBLAS_NUM_THREADS": "1",  # it would start the others when NumPy is imported
         "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",  # read at import; see servers.py
     }
-    server = subprocess.Popen(
-        [sys.executable, "-W", "ignore", SERVER, str(its.fileno()), *FRAMEWORKS[framework]],
+    subprocess.Popen(
+        [sys.executable, "-W", "ignore", SERVER, str(listener.fileno()), *FRAMEWORKS[framework]],
         env=environment,
-        pass_fds=[its.fileno()],
+        pass_fds=[listener.fileno()],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         cwd=SERVER.parent,
         start_new_session=True,
     )
-    its.close()
-    atexit.register(server.kill)
-    if ours.recv(5) != b"ready":
-        raise RuntimeError(f"The fork server for {framework} has ended with the status {server.wait()}.")
-    return ours
 
 
 def start(
