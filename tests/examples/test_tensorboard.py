@@ -17,6 +17,7 @@ import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import forked
 import numpy as np
 import pytest
 from matplotlib.image import imread
@@ -35,16 +36,14 @@ EPOCHS, STEPS_PER_EPOCH = 20, 43
 def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the outputs of a training that was killed half-way, and started again."""
     outputs = tmp_path_factory.mktemp("outputs")
-    environment = os.environ | {"POLYAXON_RUN_OUTPUTS_PATH": str(outputs), "POLYAXON_LOG_LEVEL": "INFO"}
-    training = subprocess.Popen([sys.executable, str(EXAMPLE)], env=environment, stderr=subprocess.PIPE, text=True)
+    environment = {"POLYAXON_RUN_OUTPUTS_PATH": str(outputs), "POLYAXON_LOG_LEVEL": "INFO"}
+    training = forked.start("lightning", EXAMPLE, **environment)
     while not any(outputs.glob("checkpoints/resume/*epoch=1?-*")) and training.poll() is None:
         time.sleep(0.01)
     training.send_signal(signal.SIGKILL)
     _, stderr = training.communicate()
     assert training.returncode == -signal.SIGKILL, stderr
-    resumed = subprocess.run(
-        [sys.executable, str(EXAMPLE)], env=environment, capture_output=True, text=True, check=True
-    )
+    resumed = forked.run("lightning", EXAMPLE, **environment)
     assert re.search(r"Resuming from \S+: epoch 1\d, step \d+\n", resumed.stderr)
     return outputs
 

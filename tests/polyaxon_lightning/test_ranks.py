@@ -129,7 +129,7 @@ def test_ranks_that_see_different_checkpoints_get_an_error(tmp_path: Path) -> No
 def test_ckpt_path_last_resumes_from_the_newest_training_state(launcher: str, tmp_path: Path) -> None:
     """With ``resume=False``, so that only this argument makes the second start resume."""
     settings = {"NO_RESUME": "1", "FOREGROUND": "1", "CKPT_PATH": "last"}
-    first, second = (train(launcher, tmp_path, **settings, **died) for died in ({"DIE_AT_STEP": "8"}, {}))
+    first, second = train("environment", tmp_path, **settings, DIE_AT_STEP="8"), train(launcher, tmp_path, **settings)
     assert first.returncode != 0
     assert second.returncode == 0, second.stderr
     assert len(re.findall("Resuming from .*: epoch 4, step 8\n", second.stderr)) == 1

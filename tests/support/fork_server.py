@@ -84,7 +84,7 @@ class Server:
         if not message:
             client.close()
             self._clients.remove(client)
-            if not self._clients:
+            if not self._clients and not select.select([self._listener], [], [], 0)[0]:
                 os._exit(0)
             return None
         *streams, report = descriptors

@@ -107,12 +107,16 @@ def _server(framework: str, keras_backend: str) -> socket.socket:
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with open(f"{path}.lock", "w") as lock, contextlib.ExitStack() as listening:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not os.path.exists(path):
+        try:
+            connection.connect(path)
+        except (FileNotFoundError, ConnectionRefusedError):  # there is none yet, or it has ended with its last client
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
             listener = listening.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
             listener.bind(path)
             listener.listen()
             _start_server(listener, framework, keras_backend)
-        connection.connect(path)
+            connection.connect(path)
     with contextlib.suppress(ConnectionResetError):
         if connection.recv(5) == b"ready":
             return connection

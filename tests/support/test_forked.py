@@ -142,6 +142,15 @@ def test_one_that_takes_too_long_is_killed_and_raises() -> None:
         forked.run("lightning", "-c", "import time; time.sleep(60)", timeout=0.5)
 
 
+def test_a_server_that_has_ended_with_its_last_client_is_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(forked.FRAMEWORKS, "none", ["json"])
+    client = "import forked; forked.FRAMEWORKS['none'] = ['json']; print(forked.run('none', '-c', 'print(7)').stdout)"
+    for _ in range(2):
+        printed = subprocess.run([sys.executable, "-c", client], capture_output=True, text=True, check=True).stdout
+        assert printed.strip() == "7"
+    assert forked.run("none", "-c", "print(7)").stdout == "7\n"
+
+
 def test_where_an_import_starts_a_thread_nothing_is_forked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
