@@ -15,7 +15,7 @@ from polyaxon_tracking.redaction import shown
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["PREEMPTION_NOTICES", "CloudNotices"]
+__all__ = ["PREEMPTION_NOTICES", "CloudNotices", "cloud_to_ask"]
 
 _logger = logging.getLogger("polyaxon_tracking")
 
@@ -49,33 +49,26 @@ class CloudNotices:
     """
 
     def __init__(self, request: Callable[[str], None]) -> None:
-        cloud = (value_of(PREEMPTION_NOTICES) or "").strip().lower()
-        if cloud and cloud not in _ASK:
-            raise TrackingError(
-                f"{PREEMPTION_NOTICES} was received as {shown(cloud)}. Expected one of {', '.join(_ASK)}."
-                f"{closest(cloud, list(_ASK))} Correct the variable, or unset it: then no cloud is asked."
-            )
-        self._cloud = cloud
+        self._cloud = cloud_to_ask()
         self._request = request
         self._stopped = threading.Event()
 
     def start(self) -> None:
         """Start asking, in a thread that does not keep the process alive."""
-        if self._cloud:
+        if self._cloud is not None:
             self._stopped = threading.Event()
-            threading.Thread(
-                target=self._ask_until, args=(self._stopped,), daemon=True, name=PREEMPTION_NOTICES
-            ).start()
+            arguments = (_ASK[self._cloud], self._stopped)
+            threading.Thread(target=self._ask_until, args=arguments, daemon=True, name=PREEMPTION_NOTICES).start()
 
     def stop(self) -> None:
         """Stop asking."""
         self._stopped.set()
 
-    def _ask_until(self, stopped: threading.Event) -> None:
+    def _ask_until(self, ask: Callable[[], str | None], stopped: threading.Event) -> None:
         is_warned = False
         while not stopped.is_set():
             try:
-                reason = _ASK[self._cloud]()
+                reason = ask()
             except (OSError, ValueError, LookupError, TypeError) as error:  # no server, or one that answers otherwise
                 if not is_warned:
                     is_warned = True
@@ -91,6 +84,21 @@ class CloudNotices:
                 if reason and not stopped.is_set():
                     self._request(reason)
             stopped.wait(_SECONDS_BETWEEN)
+
+
+def cloud_to_ask() -> str | None:
+    """Return the cloud that the environment names, or ``None`` if it names none.
+
+    Raises:
+        TrackingError: it names no cloud that can be asked.
+    """
+    cloud = (value_of(PREEMPTION_NOTICES) or "").strip().lower()
+    if cloud and cloud not in _ASK:
+        raise TrackingError(
+            f"{PREEMPTION_NOTICES} was received as {shown(cloud)}. Expected one of {', '.join(_ASK)}."
+            f"{closest(cloud, list(_ASK))} Correct the variable, or unset it: then no cloud is asked."
+        )
+    return cloud or None
 
 
 def _get(url: str, method: str = "GET", **headers: str) -> str:

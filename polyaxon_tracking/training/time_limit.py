@@ -15,7 +15,7 @@ from polyaxon_tracking.redaction import shown
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["JOB_END_TIME", "TimeLimit"]
+__all__ = ["JOB_END_TIME", "TimeLimit", "job_end_time"]
 
 _logger = logging.getLogger("polyaxon_tracking")
 
@@ -53,7 +53,7 @@ class TimeLimit:
 
     def __init__(self, now: Callable[[], float] = time.time) -> None:
         self._now = now
-        self._end = _job_end_time()
+        self._end = job_end_time()
         self._batch_ended_at: float | None = None
         self._longest_batch = 0.0
         self._longest_save = 0.0
@@ -85,7 +85,12 @@ class TimeLimit:
         )
 
 
-def _job_end_time() -> float | None:
+def job_end_time() -> float | None:
+    """Return the UNIX time at which the job is killed, or ``None`` if the environment names none.
+
+    Raises:
+        TrackingError: the variable holds no UNIX time.
+    """
     text = value_of(JOB_END_TIME)
     if text is None:
         return None

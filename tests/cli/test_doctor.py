@@ -57,6 +57,19 @@ def test_off_the_cluster_all_is_well_and_nothing_is_left_behind(doctor: Callable
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_variables_of_notices_have_rows_where_they_are_set(
+    doctor: Callable[..., Report], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert not {"POLYAXON_JOB_END_TIME", "POLYAXON_PREEMPTION_NOTICES"} & doctor().rows.keys()
+    monkeypatch.setenv("POLYAXON_JOB_END_TIME", "4h")
+    monkeypatch.setenv("POLYAXON_PREEMPTION_NOTICES", "aws")
+    report = doctor()
+    assert report.code == 1
+    assert report.status_and_value("POLYAXON_JOB_END_TIME") == ("error", "malformed")
+    assert "Expected the UNIX time" in report.rows["POLYAXON_JOB_END_TIME"]["advice"]
+    assert report.status_and_value("POLYAXON_PREEMPTION_NOTICES") == ("ok", "'aws'")
+
+
 def test_a_run(doctor: Callable[..., Report], tmp_path: Path) -> None:
     for name in ("outputs", "digits", "1"):
         (tmp_path / name).mkdir()

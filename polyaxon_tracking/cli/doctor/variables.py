@@ -30,8 +30,8 @@ from polyaxon_tracking.errors import TrackingError
 from polyaxon_tracking.redaction import shown
 from polyaxon_tracking.storage.credentials import ACCESS_KEYS, access_keys, locate, variable_shown
 from polyaxon_tracking.storage.dataset_cache import DATA_CACHE
-from polyaxon_tracking.training.cloud_notices import PREEMPTION_NOTICES
-from polyaxon_tracking.training.time_limit import JOB_END_TIME
+from polyaxon_tracking.training.cloud_notices import PREEMPTION_NOTICES, cloud_to_ask
+from polyaxon_tracking.training.time_limit import JOB_END_TIME, job_end_time
 from polyaxon_tracking.urls import is_url
 
 if TYPE_CHECKING:
@@ -49,6 +49,8 @@ _GETTERS: dict[str, Callable[[], object]] = {
     RUN_INSTANCE: get_outputs_path,
     IS_OFFLINE: lambda: str(is_true(IS_OFFLINE)).lower(),
 }
+# Those that the user sets where a training may be ended early. They have rows only if they are set.
+_NOTICES: dict[str, Callable[[], object]] = {JOB_END_TIME: job_end_time, PREEMPTION_NOTICES: cloud_to_ask}
 # The defaults of variables that are not set.
 _DEFAULTS = {CONTEXT_ROOT: DEFAULT_CONTEXT_ROOT, OFFLINE_ROOT: DEFAULT_OFFLINE_ROOT}
 
@@ -59,7 +61,7 @@ _NOT_MISSPELT = "UI_OFFLINE"
 
 _PREFIXES = ("POLYAXON_", "POLYSTORES_")
 
-_KNOWN = (*VARIABLES, ACCESS_KEYS, DATA_CACHE, JOB_END_TIME, PREEMPTION_NOTICES)
+_KNOWN = (*VARIABLES, ACCESS_KEYS, DATA_CACHE, *_NOTICES)
 
 # Prefixes of the store drivers' variables. Only their names are reported, because their values may be secrets.
 _OF_DRIVERS = ("AWS_", "AZURE_", "GOOGLE_", "STORAGE_EMULATOR_", "FSSPEC_", "GCSFS_")
@@ -69,6 +71,7 @@ def variables() -> Iterator[Row]:
     """Check all variables, and yield their rows."""
     for name in VARIABLES:
         yield _variable(name)
+    yield from _notices()
     yield from _access_keys()
     others = sorted(name for name in os.environ if name.startswith(_PREFIXES) and name not in _KNOWN)
     misspelt = {name: _misspelt_variable(name) for name in others}
@@ -137,6 +140,17 @@ def _without_secrets(value: object) -> object:
     if isinstance(value, list):
         return [_without_secrets(path) for path in value]
     return displayed(str(value))
+
+
+def _notices() -> Iterator[Row]:
+    for name, read in _NOTICES.items():
+        if (value := value_of(name)) is not None:
+            try:
+                read()
+            except TrackingError as error:
+                yield Row(_GROUP, name, ERROR, "malformed", "", str(error))
+            else:
+                yield Row(_GROUP, name, OK, shown(value))
 
 
 def _access_keys() -> Iterator[Row]:
