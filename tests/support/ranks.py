@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import subprocess
 import tempfile
 import threading
 from pathlib import Path
@@ -59,7 +61,7 @@ def train_two_ranks(
 ) -> list[Ended]:
     """Train in two processes of the fork server with their ranks in the environment, as Kubernetes' PyTorchJob has them.
 
-    If one fails, the other gets SIGTERM, as from torchrun.
+    If one fails, and the other does not end within 10 seconds, it gets SIGTERM, as from torchrun.
 
     Args:
         framework: a key of `SCRIPTS`.
@@ -96,6 +98,8 @@ def train_two_ranks(
             forked.wait_for_one(started, 300)
             if any(process.poll() for process in started):
                 for process in started:
+                    with contextlib.suppress(subprocess.TimeoutExpired):
+                        process.wait(10)
                     process.terminate()
             statuses = [process.wait(300) for process in started]
         finally:
