@@ -101,7 +101,7 @@ def cloud_to_ask() -> str | None:
     return cloud or None
 
 
-def _get(url: str, method: str = "GET", **headers: str) -> str:
+def _get(url: str, headers: dict[str, str], method: str = "GET") -> str:
     """Return the answer, without asking a proxy.
 
     Raises:
@@ -110,7 +110,7 @@ def _get(url: str, method: str = "GET", **headers: str) -> str:
     from http.client import HTTPException  # here and not above: it takes 30 ms, and only this needs it
     from urllib.request import ProxyHandler, Request, build_opener
 
-    request = Request(url, method=method, headers={name.replace("_", "-"): text for name, text in headers.items()})  # noqa: S310  # http
+    request = Request(url, headers=headers, method=method)  # noqa: S310  # http
     try:
         with build_opener(ProxyHandler({})).open(request, timeout=_SECONDS_PER_REQUEST) as answer:
             return str(answer.read().decode())
@@ -123,9 +123,9 @@ def _of_aws() -> str | None:
     from urllib.error import HTTPError  # here, as above
 
     server = (os.environ.get("AWS_EC2_METADATA_SERVICE_ENDPOINT") or _LINK_LOCAL).rstrip("/")
-    token = _get(f"{server}/latest/api/token", "PUT", X_aws_ec2_metadata_token_ttl_seconds="60")  # noqa: S106  # seconds
+    token = _get(f"{server}/latest/api/token", {"X-aws-ec2-metadata-token-ttl-seconds": "60"}, "PUT")
     try:
-        text = _get(f"{server}/latest/meta-data/spot/instance-action", X_aws_ec2_metadata_token=token)
+        text = _get(f"{server}/latest/meta-data/spot/instance-action", {"X-aws-ec2-metadata-token": token})
     except HTTPError as error:
         if error.code == 404:  # noqa: PLR2004  # Not Found
             return None
@@ -136,18 +136,18 @@ def _of_aws() -> str | None:
 
 def _of_google() -> str | None:
     server = os.environ.get("GCE_METADATA_HOST") or "metadata.google.internal"
-    answer = _get(f"http://{server}/computeMetadata/v1/instance/preempted", Metadata_Flavor="Google")
+    answer = _get(f"http://{server}/computeMetadata/v1/instance/preempted", {"Metadata-Flavor": "Google"})
     return "Google Cloud preempts this machine" if answer.strip() == "TRUE" else None
 
 
 def _of_azure() -> str | None:
     """Return why Azure preempts this machine, if so: events of the other machines of a scale set are listed too."""
-    answer = _get(f"{_LINK_LOCAL}/metadata/scheduledevents?api-version=2020-07-01", Metadata="true")
+    answer = _get(f"{_LINK_LOCAL}/metadata/scheduledevents?api-version=2020-07-01", {"Metadata": "true"})
     preempted = [event for event in json.loads(answer)["Events"] if event["EventType"] == "Preempt"]
     if not preempted:
         return None
     url = f"{_LINK_LOCAL}/metadata/instance/compute/name?api-version=2021-02-01&format=text"
-    name = _get(url, Metadata="true").strip()
+    name = _get(url, {"Metadata": "true"}).strip()
     own = [event for event in preempted if name in event["Resources"]]
     return f"Azure preempts this machine (not before {own[0]['NotBefore']})" if own else None
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import forked
 import pytest
+from clock import Clock
 from metadata_server import MACHINE, MetadataServer, metadata_server
 from training_scripts import SCRIPTS, newest, train, trained
 
@@ -64,14 +65,6 @@ def test_a_training_ends_saved_before_the_job_is_killed(framework: str, tmp_path
     resumed = train(framework, tmp_path, EPOCHS="6")
     assert f"step {step}\n" in resumed.stderr
     assert trained(resumed) == trained(train(framework, tmp_path / "whole", EPOCHS="6"))
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.seconds = 0.0
-
-    def __call__(self) -> float:
-        return self.seconds
 
 
 @pytest.mark.parametrize(

@@ -8,22 +8,21 @@ from typing import TYPE_CHECKING
 
 import pytest
 import training_scripts
-from ranks import as_one, start_torchrun, torchrun, train_two_ranks, wait_for_torchrun
-from training_scripts import SCRIPTS, Ended, newest
+from ranks import start_torchrun, torchrun, train_ranks, wait_for_torchrun
+from training_scripts import Ended, newest
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-SCRIPT = SCRIPTS["lightning"]
 LAUNCHERS = ["ddp", "ddp_spawn", "torchrun"]
 
 
 def train(launcher: str, outputs: Path | str, **environment: str) -> Ended:
     """Train in two processes that torchrun starts, or Lightning, or that get their ranks from the environment."""
     if launcher == "torchrun":
-        return torchrun(SCRIPT, outputs, STRATEGY="ddp", **environment)
+        return torchrun("lightning", outputs, STRATEGY="ddp", **environment)
     if launcher == "environment":
-        return as_one(train_two_ranks("lightning", outputs, STRATEGY="ddp", **environment))
+        return train_ranks("lightning", outputs, STRATEGY="ddp", **environment)
     settings = {"STRATEGY": launcher, "PYTHONWARNINGS": "ignore", **environment}
     first = training_scripts.train("lightning", outputs, **settings)
     return Ended(first.returncode, first.stdout, first.stderr)
@@ -78,7 +77,7 @@ def test_sigterm_to_one_rank_saves_once_and_ends_all(launcher: str, rank: int, t
 
 
 def test_sigterm_to_all_ranks_saves_once_and_ends_all(tmp_path: Path) -> None:
-    process = start_torchrun(SCRIPT, tmp_path, STRATEGY="ddp", SECONDS_PER_BATCH="0.5")
+    process = start_torchrun("lightning", tmp_path, STRATEGY="ddp", SECONDS_PER_BATCH="0.5")
     while not list(tmp_path.glob("checkpoints/resume/step=*")):
         assert process.poll() is None
         time.sleep(0.05)

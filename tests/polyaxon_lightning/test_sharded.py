@@ -7,7 +7,7 @@ from pathlib import Path
 
 import forked
 import pytest
-from ranks import as_one, train_two_ranks
+from ranks import train_ranks
 from training_scripts import Ended, trained
 
 from polyaxon_tracking import CheckpointManager
@@ -16,7 +16,7 @@ SCRIPT = Path(__file__).with_name("sharded_script.py")
 
 
 def train(outputs: Path | str, **environment: str) -> Ended:
-    return as_one(train_two_ranks("lightning", outputs, script=SCRIPT, **environment))
+    return train_ranks("lightning", outputs, script=SCRIPT, **environment)
 
 
 def train_alone(outputs: Path) -> Ended:

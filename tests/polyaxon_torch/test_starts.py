@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ranks import torchrun
-from training_scripts import SCRIPTS, newest_position, trained
+from training_scripts import newest_position, trained
 
 SETTINGS = {"SETUP": "torchrun", "EVERY": "3"}
 NO_OUTPUTS_PATH = ""
@@ -13,7 +13,7 @@ NO_OUTPUTS_PATH = ""
 
 def test_ranks_of_torchrun_share_a_directory_and_two_starts_have_two() -> None:
     for _ in range(2):
-        trained(torchrun(SCRIPTS["torch"], NO_OUTPUTS_PATH, **SETTINGS, EPOCHS="1"))
+        trained(torchrun("torch", NO_OUTPUTS_PATH, **SETTINGS, EPOCHS="1"))
     assert sorted(path.name for path in Path("outputs").glob("version_*")) == ["version_0", "version_1"]
     assert [newest_position(Path("outputs", f"version_{number}")) for number in range(2)] == [(4, 1)] * 2
 
@@ -21,8 +21,8 @@ def test_ranks_of_torchrun_share_a_directory_and_two_starts_have_two() -> None:
 def test_ranks_that_torchrun_starts_again_resume_in_their_directory() -> None:
     """With one rank: gloo itself does not always connect several ranks that are started again."""
     options = ["--nproc-per-node=1", "--max-restarts=1"]
-    whole = torchrun(SCRIPTS["torch"], NO_OUTPUTS_PATH, *options, **SETTINGS)
-    killed = torchrun(SCRIPTS["torch"], NO_OUTPUTS_PATH, *options, **SETTINGS, DIE_AT_BATCH="13")
+    whole = torchrun("torch", NO_OUTPUTS_PATH, *options, **SETTINGS)
+    killed = torchrun("torch", NO_OUTPUTS_PATH, *options, **SETTINGS, DIE_AT_BATCH="13")
     assert trained(killed) == trained(whole)
     assert "version_1/checkpoints/resume/step=0000000012-" in killed.stderr
     assert sorted(path.name for path in Path("outputs").glob("version_*")) == ["version_0", "version_1"]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import ranks
-from training_scripts import SCRIPTS, Ended, flip_a_bit, newest, newest_position, train, trained
+from training_scripts import Ended, flip_a_bit, newest, newest_position, train, trained
 
 if TYPE_CHECKING:
     import subprocess
@@ -139,12 +139,8 @@ def test_a_flipped_bit_resumes_from_the_previous_state(tmp_path: Path) -> None:
     assert trained(resumed) == trained(uninterrupted)
 
 
-def train_ranks(outputs: Path, **environment: str) -> Ended:
-    return ranks.as_one(ranks.train_two_ranks("torch", outputs, **environment))
-
-
-def torchrun(outputs: Path, **environment: str) -> Ended:
-    return ranks.torchrun(SCRIPTS["torch"], outputs, **environment)
+train_ranks = functools.partial(ranks.train_ranks, "torch")
+torchrun = functools.partial(ranks.torchrun, "torch")
 
 
 @pytest.mark.parametrize(

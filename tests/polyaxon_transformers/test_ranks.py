@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 import ranks
-from training_scripts import SCRIPTS, Ended, newest
+from training_scripts import Ended, newest
 
 from polyaxon_tracking import CheckpointManager
 
@@ -16,12 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-def torchrun(outputs: Path, **environment: str) -> Ended:
-    return ranks.torchrun(SCRIPTS["transformers"], outputs, **environment)
-
-
-def train_ranks(outputs: Path, **environment: str) -> Ended:
-    return ranks.as_one(ranks.train_two_ranks("transformers", outputs, **environment))
+train_ranks = functools.partial(ranks.train_ranks, "transformers")
+torchrun = functools.partial(ranks.torchrun, "transformers")
 
 
 @pytest.fixture(scope="module")

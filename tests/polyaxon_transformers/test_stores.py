@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from ranks import as_one, train_two_ranks
+from ranks import train_ranks, train_two_ranks
 from training_scripts import Ended, train, without_checksums
 from transformers import BertForSequenceClassification
 from transformers_script import digest, trainer
@@ -31,10 +31,6 @@ def run(directory: Path, outputs: str, **environment: str) -> subprocess.Complet
     """Train in a new directory, as in a new pod."""
     directory.mkdir()
     return train("transformers", outputs, directory=directory, **environment)
-
-
-def run_two_ranks(outputs: str, **environment: str) -> Ended:
-    return as_one(train_two_ranks("transformers", outputs, **environment))
 
 
 def run_on_two_machines(directory: Path, outputs: str, **environment: str) -> list[Ended]:
@@ -77,13 +73,13 @@ def test_a_state_is_unpacked_once_on_a_machine_and_goes_also_after_a_kill(store:
     def unpacked() -> list[str]:
         return [path.name for path in Path(os.environ["TMPDIR"]).glob(".*/checkpoint-*")]
 
-    killed = run_two_ranks(store.url, DIE_AT_STEP="10", FOREGROUND="1")
+    killed = train_ranks("transformers", store.url, DIE_AT_STEP="10", FOREGROUND="1")
     assert killed.returncode, killed.stderr
-    again = run_two_ranks(store.url, DIE_AT_STEP="11", FOREGROUND="1")
+    again = train_ranks("transformers", store.url, DIE_AT_STEP="11", FOREGROUND="1")
     assert again.returncode, again.stderr
     assert unpacked() == ["checkpoint-8"]
-    resumed = run_two_ranks(store.url)
-    uninterrupted = run_two_ranks(str(tmp_path / "outputs"))
+    resumed = train_ranks("transformers", store.url)
+    uninterrupted = train_ranks("transformers", str(tmp_path / "outputs"))
     assert resumed.returncode == uninterrupted.returncode == 0, resumed.stderr
     assert set(resumed.stdout.splitlines()) == set(uninterrupted.stdout.splitlines())
     assert unpacked() == []

@@ -15,18 +15,19 @@ from servers import free_port
 from training_scripts import SCRIPTS, Ended
 
 
-def start_torchrun(script: Path, outputs: Path | str, *options: str, **environment: str) -> forked.Forked:
+def start_torchrun(framework: str, outputs: Path | str, *options: str, **environment: str) -> forked.Forked:
     """Start torchrun in a process of the fork server, for two ranks, each of which is a new interpreter.
 
     Args:
-        script: the script that each rank runs.
+        framework: a key of `SCRIPTS`, whose script each rank runs.
         outputs: the outputs path.
         options: more options of torchrun.
         environment: more variables.
     """
     settings = {"POLYAXON_RUN_OUTPUTS_PATH": str(outputs), "PYTHONWARNINGS": "ignore", **environment}
     options = ("--standalone", "--nproc-per-node=2", *options)
-    return forked.start("torch", "-c", "from torch.distributed.run import main; main()", *options, script, **settings)
+    code = "from torch.distributed.run import main; main()"
+    return forked.start("torch", "-c", code, *options, SCRIPTS[framework], **settings)
 
 
 def wait_for_torchrun(process: forked.Forked) -> Ended:
@@ -46,9 +47,9 @@ def wait_for_torchrun(process: forked.Forked) -> Ended:
     return Ended(process.returncode, stdout, stderr)
 
 
-def torchrun(script: Path, outputs: Path | str, *options: str, **environment: str) -> Ended:
+def torchrun(framework: str, outputs: Path | str, *options: str, **environment: str) -> Ended:
     """Run `start_torchrun` to its end."""
-    return wait_for_torchrun(start_torchrun(script, outputs, *options, **environment))
+    return wait_for_torchrun(start_torchrun(framework, outputs, *options, **environment))
 
 
 def train_two_ranks(
@@ -110,8 +111,9 @@ def train_two_ranks(
     return [Ended(statuses[0], *texts[:2]), Ended(statuses[1], *texts[2:])]
 
 
-def as_one(ranks: list[Ended]) -> Ended:
-    """Return the end of several ranks as torchrun reports it: 1 if any of them has failed."""
+def train_ranks(framework: str, outputs: Path | str, *, script: Path | None = None, **environment: str) -> Ended:
+    """Train as `train_two_ranks` does, and return the end of both as torchrun reports it: 1 if any of them has failed."""
+    ranks = train_two_ranks(framework, outputs, script=script, **environment)
     return Ended(
         int(any(rank.returncode for rank in ranks)),
         "".join(rank.stdout for rank in ranks),

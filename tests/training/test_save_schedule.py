@@ -8,20 +8,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from clock import Clock
 
 from polyaxon_tracking.training import SaveOptions
 from polyaxon_tracking.training.save_schedule import SaveSchedule
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.seconds = 1000.0
-
-    def __call__(self) -> float:
-        return self.seconds
 
 
 @pytest.mark.parametrize(
@@ -66,7 +59,7 @@ def test_a_resumed_training_saves_at_the_next_multiple(started_at: int, saved: i
 
 @pytest.mark.parametrize(("seconds", "over"), [(0.0, False), (59.9, False), (60.0, True), (3600.0, True)])
 def test_the_interval_is_over_when_its_time_has_passed(seconds: float, over: bool) -> None:
-    clock = Clock()
+    clock = Clock(1000.0)
     timed = SaveSchedule(SaveOptions(train_time_interval=timedelta(minutes=1)), clock)
     never = SaveSchedule(SaveOptions(), clock)
     for schedule in (timed, never):
@@ -80,7 +73,7 @@ class Simulated:
     """A training whose batches and saves take so many seconds; the first save counts from the start."""
 
     def __init__(self, *, batch: float, blocked: float, writing: float = 0.0, slowdown: float = 0.0) -> None:
-        self.clock = Clock()
+        self.clock = Clock(1000.0)
         self.schedule = SaveSchedule(SaveOptions(every_n_train_steps="auto"), self.clock)
         self.batch, self.blocked, self.writing, self.slowdown = batch, blocked, writing, slowdown
         self.written_at = 0.0
