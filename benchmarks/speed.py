@@ -169,6 +169,77 @@ def keras_blocked(subject: str, megabytes: int, outputs: str) -> dict[str, list[
     return {"events": clock.events[1:], "copy": list(timed(copy))}
 
 
+def transformers_blocked(subject: str, megabytes: int, outputs: str) -> dict[str, list[float]]:
+    """Measure the same with Hugging Face's Trainer, and its peak of memory. A third of the state are weights."""
+    import torch
+    from transformers import Trainer, TrainerCallback, TrainingArguments
+    from transformers.trainer_jit_checkpoint import CheckpointManager
+
+    from polyaxon_tracking.background import wait_for_all
+    from polyaxon_transformers import PolyaxonCallback
+
+    class Module(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            size = megabytes * MIB // 4 // TENSORS // 3
+            self.layers = torch.nn.ParameterList([torch.rand(size) for _ in range(TENSORS)])
+
+        def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+            return {"loss": sum(layer.mean() for layer in self.layers) * x.mean()}
+
+    class Clock(TrainerCallback):
+        def __init__(self) -> None:
+            self.events: list[float] = []
+            self.started: float | None = None
+            self.memory_before = 0
+
+        def on_pre_optimizer_step(self, *_: object, **__: object) -> None:
+            if self.memory_before == 0:
+                self.memory_before = _peak_memory(reset=True)
+
+        def on_epoch_end(self, *_: object, **__: object) -> None:
+            self.started = time.perf_counter()
+            if subject == "jit":
+                CheckpointManager(trainer).execute_jit_checkpoint()
+
+        def on_epoch_begin(self, *_: object, **__: object) -> None:
+            if self.started is not None:
+                self.events.append(time.perf_counter() - self.started)
+            wait_for_all()
+            os.sync()
+
+    clock = Clock()
+    callbacks: list[TrainerCallback] = [clock]
+    if subject in ("ours", "ours in the foreground"):
+        os.environ["POLYAXON_RUN_OUTPUTS_PATH"] = outputs
+        callbacks.append(PolyaxonCallback(background=subject == "ours"))
+    trainer = Trainer(
+        Module(),
+        TrainingArguments(
+            os.path.join(outputs, "model"),
+            num_train_epochs=EVENTS + 2,
+            save_strategy="no" if subject in ("nothing", "jit") else "epoch",
+            save_total_limit=2,
+            report_to=[],
+            use_cpu=True,
+            disable_tqdm=True,
+        ),
+        train_dataset=[{"x": torch.ones(1)}],
+        callbacks=callbacks,
+    )
+    trainer.train()
+    memory = (_peak_memory() - clock.memory_before) / (megabytes * MIB)
+    state = [*trainer.model.state_dict().values()]
+    copies = [torch.zeros_like(tensor) for _ in range(3) for tensor in state]
+
+    def copy() -> None:
+        for target, tensor in zip(copies, 3 * state, strict=True):
+            target.copy_(tensor)
+
+    copy()
+    return {"events": clock.events[1:], "copy": list(timed(copy)), "memory": [memory]}
+
+
 def foreground(subject: str, megabytes: int, outputs: str) -> dict[str, list[float]]:
     """Measure how long a foreground save takes: ours, Lightning's, and a bare write of as many bytes."""
     import torch
@@ -222,7 +293,7 @@ def memory(subject: str, megabytes: int, outputs: str) -> dict[str, list[float]]
     def save(number: int, checkpoint: dict[str, Any]) -> None:
         path = os.path.join(outputs, f"{number}.ckpt")
         if subject == "background":
-            background.save(path, checkpoint, lambda copy: torch.save(copy, path))
+            background.save(path, number, checkpoint, lambda copy: torch.save(copy, path))
         else:
             io = DurableCheckpointIO() if subject == "foreground" else TorchCheckpointIO()
             io.save_checkpoint(checkpoint, path)
@@ -480,7 +551,7 @@ def row(what: str, ours: float, against: str, theirs: float, target: float, unit
 
 
 # What users would otherwise pick.
-NATIVES = {"lightning": ("native", "async"), "keras": ("native", "orbax")}
+NATIVES = {"lightning": ("native", "async"), "keras": ("native", "orbax"), "transformers": ("native", "jit")}
 
 
 def events(framework: str, megabytes: int, backend: str = "torch") -> dict[str, float]:
@@ -489,7 +560,8 @@ def events(framework: str, megabytes: int, backend: str = "torch") -> dict[str, 
     found = {subject: measure(f"{framework}_blocked", subject, megabytes, backend) for subject in subjects}
     nothing = found["nothing"]["events"]
     blocked = {subject: seconds["events"] - nothing for subject, seconds in found.items()}
-    return blocked | {"copy": found["ours"]["copy"]}
+    memory = found["ours"].get("memory", 0) - found["nothing"].get("memory", 0)
+    return blocked | {"copy": found["ours"]["copy"], "memory": memory}
 
 
 def table(megabytes: int) -> None:
@@ -507,6 +579,12 @@ def table(megabytes: int) -> None:
         what = f"Keras on {backend}: the same"
         row(what, found["ours"], "`ModelCheckpoint`, a full `.keras`", found["native"], 1 / 10)
         row(what, found["ours"], "`OrbaxCheckpoint`", found["orbax"], 1 / 2)
+    found = events("transformers", megabytes)
+    what = "Hugging Face's Trainer: the same"
+    row(what, found["ours"], '`save_strategy="epoch"`', found["native"], 1 / 10)
+    row(what, found["ours"], "the save of `enable_jit_checkpoint`", found["jit"], 1 / 10)
+    row(what, found["ours"], "a copy of the state in memory", found["copy"], 2)
+    row("Hugging Face's Trainer: extra memory", found["memory"], "the state", 1, 1.05, "of the state")
     saves = measure("foreground", megabytes=megabytes)
     row("Save in the foreground", saves["ours"], "bare write and fsync of the bytes", saves["bare"], 1.3)
     row("Save in the foreground", saves["ours"], "Lightning's, which syncs nothing", saves["native"], 1)
@@ -548,10 +626,22 @@ def sweep(sizes: list[int]) -> None:
         print(f"| {size} MB | {' | '.join(f'{seconds * 1e3:.1f} ms' for seconds in cells)} |", flush=True)
 
 
+def sweep_of_trainer(sizes: list[int]) -> None:
+    print(
+        "\n| state | Hugging Face's Trainer | the Trainer by itself | the save of `enable_jit_checkpoint` | "
+        "a copy in memory | extra memory |\n" + 6 * "|---" + "|",
+        flush=True,
+    )
+    for size in sizes:
+        found = events("transformers", size)
+        cells = [f"{found[subject] * 1e3:.1f} ms" for subject in ("ours", "native", "jit", "copy")]
+        print(f"| {size} MB | {' | '.join(cells)} | {found['memory']:.2f} of the state |", flush=True)
+
+
 def machine() -> str:
     with open("/proc/cpuinfo") as file:
         model = next((line.partition(":")[2].strip() for line in file if line.startswith("model name")), "")
-    names = {"torch", "lightning", "keras", "tensorflow", "tensorflow_cpu", "jax", "orbax-checkpoint"}
+    names = {"torch", "lightning", "transformers", "keras", "tensorflow", "tensorflow_cpu", "jax", "orbax-checkpoint"}
     installed = {found.metadata["Name"]: found.version for found in importlib.metadata.distributions()}
     versions = [f"{name} {version}" for name, version in sorted(installed.items()) if name in names]
     free = shutil.disk_usage(tempfile.gettempdir()).free // 10**9
@@ -576,6 +666,7 @@ def main() -> None:
     print(f"State of {arguments.megabytes} MB. {machine()}.\n", flush=True)
     table(arguments.megabytes)
     sweep(arguments.sweep)
+    sweep_of_trainer(arguments.sweep)
 
 
 if __name__ == "__main__":

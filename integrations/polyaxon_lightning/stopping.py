@@ -19,7 +19,7 @@ def is_stopped_early(trainer: pl.Trainer) -> bool:
     Whatever else ends it, such as a time limit, lets training continue at the next start.
     """
     stopping = [one for one in trainer.callbacks if isinstance(one, pl.callbacks.EarlyStopping)]  # type: ignore[attr-defined]
-    return trainer.should_stop and any(one.stopped_epoch > 0 or one.wait_count >= one.patience for one in stopping)
+    return trainer.should_stop and any(_has_stopped(one) for one in stopping)
 
 
 def is_leaving_epoch(trainer: pl.Trainer) -> bool:
@@ -32,6 +32,13 @@ def is_leaving_epoch(trainer: pl.Trainer) -> bool:
 def is_at_last_step(trainer: pl.Trainer) -> bool:
     """Return whether `max_steps` is reached within an epoch, which a later start with more steps is to finish."""
     return _has_all_steps(trainer) and _is_epoch_unfinished(trainer)
+
+
+def _has_stopped(stopping: pl.callbacks.EarlyStopping) -> bool:
+    """Return whether `stopping` has ended training; in the first epoch by a threshold, known since Lightning 2.6."""
+    reason = getattr(stopping, "stopping_reason", None)
+    is_by_threshold = reason is not None and reason.name != "NOT_STOPPED"
+    return stopping.stopped_epoch > 0 or stopping.wait_count >= stopping.patience or is_by_threshold
 
 
 def _has_all_steps(trainer: pl.Trainer) -> bool:

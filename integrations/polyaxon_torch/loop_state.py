@@ -10,11 +10,11 @@ import torch
 
 from polyaxon_torch.nan import has_nan
 from polyaxon_torch.plain_values import check_plain, how_to_allow, load_state, plain_numbers, refused_state
-from polyaxon_torch.snapshot import Snapshot
+from polyaxon_torch.snapshot import Snapshot, tensors_in
 from polyaxon_tracking import TrackingError, atomic_write
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from polyaxon_tracking import Checkpoint
     from polyaxon_tracking.training import TrainingSession
@@ -43,7 +43,7 @@ class LoopStateFile:
     def reserve_memory(self, state: Mapping[str, Any]) -> None:
         """Allocate the memory for the copy of `state` in the background, before the first save needs it."""
         if self._snapshot is not None:
-            self._snapshot.reserve(_tensors(state))
+            self._snapshot.reserve(tensors_in(state))
 
     def save(self, state: dict[str, Any], models: Iterable[str]) -> None:
         """Save `state` as the newest checkpoint. This is a collective.
@@ -112,12 +112,3 @@ class LoopStateFile:
 def _write_weights(path: str, weights: dict[str, Any]) -> None:
     with atomic_write(path) as staged:
         torch.save(weights, staged)
-
-
-def _tensors(value: Any) -> Iterator[torch.Tensor]:
-    """Yield the tensors in nested mappings and lists."""
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif isinstance(value, dict | list | tuple):
-        for item in value.values() if isinstance(value, dict) else value:
-            yield from _tensors(item)

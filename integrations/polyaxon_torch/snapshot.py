@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from polyaxon_tracking.training import BackgroundWriter
 
-__all__ = ["Snapshot"]
+__all__ = ["Snapshot", "tensors_in"]
 
 _logger = logging.getLogger("polyaxon_tracking")
 
@@ -251,6 +251,15 @@ class _Unpickler(pickle.Unpickler):
         index, dtype, *place, requires_grad = reference
         tensor = torch.empty(0, dtype=dtype).set_(self._contents[index].untyped_storage(), *place)
         return tensor.requires_grad_(requires_grad)
+
+
+def tensors_in(value: Any) -> Iterator[torch.Tensor]:
+    """Yield the tensors in nested mappings and lists."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, dict | list | tuple):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from tensors_in(item)
 
 
 def _is_plain(value: Any) -> bool:

@@ -34,7 +34,7 @@ class Machines:
         self._trainer = trainer
         self._group = group
         self._first = group.rank - int(trainer.args.local_process_index)  # one machine's ranks are consecutive
-        self._are_several = any(group.gather(self._first))
+        self.are_several = any(group.gather(self._first))
 
     def first_value(self, value: _T) -> _T:
         """Return the `value` of the first rank on this machine."""
@@ -53,7 +53,7 @@ class Machines:
             strategy = f"FSDP with {trainer.accelerator.state.fsdp_plugin.state_dict_type}"
         else:
             return
-        if not self._are_several or "FULL_STATE_DICT" in strategy:
+        if not self.are_several or "FULL_STATE_DICT" in strategy:
             return
         raise TrackingError(
             f"Received {strategy} on several machines, and an object store for its checkpoints: {url}. Each machine "
@@ -80,7 +80,7 @@ class Machines:
 
         Their content goes through the memory of every rank, so that the files must be small.
         """
-        if not self._are_several:
+        if not self.are_several:
             return
         self._group.gather(None)  # now all ranks have written
         names = self._group.gather(_files(folder))

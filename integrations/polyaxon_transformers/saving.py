@@ -13,8 +13,10 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 
 from polyaxon_torch import check_plain, has_nan, make_rates_plain
+from polyaxon_torch.snapshot import Snapshot, tensors_in
 from polyaxon_tracking import TrackingError
 from polyaxon_tracking.training import open_directory
+from polyaxon_transformers.capture import Capture
 from polyaxon_transformers.folders import (
     STATE_SUFFIX,
     folder_name,
@@ -30,7 +32,7 @@ from polyaxon_transformers.weights import save_with
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from polyaxon_tracking.training import Directory, StagedFile, TrainingSession
+    from polyaxon_tracking.training import Directory, TrainingSession
     from polyaxon_transformers.machines import Machines
 
 __all__ = ["FolderSaver", "StateToSave", "make_state_plain", "save_natively"]
@@ -50,9 +52,9 @@ class StateToSave(NamedTuple):
 class FolderSaver:
     """Saves the folders of one training.
 
-    The Trainer writes a folder to a staging directory, and so to the cache of the operating system. What makes the
-    folder durable (sync, checksum, upload) happens in the background while training continues. A training state is such
-    a folder, which is packed in a single file for a store.
+    The Trainer's own code saves a folder to a staging directory. Of the tensors, a copy is taken in memory, and the
+    background thread writes it and makes the folder durable (sync, checksum, upload) while training continues. A
+    training state is such a folder, which is packed in a single file for a store.
 
     Args:
         trainer: the Trainer.
@@ -68,9 +70,15 @@ class FolderSaver:
         self._upload_url = upload_url
         self.is_remote = "://" in session.checkpoints.directory
         """Whether the checkpoints are in an object store."""
-        self._directory: Directory | None = None
-        """The directory of the folders that `save_strategy` asks for, once there is one."""
+        writes_in_background = session.options.background and session.is_writer
+        self._snapshot = Snapshot(session.writer) if writes_in_background else None
+        self._capture = Capture(trainer)
+        self._directories: dict[str, Directory] = {}
+        """The directories of the folders that `save_strategy` asks for, once there are some."""
+        self._last_step: int | None = None
+        """The step of the last save."""
         self._is_checked = False
+        self._has_reserved_memory = False
         self.best_in_state: str | None = None
         """The name of the folder with the best model, in the newest training state."""
 
@@ -83,12 +91,18 @@ class FolderSaver:
         if self.is_remote:
             self._machines.check_state_is_whole(self._session.checkpoints.directory)
 
+    def reserve_memory(self) -> None:
+        """Allocate the memory for the copy in the background, after the first step: the optimizer has its state."""
+        if self._snapshot is not None and not self._has_reserved_memory:
+            self._has_reserved_memory = True
+            self._snapshot.reserve(tensors_in(self._capture.state_dicts()))
+
     def save_state(self, state: StateToSave) -> None:
         """Save the training state. This is a collective."""
         step, checkpoints = self._trainer.state.global_step, self._session.checkpoints
         suffix = ".tar" if self.is_remote else STATE_SUFFIX
         stage = functools.partial(checkpoints.stage, step, state.epoch, suffix=suffix, has_nan=self._has_nan())
-        self._session.wait()
+        self._wait_for_earlier_step()
         with self._session.saving(step):
             with self._session.process_group.staging(stage) as (staged, path):
                 folder = os.path.join(os.path.dirname(path), folder_name(step))
@@ -96,13 +110,19 @@ class FolderSaver:
                     self._write(own, self._trainer.state.best_model_checkpoint)
                     if self.is_remote:
                         self._machines.collect(own)
-                with self._session.process_group.share_errors():
-                    if self._session.is_writer:
-                        write_metadata(folder, state.metadata, state.random)
             best, prune = self._best_name(), self._pruning()
 
-            def finish() -> None:
-                self._commit_state(staged, folder)
+            def finish(tensors: dict[str, Any]) -> None:
+                assert staged is not None  # on rank 0
+                with staged.writing():
+                    self._capture.write(folder, tensors)
+                    write_metadata(folder, state.metadata, state.random)
+                    if self.is_remote:
+                        pack(folder, path)
+                        shutil.rmtree(folder)
+                    else:
+                        os.rename(folder, path)
+                staged.commit()
                 self.best_in_state = best
                 prune()
 
@@ -115,89 +135,87 @@ class FolderSaver:
             native: saves it as the Trainer does.
             state: if given, the training state is saved too, from the same files.
         """
-        self._session.wait()
-        if self.is_remote:
+        self._wait_for_earlier_step()
+        name = folder_name(self._trainer.state.global_step)
+        if self.is_remote and self._machines.are_several:  # each has its own disk, which the Trainer writes to
             native()
-            if self._upload_url is not None:
-                self._upload(self._upload_url)
-            return
-        with contextlib.nullcontext() if state is None else self._session.saving(self._trainer.state.global_step):
-            self._save_to_disk(state)
-        # Callbacks that are notified of a save read what was saved: loggers that upload it, and the user's own.
-        if any(type(one).on_save is not TrainerCallback.on_save for one in self._trainer.callback_handler.callbacks):
-            self._session.wait()
+            self._machines.collect(os.path.join(str(self._trainer.args.output_dir), name))
+        else:
+            with contextlib.nullcontext() if state is None else self._session.saving(self._trainer.state.global_step):
+                self._save_to_disk(name, state)
+            # Callbacks that are notified of a save read the folder: loggers that upload it, and the user's own.
+            callbacks = self._trainer.callback_handler.callbacks
+            if any(type(one).on_save is not TrainerCallback.on_save for one in callbacks):
+                self._session.wait()
+        if self._upload_url is not None:
+            self._upload(name, self._upload_url)
 
-    def _save_to_disk(self, state: StateToSave | None) -> None:
+    def _save_to_disk(self, name: str, state: StateToSave | None) -> None:
         trainer, step = self._trainer, self._trainer.state.global_step
-        name = folder_name(step)
-        directory = self._directory = open_directory(str(trainer.args.output_dir))
+        directory = self._open(str(trainer.args.output_dir))
 
         def publish(path: str) -> None:
             directory.sync(path)
             directory.remove(name)  # of an earlier training
             directory.publish(path, name)
 
-        staged_state, state_folder = None, ""
         with self._session.process_group.staging(functools.partial(directory.stage, name, publish)) as (staged, path):
             is_best = trainer.state.best_global_step == step
             best = path_in_output_dir(trainer, name) if is_best else trainer.state.best_model_checkpoint
             self._write(path, best, whole=not trainer.args.save_only_model)
-            with self._session.process_group.share_errors():
-                if state is not None and self._session.is_writer:
-                    staged_state = self._session.checkpoints.stage(
-                        step, state.epoch, suffix=STATE_SUFFIX, has_nan=self._has_nan()
-                    )
-                    with staged_state.writing() as target:
-                        state_folder = os.path.join(os.path.dirname(target), name)
-                        link_folder(path, state_folder)
-                        write_metadata(state_folder, state.metadata, state.random)
-        best_name, prune = self._best_name(), self._pruning()
+        best_name, prune, has_nan = self._best_name(), self._pruning(), self._has_nan()
 
-        def finish() -> None:
+        def finish(tensors: dict[str, Any]) -> None:
             assert staged is not None  # on rank 0
-            staged.commit()
-            if state is not None:  # its best model may be the folder that is there by now
-                self._commit_state(staged_state, state_folder)
+            with staged.writing():
+                self._capture.write(path, tensors)
+            if state is None:
+                staged.commit()
+            else:
+                checkpoints = self._session.checkpoints
+                with checkpoints.save(step, state.epoch, suffix=STATE_SUFFIX, has_nan=has_nan) as target:
+                    link_folder(path, target)
+                    write_metadata(target, state.metadata, state.random)
+                    staged.commit()  # before the state, whose best model it may be
                 self.best_in_state = best_name
             prune()
 
         self._submit(os.path.join(directory.path, name), finish)
 
-    def _has_nan(self) -> bool:
-        return has_nan(self._trainer.model.parameters())  # type: ignore[union-attr]  # made by now
-
-    def _upload(self, upload_url: str) -> None:
-        name = folder_name(self._trainer.state.global_step)
+    def _upload(self, name: str, url: str) -> None:
         folder = os.path.join(str(self._trainer.args.output_dir), name)
-        self._machines.collect(folder)
-        directory = self._directory = open_directory(upload_url)
+        directory = self._open(url)
         prune = self._pruning()
 
-        def finish() -> None:
+        def finish(_: dict[str, Any]) -> None:
             with directory.write(f"{name}.tar") as path:
                 pack(folder, path)
             prune()
 
-        self._submit(f"{upload_url}/{name}.tar", finish)
+        self._submit(f"{url}/{name}.tar", finish)
 
-    def _commit_state(self, staged: StagedFile | None, folder: str) -> None:
-        """Commit the training state, which the Trainer wrote to `folder`, next to the path of `staged`."""
-        assert staged is not None  # on rank 0
-        with staged.writing() as path:
-            if self.is_remote:
-                pack(folder, path)
-                shutil.rmtree(folder)
-            else:
-                os.rename(folder, path)
-        staged.commit()
+    def _open(self, path: str) -> Directory:
+        if path not in self._directories:
+            self._directories[path] = open_directory(path)
+        return self._directories[path]
+
+    def _wait_for_earlier_step(self) -> None:
+        """Wait for the files of an earlier step. Those of this step are written from the same copy."""
+        step, before = self._trainer.state.global_step, self._last_step
+        self._last_step = step
+        if step != before:
+            self._session.wait()
+
+    def _has_nan(self) -> bool:
+        return has_nan(self._trainer.model.parameters())  # type: ignore[union-attr]  # made by now
 
     def _pruning(self) -> Callable[[], None]:
         """Return a function that removes the oldest folders, but not the best, nor the newest state's best."""
-        directory, best = self._directory, self._best_name()
+        directories, best = [*self._directories.values()], self._best_name()
         step, limit = self._trainer.state.global_step, self._trainer.args.save_total_limit
 
         def prune() -> None:
-            if directory is not None:
+            for directory in directories:
                 found = directory.names()
                 for old in folders_to_delete(found, limit, step, best=best, best_in_state=self.best_in_state):
                     directory.remove(old)
@@ -221,7 +239,8 @@ class FolderSaver:
                 if isinstance(states, list):  # of callbacks of one class; the Trainer appends with every save
                     states.clear()
             try:
-                with save_natively(trainer, os.path.dirname(folder), whole=whole) as native:
+                replaced = {} if self._snapshot is None else self._capture.methods()
+                with save_natively(trainer, os.path.dirname(folder), replaced, whole=whole) as native:
                     native()
             except SafetensorError as error:  # only its text says that the disk is full
                 raise OSError(str(error)) from error
@@ -235,12 +254,15 @@ class FolderSaver:
                     )
                 state.save_to_json(os.path.join(folder, TRAINER_STATE_NAME))
 
-    def _submit(self, what: str, finish: Callable[[], None]) -> None:
+    def _submit(self, what: str, finish: Callable[[dict[str, Any]], None]) -> None:
+        """Call `finish` with what was captured: in the background with a copy, or now if the options say so."""
+        tensors = self._capture.take()
         with self._session.process_group.share_errors():
-            if self._session.is_writer:
-                self._session.writer.submit(what, finish)
-                if not self._session.options.background:
-                    self._session.writer.wait()
+            if self._snapshot is not None:
+                self._snapshot.save(what, self._trainer.state.global_step, tensors, finish)
+            elif self._session.is_writer:
+                self._session.writer.submit(what, functools.partial(finish, tensors))
+                self._session.writer.wait()
 
 
 def make_state_plain(trainer: Trainer) -> None:
@@ -257,20 +279,30 @@ def make_state_plain(trainer: Trainer) -> None:
 
 
 @contextlib.contextmanager
-def save_natively(trainer: Trainer, directory: str, *, whole: bool) -> Iterator[Callable[[], None]]:
-    """Yield a function that saves to `directory` as the Trainer does; with the optimizer if `whole`.
+def save_natively(
+    trainer: Trainer, directory: str, replaced: dict[str, Callable[..., None]], *, whole: bool
+) -> Iterator[Callable[[], None]]:
+    """Yield a function that saves to `directory` as the Trainer does, with the methods `replaced`.
 
     It has no public way to save what it resumes from, and none to say where to.
+
+    Args:
+        trainer: the Trainer.
+        directory: where it creates its folder.
+        replaced: methods that stand in for its own.
+        whole: whether to save the optimizer too.
     """
     args, state = trainer.args, trainer.state
-    kept = args.save_only_model, args.push_to_hub, args.save_total_limit, state.best_global_step
-    args.save_only_model, args.push_to_hub, args.save_total_limit = not whole, False, None
+    kept = args.save_only_model, args.push_to_hub, state.best_global_step
+    args.save_only_model, args.push_to_hub = not whole, False
     # With a best step all ranks would wait for the first, which may have failed, to look for its folder.
     state.best_global_step = None
+    methods: dict[str, Callable[..., Any]] = {
+        "_get_output_dir": lambda *_, **__: directory,
+        "_save": functools.partial(save_with, trainer),
+    }
     try:
-        with replaced_methods(
-            trainer, {"_get_output_dir": lambda *_, **__: directory, "_save": functools.partial(save_with, trainer)}
-        ):
+        with replaced_methods(trainer, methods | replaced):
             yield lambda: type(trainer)._save_checkpoint(trainer, trainer.model_wrapped, None)  # noqa: SLF001
     finally:
-        args.save_only_model, args.push_to_hub, args.save_total_limit, state.best_global_step = kept
+        args.save_only_model, args.push_to_hub, state.best_global_step = kept

@@ -168,6 +168,7 @@ class Training:
 
     def end_step(self) -> None:
         """Record whether a save is due, and stop if a signal was received."""
+        self._saver.reserve_memory()
         action = self._session.end_batch(self.trainer.state.global_step)
         self._is_due = action is Action.SAVE
         if action is Action.STOP:

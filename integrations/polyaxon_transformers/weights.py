@@ -31,7 +31,17 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import Trainer
 
-__all__ = ["Saved", "load_with", "save_with", "saved_weights"]
+__all__ = [
+    "Saved",
+    "check_others",
+    "is_of_peft",
+    "load_with",
+    "memory_of",
+    "save_others",
+    "save_with",
+    "saved_weights",
+    "split_weights",
+]
 
 # The weights that safetensors cannot hold.
 _OTHER_WEIGHTS = "polyaxon_weights.pt"
@@ -48,25 +58,46 @@ class Saved(NamedTuple):
 
 
 def save_with(trainer: Trainer, native: Callable[..., None], output_dir: str, *arguments: Any, **options: Any) -> None:
-    """Replace ``Trainer._save``: save the weights with `native`, and those that safetensors refuses all the same.
-
-    What shares memory or is not contiguous is copied, because loading copies it back into the tensors of the model.
-    """
+    """Replace ``Trainer._save``: save the weights with `native`, and those that safetensors refuses all the same."""
     uses_safetensors = getattr(trainer.args, "save_safetensors", True)  # an option until Transformers 5
-    if arguments or options or not (trainer.args.should_save and uses_safetensors) or _is_of_peft(trainer.model):
+    if arguments or options or not (trainer.args.should_save and uses_safetensors) or is_of_peft(trainer.model):
         native(output_dir, *arguments, **options)  # with a state dict that has been made already
         return
     model: nn.Module = trainer.model  # type: ignore[assignment]  # made by now
     found = model.state_dict()
+    check_others(found)
+    weights, others = split_weights(model, found)
+    if all(weights.get(name) is value for name, value in found.items()):
+        native(output_dir)
+    else:
+        native(output_dir, state_dict=weights)
+    save_others(others, output_dir)
+
+
+def check_others(found: dict[str, Any]) -> None:
+    """Check that what safetensors refuses of the state dict `found` can be loaded.
+
+    Raises:
+        TrackingError: it holds more than tensors and plain values.
+    """
+    others = {name: value for name, value in found.items() if _is_refused(value)}
+    check_plain(others, "or allow its class with torch.serialization.add_safe_globals")
+
+
+def split_weights(model: nn.Module, found: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return of `found`, the state dict of `model` or a copy of it, what safetensors takes, and what it refuses.
+
+    What shares memory or is not contiguous is copied, because loading copies it back into the tensors of the model.
+    """
     others = {name: value for name, value in found.items() if _is_refused(value)}
     copies = {name: found[name].clone(memory_format=torch.contiguous_format) for name in _to_copy(model, found)}
-    if not (others or copies):
-        native(output_dir)
-        return
-    native(output_dir, state_dict={name: value for name, value in (found | copies).items() if name not in others})
+    return {name: value for name, value in (found | copies).items() if name not in others}, others
+
+
+def save_others(others: dict[str, Any], folder: str) -> None:
+    """Save to `folder` the weights that safetensors refuses, if there are any."""
     if others:
-        check_plain(others, "or allow its class with torch.serialization.add_safe_globals")
-        torch.save(others, os.path.join(output_dir, _OTHER_WEIGHTS))
+        torch.save(others, os.path.join(folder, _OTHER_WEIGHTS))
 
 
 def load_with(model: nn.Module, folder: str, native: Callable[[], None]) -> None:
@@ -88,7 +119,7 @@ def saved_weights(model: nn.Module, folder: str) -> Saved:
 
     Nothing is known of models whose parts are saved by several processes: their loaders look.
     """
-    if _is_of_peft(model):
+    if is_of_peft(model):
         return Saved(_differences_of_adapter(model, folder, sys.modules["peft"]))
     saved = _shapes(folder, _files(folder))
     if not saved:
@@ -115,7 +146,8 @@ def saved_weights(model: nn.Module, folder: str) -> Saved:
     return Saved(problems) if problems else Saved([], translated | other_weights)
 
 
-def _is_of_peft(model: nn.Module | None) -> bool:
+def is_of_peft(model: nn.Module | None) -> bool:
+    """Return whether `model` is a model with adapters of PEFT, which saves only these."""
     peft = sys.modules.get("peft")  # imported by now, if the model is one of its
     return peft is not None and isinstance(model, peft.PeftModel)
 
@@ -173,7 +205,8 @@ def _shape(value: Any) -> tuple[int, ...]:
     return tuple(value.shape) if isinstance(value, torch.Tensor) else ()
 
 
-def _memory(value: Any) -> int:
+def memory_of(value: Any) -> int:
+    """Return what tensors that share their memory have in common."""
     return value.data_ptr() if _is_strided(value) else id(value)
 
 
@@ -214,9 +247,9 @@ def _differences(
     tensors = {name: tensor for name, tensor in tensors.items() if name not in lazy}
     saved = {name: shape for name, shape in saved.items() if name not in lazy}
     # Of tensors that share their memory, one is saved.
-    stored = {_memory(tensors[name]) for name in saved if name in tensors}
+    stored = {memory_of(tensors[name]) for name in saved if name in tensors}
     needed = {name: tensor for name, tensor in tensors.items() if name not in frozen}
-    missing = [name for name, tensor in needed.items() if name not in saved and _memory(tensor) not in stored]
+    missing = [name for name, tensor in needed.items() if name not in saved and memory_of(tensor) not in stored]
     unexpected = [name for name in saved if name not in tensors]
     problems = [
         *(

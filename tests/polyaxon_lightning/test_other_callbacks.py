@@ -65,6 +65,22 @@ class BuiltInSetup(Classifier):
         self.net = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.2), nn.Linear(8, 2))
 
 
+@pytest.mark.parametrize("limit", [{"stopping_threshold": 1e9}, {"divergence_threshold": -1.0}])
+def test_a_training_that_a_threshold_stopped_in_its_first_epoch_stays_stopped(
+    outputs: Path, caplog: pytest.LogCaptureFixture, new_process: Callable[[], None], limit: dict[str, float]
+) -> None:
+    caplog.set_level("INFO", "polyaxon_tracking")
+    steps = []
+    for _ in range(2):
+        trained = Steps()
+        stopping = callbacks.EarlyStopping("val_loss", patience=9, **limit)
+        trainer(PolyaxonCallback(), stopping, trained, max_epochs=4, logger=False).fit(Classifier(), data(), data())
+        steps.append(trained.trained)
+        new_process()
+    assert steps == [[0, 1, 2, 3], []]
+    assert "This training was stopped early, at epoch 1: nothing is left to train" in caplog.messages
+
+
 class Power(Callback):
     """A power failure between two epochs."""
 

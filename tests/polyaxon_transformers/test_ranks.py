@@ -52,7 +52,7 @@ def test_what_happens_to_one_rank_ends_all_and_all_resume(
 
 
 def test_a_write_that_fails_on_the_first_rank_ends_all(tmp_path: Path) -> None:
-    status, _, stderr = train_ranks(tmp_path, NO_ROOM_AT_STEP="6")
+    status, _, stderr = train_ranks(tmp_path, NO_ROOM_AT_STEP="6", ONCE_SAVED="4")
     assert status == 1
     assert "[rank1]: RuntimeError: Rank 0 failed, and this one ends with it: " in stderr
     assert newest(tmp_path).step == 4

@@ -64,6 +64,7 @@ class Trouble(TrainerCallback):
             self._wait_for_what_is_written(args.output_dir)
             faults.die()
         if faults.is_due(f"NO_ROOM_{moment}", *place):
+            self._wait_for_what_is_written(args.output_dir)
             faults.fill_disk()
         if faults.is_due(f"RAISE_{moment}", *place):
             raise ArithmeticError("in the user's code")
@@ -107,6 +108,7 @@ def trainer(
     train_dataset: Any = None,
     eval_dataset: Any = None,
     made_by: type[Trainer] = Trainer,
+    arguments_of: type[TrainingArguments] | None = None,
     **options: Any,
 ) -> Trainer:
     arguments: dict[str, Any] = {
@@ -125,7 +127,7 @@ def trainer(
     }
     made = made_by(
         model=tiny() if model is None else model,
-        args=TrainingArguments(**arguments | options),
+        args=(arguments_of or TrainingArguments)(**arguments | options),
         train_dataset=train_dataset or Words(),
         eval_dataset=eval_dataset or Words(16),
         callbacks=list(callbacks),
