@@ -47,7 +47,8 @@ class Capture:
     def __init__(self, trainer: Trainer) -> None:
         self._trainer = trainer
         self._tensors: dict[str, Any] = {}
-        self._adapter_names: set[str] | None = None
+        self._adapter_weights: dict[tuple[str, ...], set[str]] = {}
+        """The names of the weights that are saved, by the names of the adapters."""
         self._has_logged = False
 
     def methods(self) -> dict[str, Callable[..., None]]:
@@ -107,9 +108,10 @@ class Capture:
         model: Any = self._trainer.model
         found = model.state_dict()
         if is_of_peft(model):
-            if self._adapter_names is None:
-                self._adapter_names = _adapter_names(model, found)
-            found = {name: tensor for name, tensor in found.items() if name in self._adapter_names}
+            adapters = tuple(model.peft_config)
+            if adapters not in self._adapter_weights:  # once, because PEFT may ask the Hub
+                self._adapter_weights[adapters] = _weights_of_adapters(model, found)
+            found = {name: tensor for name, tensor in found.items() if name in self._adapter_weights[adapters]}
         return {_WEIGHTS: found}
 
     def _write_weights(self, folder: str, weights: dict[str, Any]) -> None:
@@ -141,7 +143,7 @@ class Capture:
         native = trainer._save if native is None else native  # noqa: SLF001
         name, of = type(trainer).__name__, type(model).__name__
         if not _is_whole(trainer):
-            return "each rank saves its part, or the strategy has its own format"
+            return "each rank saves its part of the model, or the device has its own format"
         if not _is_own(native, "_save"):
             return f"{name} has its own `_save`, which may read the weights or what it has written"
         if is_compiled_module(model) or trainer.accelerator.unwrap_model(model) is not model:
@@ -166,10 +168,11 @@ def _is_own(native: Any, name: str) -> bool:
 
 def _is_whole(trainer: Trainer) -> bool:
     """Return whether one rank saves the whole state with ``torch.save``, as with one process or DDP."""
-    return trainer.args.device.type in _DEVICES and not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled)
+    splits = ("is_fsdp_enabled", "is_deepspeed_enabled", "is_distributed_loading_by_transformers")
+    return trainer.args.device.type in _DEVICES and not any(getattr(trainer, name, False) for name in splits)
 
 
-def _adapter_names(model: Any, found: dict[str, Any]) -> set[str]:
+def _weights_of_adapters(model: Any, found: dict[str, Any]) -> set[str]:
     """Return the names of what PEFT saves of `model`, whose state dict is `found`."""
     peft = sys.modules["peft"]
     saved = {

@@ -35,6 +35,7 @@ class Machines:
         self._group = group
         self._first = group.rank - int(trainer.args.local_process_index)  # one machine's ranks are consecutive
         self.are_several = any(group.gather(self._first))
+        """Whether there is more than one machine."""
 
     def first_value(self, value: _T) -> _T:
         """Return the `value` of the first rank on this machine."""

@@ -167,17 +167,19 @@ class FolderSaver:
 
         def finish(tensors: dict[str, Any]) -> None:
             assert staged is not None  # on rank 0
-            with staged.writing():
-                self._capture.write(path, tensors)
-            if state is None:
-                staged.commit()
-            else:
-                checkpoints = self._session.checkpoints
-                with checkpoints.save(step, state.epoch, suffix=STATE_SUFFIX, has_nan=has_nan) as target:
-                    link_folder(path, target)
-                    write_metadata(target, state.metadata, state.random)
-                    staged.commit()  # before the state, whose best model it may be
-                self.best_in_state = best_name
+            with contextlib.ExitStack() as stack:
+                stack.callback(staged.discard)  # unless it is committed
+                with staged.writing():
+                    self._capture.write(path, tensors)
+                if state is None:
+                    staged.commit()
+                else:
+                    checkpoints = self._session.checkpoints
+                    with checkpoints.save(step, state.epoch, suffix=STATE_SUFFIX, has_nan=has_nan) as target:
+                        link_folder(path, target)
+                        write_metadata(target, state.metadata, state.random)
+                        staged.commit()  # before the state, whose best model it may be
+                    self.best_in_state = best_name
             prune()
 
         self._submit(os.path.join(directory.path, name), finish)
