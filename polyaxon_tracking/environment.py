@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 
 from polyaxon_tracking.errors import TrackingError, closest
-from polyaxon_tracking.redaction import shown, shown_path
+from polyaxon_tracking.redaction import shown_path, shown_value
 from polyaxon_tracking.urls import corrected_url, is_url, join_below, path_text
 
 __all__ = [
@@ -108,7 +108,7 @@ def get_outputs_refs_paths() -> dict[str, list[str]] | None:
         return None
     for kind in refs:
         if kind not in REFS_KEYS:
-            problem = f"it has the key {shown(kind)}, which is neither {' nor '.join(map(repr, REFS_KEYS))}"
+            problem = f"it has the key {shown_value(kind)}, which is neither {' nor '.join(map(repr, REFS_KEYS))}"
             raise _malformed(REFS_OUTPUTS_PATHS, expected, problem, closest(kind, list(REFS_KEYS)))
     paths: dict[str, list[str]] = {}
     for kind, listed in refs.items():
@@ -142,7 +142,7 @@ def get_data_paths() -> dict[str, str] | None:
         return None
     for name, path in paths.items():
         if type(path) is not str or not path or path.isspace():
-            raise _malformed(DATA_PATHS, expected, f"the value of {shown(name)} is not a path")
+            raise _malformed(DATA_PATHS, expected, f"the value of {shown_value(name)} is not a path")
         _check_slashes(DATA_PATHS, expected, path)
     return paths  # type: ignore[return-value]  # every value was just found to be a str
 
@@ -184,8 +184,8 @@ def checked_log_level(level: str, source: str, advice: str) -> str | int:
     if name.isascii() and name.isdecimal() and len(name) <= len("1000"):
         return _NAMED_LEVELS.get(int(name), int(name))
     raise TrackingError(
-        f"{source} was received as {shown(level)}. Expected one of {', '.join(LOG_LEVELS)} (any case) or a number, "
-        f"such as 20.{closest(name, list(LOG_LEVELS))} {advice}"
+        f"{source} was received as {shown_value(level)}. Expected one of {', '.join(LOG_LEVELS)} (any case) or a "
+        f"number, such as 20.{closest(name, list(LOG_LEVELS))} {advice}"
     )
 
 
@@ -199,9 +199,9 @@ def _outputs_path_of_instance() -> str | None:
         owner = project = runs = uuid = ""
     if not (owner and project and runs == "runs" and _is_uuid(uuid)):
         raise TrackingError(
-            f"{RUN_INSTANCE} was received as {shown(instance)}. Expected owner.project.runs.<uuid>, four parts between "
-            f"dots, as Polyaxon 1.x and 2.x set it. Set {OUTPUTS_PATH} to say directly where the outputs go, or unset "
-            f"{RUN_INSTANCE} off the cluster."
+            f"{RUN_INSTANCE} was received as {shown_value(instance)}. Expected owner.project.runs.<uuid>, four parts "
+            f"between dots, as Polyaxon 1.x and 2.x set it. Set {OUTPUTS_PATH} to say directly where the outputs go, "
+            f"or unset {RUN_INSTANCE} off the cluster."
         )
     if is_true(IS_OFFLINE):
         return join_below(_path_of(OFFLINE_ROOT) or DEFAULT_OFFLINE_ROOT, "runs", uuid, "outputs")
@@ -239,7 +239,7 @@ def is_true(variable: str) -> bool:
     if word in _TRUE or word in _FALSE:
         return word in _TRUE
     raise TrackingError(
-        f"{variable} was received as {shown(os.environ[variable])}. Expected one of {', '.join(_TRUE)}, or of "
+        f"{variable} was received as {shown_value(os.environ[variable])}. Expected one of {', '.join(_TRUE)}, or of "
         f"{', '.join(_FALSE)} (any case). Correct the variable, or unset it, which means false."
     )
 
@@ -276,6 +276,6 @@ def _check_slashes(variable: str, expected: str, path: str) -> None:
 
 def _malformed(variable: str, expected: str, problem: str, hint: str = "") -> TrackingError:
     return TrackingError(
-        f"{variable} was received as {shown(os.environ[variable])}: {problem}. Expected {expected}.{hint} "
+        f"{variable} was received as {shown_value(os.environ[variable])}: {problem}. Expected {expected}.{hint} "
         f"Correct the variable, or unset it off the cluster."
     )

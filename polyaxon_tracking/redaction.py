@@ -69,13 +69,16 @@ def mask_urls(text: str) -> str:
     return re.sub(_QUERY, r"\1***", text)
 
 
-def shown(value: str) -> str:
+def shown_value(value: str) -> str:
     """Return `value` for quoting in an error message: masked, then shortened, then escaped."""
     return _quoted(mask_secrets(_head(value)), value)
 
 
 def shown_path(path: str) -> str:
-    """Return a path, URL or name for quoting in an error message: as `shown`, but ``/data/tokens`` is not masked."""
+    """Return a path, URL or name for quoting in an error message.
+
+    It is masked as by `mask_urls`, so that ``/data/tokens`` is shown, then shortened and escaped as by `shown_value`.
+    """
     return _quoted(mask_urls(_head(path)), path)
 
 

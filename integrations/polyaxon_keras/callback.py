@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal
 
-from polyaxon_keras.fit_hooks import fit_callbacks, refuse_second_restorer, warn_of_files_outside
 from polyaxon_keras.framework import keras
+from polyaxon_keras.other_callbacks import fit_callbacks, refuse_second_restorer, warn_of_files_outside
 from polyaxon_keras.training import Training
 from polyaxon_tracking import TrackingError, atomic_write
 from polyaxon_tracking.training import Run, RunPaths, SaveOptions

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import sys
-import traceback
 from typing import TYPE_CHECKING, Any
 
 from polyaxon_keras.framework import keras
+from polyaxon_keras.running_fit import epoch_iterator
 from polyaxon_keras.snapshot import host_value
 from polyaxon_keras.training_state import generator_values, random_state, set_random_state
 
@@ -17,7 +16,6 @@ __all__ = [
     "MissedEpochEnd",
     "StateBeforeEpochEnd",
     "averages_on_exception",
-    "epoch_iterator",
     "is_helper",
     "notify_of_epoch_ends",
 ]
@@ -153,17 +151,6 @@ class MissedEpochEnd(keras.callbacks.Callback):
     def _current_learning_rate(self) -> float:
         optimizer = self.model.optimizer
         return 0.0 if optimizer is None else float(keras.ops.convert_to_numpy(optimizer.learning_rate))
-
-
-def epoch_iterator() -> Any:
-    """Return the iterator over the batches of the ``fit`` that is running, or ``None`` outside of a ``fit``.
-
-    Keras keeps the iterator in a local variable, so it is found on the call stack.
-    """
-    for frame, _ in traceback.walk_stack(sys._getframe()):  # noqa: SLF001
-        if "epoch_iterator" in frame.f_locals:
-            return frame.f_locals["epoch_iterator"]
-    return None
 
 
 def averages_on_exception(optimizer: keras.optimizers.Optimizer | None) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from polyaxon_keras.fit_hooks import iterations_of
+from polyaxon_keras.running_fit import iterations_of
 from polyaxon_tracking.training import Hyperparameters
 
 if TYPE_CHECKING:

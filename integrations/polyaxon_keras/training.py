@@ -8,17 +8,11 @@ from typing import TYPE_CHECKING, Any
 from polyaxon_keras import training_state
 from polyaxon_keras.epoch_end import MissedEpochEnd, StateBeforeEpochEnd, averages_on_exception, notify_of_epoch_ends
 from polyaxon_keras.exceptions import ExceptionHook, track_steps, untrack_steps
-from polyaxon_keras.fit_hooks import (
-    build_model,
-    callback_list,
-    iterations_of,
-    set_initial_epoch,
-    stopped_early,
-    training_weights,
-)
 from polyaxon_keras.framework import keras
 from polyaxon_keras.hyperparameters import hyperparameters
+from polyaxon_keras.other_callbacks import stopped_early, training_weights
 from polyaxon_keras.process_group import JaxProcessGroup
+from polyaxon_keras.running_fit import build_model, callback_list, iterations_of, set_initial_epoch
 from polyaxon_keras.training_values import TrainingValues
 from polyaxon_keras.writer import ModelWriter
 from polyaxon_tracking.training import Action, Run, SaveOptions, TrainingSession, accept_hyperparameters

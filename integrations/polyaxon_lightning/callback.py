@@ -7,10 +7,10 @@ import os
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal
 
-from polyaxon_lightning.background import attach_to_model_checkpoints
 from polyaxon_lightning.checkpoint_io import DurableCheckpointIO, detach
 from polyaxon_lightning.framework import pl
 from polyaxon_lightning.hooks import skip_unused_hooks
+from polyaxon_lightning.model_checkpoints import attach_to_model_checkpoints
 from polyaxon_lightning.outputs import redirect_checkpoints, warn_of_files_outside
 from polyaxon_lightning.process_group import Launch, launching_trainer, share_errors_of_saves
 from polyaxon_lightning.resuming import Resumption, ckpt_path_argument

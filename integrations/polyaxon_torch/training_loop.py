@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import TYPE_CHECKING, Literal, TypeVar
 
-from polyaxon_torch.loop_training import LoopTraining
+from polyaxon_torch.loop_rules import Training
 from polyaxon_torch.plain_values import check_weights_only
 from polyaxon_torch.stateful_objects import StatefulObjects
 from polyaxon_tracking import TrackingError
@@ -116,7 +116,7 @@ class TrainingLoop(RunPaths):
         )
         self._run = Run(datasets=datasets, loggers=loggers, resume=resume, if_changed=if_changed, name=name)
         self._weights_only = weights_only
-        self._training: LoopTraining | None = None
+        self._training: Training | None = None
 
     @property
     def step(self) -> int:
@@ -137,7 +137,7 @@ class TrainingLoop(RunPaths):
         """
         if self._training is not None:
             raise TrackingError("Received a TrainingLoop for a second `with` statement. Expected a new TrainingLoop.")
-        training = LoopTraining(self._run, self._options, self._objects, weights_only=self._weights_only)
+        training = Training(self._run, self._options, self._objects, weights_only=self._weights_only)
         training.begin()
         self._training = training
         return self
@@ -216,7 +216,7 @@ class TrainingLoop(RunPaths):
         training = self._running("save_best")
         return training.save_best(self._run.checkpoint_path(filename), filename, value, sign=1 if mode == "max" else -1)
 
-    def _running(self, method: str) -> LoopTraining:
+    def _running(self, method: str) -> Training:
         if self._training is None or not self._training.is_running:
             raise TrackingError(
                 f"Received a call of `{method}` outside the `with` statement. Expected `with TrainingLoop(...) as "

@@ -23,8 +23,8 @@ from polyaxon_tracking.progress import Progress
 from polyaxon_tracking.redaction import shown_path
 from polyaxon_tracking.storage.disk import is_directory
 from polyaxon_tracking.storage.opening import open_directory
-from polyaxon_tracking.training.inputs import RESUME
-from polyaxon_tracking.training.versions import LOCAL_OUTPUTS, versions
+from polyaxon_tracking.training.checkpoint_directories import RESUME
+from polyaxon_tracking.training.local_outputs import LOCAL_OUTPUTS, versions
 from polyaxon_tracking.urls import is_url, local_path
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from polyaxon_tracking.environment import (
     checked_log_level,
 )
 from polyaxon_tracking.errors import TrackingError, closest
-from polyaxon_tracking.redaction import shown, shown_path
+from polyaxon_tracking.redaction import shown_path, shown_value
 from polyaxon_tracking.storage.credentials import locate
 from polyaxon_tracking.storage.disk import is_there
 from polyaxon_tracking.training.inputs import checked_outputs
@@ -64,7 +64,7 @@ def environment(outputs: str, data: list[str], references: list[str], log_level:
         kind, path = _pair("--ref", given, "KIND=PATH, such as experiments=outputs/1")
         if kind not in REFS_KEYS:
             raise TrackingError(
-                f"Received --ref {shown(given)}. Expected one of {', '.join(REFS_KEYS)} before the '=', such as "
+                f"Received --ref {shown_value(given)}. Expected one of {', '.join(REFS_KEYS)} before the '=', such as "
                 f"experiments=outputs/1.{closest(kind, list(REFS_KEYS))}"
             )
         refs.setdefault(kind, []).append(path)
@@ -156,7 +156,7 @@ def _is_in_foreground() -> bool:
 def _pair(option: str, given: str, expected: str) -> tuple[str, str]:
     name, separator, path = given.partition("=")
     if not (separator and name.strip() and path.strip()):
-        raise TrackingError(f"Received {option} {shown(given)}. Expected {expected}.")
+        raise TrackingError(f"Received {option} {shown_value(given)}. Expected {expected}.")
     if is_url(path):
         return name, _valid_url(path)
     local = os.path.abspath(local_path(path))

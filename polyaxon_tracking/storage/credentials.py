@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from urllib.parse import unquote
 
 from polyaxon_tracking.errors import TrackingError
-from polyaxon_tracking.redaction import shown
+from polyaxon_tracking.redaction import shown_value
 
 __all__ = ["Location", "locate", "locate_directory"]
 
@@ -87,7 +87,9 @@ def locate(url: str) -> Location:
     elif protocol not in _NAMES_BEFORE_AT:
         rest, user_info, query = _split_url(url, rest, protocol)
     if protocol in ("s3", "gs", "abfs") and not rest.partition("/")[0]:
-        raise TrackingError(f"Received the URL {shown(url)}. Expected a bucket in it, such as {scheme}://bucket/path.")
+        raise TrackingError(
+            f"Received the URL {shown_value(url)}. Expected a bucket in it, such as {scheme}://bucket/path."
+        )
     clean = f"{protocol}://{rest.rstrip('/')}"
     bucket = "/".join(clean.split("/", 3)[:3])
     if options or user_info:
@@ -109,7 +111,8 @@ def locate_directory(url: str) -> Location:
     location = locate(url)
     if location.query:
         raise TrackingError(
-            f"Received the URL {shown(url)} of a directory. Expected one without a query: what is signed is one object."
+            f"Received the URL {shown_value(url)} of a directory. Expected one without a query: what is signed is one "
+            f"object."
         )
     return location
 
@@ -122,13 +125,13 @@ def _split_azure_url(url: str, rest: str) -> tuple[str, dict[str, Any]]:
         match = _AZURE_ACCOUNT.fullmatch(host)
         if match is None or ":" in host:
             raise TrackingError(
-                f"Received the URL {shown(url)}. Expected container@account.blob.core.windows.net after the '://', and "
-                f"the key of the account in AZURE_STORAGE_ACCOUNT_KEY or {ACCESS_KEYS}."
+                f"Received the URL {shown_value(url)}. Expected container@account.blob.core.windows.net after the "
+                f"'://', and the key of the account in AZURE_STORAGE_ACCOUNT_KEY or {ACCESS_KEYS}."
             )
         host = f"{match[1]}@{match[2]}.dfs.core.windows.net"
     elif url.startswith("wasb"):
         raise TrackingError(
-            f"Received the URL {shown(url)}. Expected wasbs://container@account.blob.core.windows.net/path."
+            f"Received the URL {shown_value(url)}. Expected wasbs://container@account.blob.core.windows.net/path."
         )
     return host + slash + path, {"sas_token": query} if query else {}
 
@@ -138,12 +141,14 @@ def _split_bucket_url(url: str, rest: str, protocol: str) -> tuple[str, dict[str
     # A bucket has no ":", so an "@" without a ":" before it is part of the path.
     if "@" in rest and ":" in rest.partition("/")[0]:
         if protocol != "s3":
-            raise TrackingError(f"Received the URL {shown(url)}. Expected no credentials in it: use {ACCESS_KEYS}.")
+            raise TrackingError(
+                f"Received the URL {shown_value(url)}. Expected no credentials in it: use {ACCESS_KEYS}."
+            )
         user_info, _, rest = rest.partition("@")
         key, _, secret = user_info.partition(":")
         options = {"key": unquote(key), "secret": unquote(secret)}
     if "?" in rest.partition("/")[0] or _QUERY.search(rest):
-        raise TrackingError(f"Received the URL {shown(url)}. Expected only a bucket and a path, without a query.")
+        raise TrackingError(f"Received the URL {shown_value(url)}. Expected only a bucket and a path, without a query.")
     return rest, options
 
 
@@ -151,8 +156,8 @@ def _split_url(url: str, rest: str, protocol: str) -> tuple[str, str, str]:
     """Split `rest` of `url` into the rest, the user info and the query. This is for protocols of no known store."""
     if re.search(r"::\w+://", url) and re.search(r"[@?]", rest):
         raise TrackingError(
-            f"Received the URL {shown(url)}, in which '::' chains one to another. Expected no credentials in such a "
-            f"URL: give the last one by itself."
+            f"Received the URL {shown_value(url)}, in which '::' chains one to another. Expected no credentials in "
+            f"such a URL: give the last one by itself."
         )
     authority, slash, path = rest.partition("/")
     user_info, at, host = authority.rpartition("@")
@@ -160,8 +165,8 @@ def _split_url(url: str, rest: str, protocol: str) -> tuple[str, str, str]:
     in_path = "@" in path and re.search(r":(?!\d*$)[^]]*$", host)
     if in_path or re.search(r"[\s?#[\]]", user_info):
         raise TrackingError(
-            f"Received the URL {shown(url)}, whose user or password holds white space or one of /?#[]. Expected these "
-            f"percent-encoded, such as %2F for /."
+            f"Received the URL {shown_value(url)}, whose user or password holds white space or one of /?#[]. Expected "
+            f"these percent-encoded, such as %2F for /."
         )
     rest, query = f"{host}{slash}{path}", ""
     if protocol in ("http", "https"):
@@ -169,8 +174,8 @@ def _split_url(url: str, rest: str, protocol: str) -> tuple[str, str, str]:
         query = mark + query
     elif _QUERY.search(rest):
         raise TrackingError(
-            f"Received the URL {shown(url)}. Expected no query in it: give the options of the driver in the variables "
-            f"or the file from which fsspec reads its configuration."
+            f"Received the URL {shown_value(url)}. Expected no query in it: give the options of the driver in the "
+            f"variables or the file from which fsspec reads its configuration."
         )
     return rest, user_info + at, query
 
@@ -188,7 +193,7 @@ def access_keys() -> dict[str, str | None]:
     stores = _json_object(text, ACCESS_KEYS, expected)
     for path, entry in stores.items():
         if not isinstance(entry, dict) or not isinstance(entry.get("secret_key"), str | None):
-            raise _malformed(ACCESS_KEYS, f"the value of {shown(path)} is no such object", expected)
+            raise _malformed(ACCESS_KEYS, f"the value of {shown_value(path)} is no such object", expected)
     return {path: entry.get("secret_key") for path, entry in stores.items()}
 
 
@@ -207,8 +212,8 @@ def _platform_options(url: str, protocol: str) -> dict[str, Any]:
     name = found[1]
     if not os.environ.get(name, "").strip():
         raise TrackingError(
-            f"{ACCESS_KEYS} says that the credentials for {shown(found[0])} are in {variable_shown(name)}, which is "
-            f"not set. Expected them there, as JSON. Have the secret of the store passed to the run, or unset "
+            f"{ACCESS_KEYS} says that the credentials for {shown_value(found[0])} are in {variable_shown(name)}, which "
+            f"is not set. Expected them there, as JSON. Have the secret of the store passed to the run, or unset "
             f"{ACCESS_KEYS} to use the driver's own credentials."
         )
     return _options(protocol, name, os.environ[name])

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from polyaxon_tracking.environment import value_of
 from polyaxon_tracking.errors import TrackingError, closest
-from polyaxon_tracking.redaction import shown
+from polyaxon_tracking.redaction import shown_value
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -95,7 +95,7 @@ def cloud_to_ask() -> str | None:
     cloud = (value_of(PREEMPTION_NOTICES) or "").strip().lower()
     if cloud and cloud not in _ASK:
         raise TrackingError(
-            f"{PREEMPTION_NOTICES} was received as {shown(cloud)}. Expected one of {', '.join(_ASK)}."
+            f"{PREEMPTION_NOTICES} was received as {shown_value(cloud)}. Expected one of {', '.join(_ASK)}."
             f"{closest(cloud, list(_ASK))} Correct the variable, or unset it: then no cloud is asked."
         )
     return cloud or None

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterable
 
 from polyaxon_tracking.environment import OUTPUTS_PATH
 from polyaxon_tracking.errors import TrackingError
 from polyaxon_tracking.redaction import shown_path
 from polyaxon_tracking.storage.probe import WRITABLE, try_saving, what_failed, what_to_do
-from polyaxon_tracking.training.versions import LOCAL_OUTPUTS, version_of_this_start
+from polyaxon_tracking.training.checkpoint_directories import RESUME
+from polyaxon_tracking.training.local_outputs import LOCAL_OUTPUTS, version_of_this_start
 from polyaxon_tracking.urls import is_url, local_path
 
-__all__ = ["RESUME", "check_name", "checked_local_outputs", "checked_loggers", "checked_outputs"]
-
-# The names of the directories with training states; the group is the number of the training, from the second on.
-RESUME = re.compile(r"resume(?:-(\d+))?")
+__all__ = ["check_name", "checked_local_outputs", "checked_loggers", "checked_outputs"]
 
 
 def checked_outputs(path: str, source: str = OUTPUTS_PATH, *, in_place: bool = False) -> str:

@@ -147,7 +147,7 @@ class PreemptionHandler:
         self.uninstall()
         if self.requested == signal.SIGINT:
             raise KeyboardInterrupt
-        raise SystemExit(128 + (self.requested or signal.SIGTERM))
+        raise SystemExit(128 + (self.requested or signal.SIGTERM))  # 143 after SIGTERM
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         caught = signal.Signals(number)

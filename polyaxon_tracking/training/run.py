@@ -1,11 +1,14 @@
-"""The run's paths, datasets and log level for a framework's callback, resolved and checked before training starts."""
+"""The run's paths, datasets and log level for a framework's callback, resolved and checked before training starts.
+
+`Run.checkpoint_manager` also gives each training its checkpoint directory, which `checkpoint_directories.py` chooses:
+``resume``, ``resume-2`` and so on.
+"""
 
 from __future__ import annotations
 
 import logging
 import os
-import weakref
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from polyaxon_tracking.background import wait_for_all
 from polyaxon_tracking.datasets import check_dataset_name, local_data_path
@@ -18,6 +21,7 @@ from polyaxon_tracking.environment import (
 from polyaxon_tracking.errors import TrackingError, closest
 from polyaxon_tracking.redaction import mask_urls, shown_path
 from polyaxon_tracking.storage.locks import sweep_below
+from polyaxon_tracking.training import checkpoint_directories
 from polyaxon_tracking.training.dataset_checks import checked_datasets
 from polyaxon_tracking.training.hyperparameters import IfChanged, check_if_changed
 from polyaxon_tracking.training.inputs import (
@@ -26,9 +30,9 @@ from polyaxon_tracking.training.inputs import (
     checked_loggers,
     checked_outputs,
 )
-from polyaxon_tracking.training.logging import set_log_level
+from polyaxon_tracking.training.local_outputs import is_restarted, newest_with_checkpoints
+from polyaxon_tracking.training.log_level import set_log_level
 from polyaxon_tracking.training.options import SaveOptions
-from polyaxon_tracking.training.versions import is_restarted, newest_with_checkpoints
 from polyaxon_tracking.urls import is_url, join_below, local_path, path_text
 
 if TYPE_CHECKING:
@@ -39,20 +43,6 @@ if TYPE_CHECKING:
 __all__ = ["Run", "RunPaths"]
 
 _logger = logging.getLogger("polyaxon_tracking")
-
-
-class _Training(NamedTuple):
-    """The objects that a training trains, and whether the training has finished.
-
-    The references are weak because a model must be freed after its training. See `Run.checkpoint_manager`.
-    """
-
-    objects: tuple[weakref.ref[object], ...]
-    has_finished: bool = False
-
-
-# The trainings of this process, by the checkpoint directory of each.
-_begun: dict[str, _Training] = {}
 
 
 class Run:
@@ -278,22 +268,13 @@ class Run:
             options: which checkpoints are kept.
         """
         wait_for_all()  # so that a checkpoint still being written, by a training that raised, is found
-        objects = (model, *others)
-        new = _Training(tuple(map(weakref.ref, objects)))
-        finished = [one for one in [*_begun.values()] if one.has_finished]
-        self.is_model_trained = any(_refer_to(one.objects[:1], (model,)) for one in finished)
-        number = 1
-        while True:
-            directory = join_below(self.checkpoints_path, "resume" if number == 1 else f"resume-{number}")
-            begun = _begun.setdefault(directory, new)  # one atomic call, because trials may run in threads
-            if begun is new or (not begun.has_finished and _refer_to(begun.objects, objects)):
-                return (options or SaveOptions()).checkpoint_manager(directory)
-            number += 1
+        self.is_model_trained = checkpoint_directories.has_finished_training(model)
+        directory = checkpoint_directories.directory_of_training(self.checkpoints_path, (model, *others))
+        return (options or SaveOptions()).checkpoint_manager(directory)
 
     def mark_finished(self, checkpoints: CheckpointManager) -> None:
         """Record that the training for which `checkpoint_manager` returned `checkpoints` has finished."""
-        begun = _begun.get(checkpoints.directory, _Training(()))
-        _begun[checkpoints.directory] = begun._replace(has_finished=True)
+        checkpoint_directories.mark_finished(checkpoints.directory)
 
 
 class RunPaths:
@@ -320,11 +301,6 @@ class RunPaths:
             OSError: the store does not respond, or a file arrived damaged.
         """
         return self._run.data_path(name, download=download)
-
-
-def _refer_to(references: tuple[weakref.ref[object], ...], objects: tuple[object, ...]) -> bool:
-    # Compare by identity, because a model may define its own `__eq__`.
-    return len(references) == len(objects) and all(ref() is one for ref, one in zip(references, objects, strict=True))
 
 
 def _is_below(outputs: str, path: str) -> bool:

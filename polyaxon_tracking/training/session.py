@@ -1,4 +1,8 @@
-"""The rules of one training: what it resumes from, when it saves, stops and ends. They are the same everywhere."""
+"""The rules of one training: what it resumes from, when it saves, stops and ends. They are the same everywhere.
+
+Each integration itself decides on three saves: at the end of an epoch, after early stopping, and before a validation if
+earlier validations have swapped weights. "When a training state is saved" in docs/decisions.md names their functions.
+"""
 
 from __future__ import annotations
 
@@ -44,8 +48,8 @@ class Action(enum.Enum):
 class TrainingSession:
     """Find what one training resumes from, and decide when it saves, stops and ends; the same on all ranks.
 
-    An integration translates its framework's hooks into calls of this class, and writes the training state when this
-    class asks for it. This class knows no framework. The integration counts the steps: optimizer steps, or batches.
+    An integration translates its framework's hooks into calls of this class, and counts the steps: optimizer steps, or
+    batches. The integration saves at the end of an epoch by itself, and otherwise when this class asks for it.
 
     Args:
         run: the run of this process.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from polyaxon_tracking.environment import value_of
 from polyaxon_tracking.errors import TrackingError
-from polyaxon_tracking.redaction import shown
+from polyaxon_tracking.redaction import shown_value
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -98,6 +98,6 @@ def job_end_time() -> float | None:
         if math.isfinite(seconds := float(text)):
             return seconds
     raise TrackingError(
-        f"{JOB_END_TIME} was received as {shown(text)}. Expected the UNIX time at which the job is killed, in seconds: "
-        f"in a shell, $(($(date +%s) + 4 * 3600)) is in four hours. Correct the variable, or unset it."
+        f"{JOB_END_TIME} was received as {shown_value(text)}. Expected the UNIX time at which the job is killed, in "
+        f"seconds: in a shell, $(($(date +%s) + 4 * 3600)) is in four hours. Correct the variable, or unset it."
     )

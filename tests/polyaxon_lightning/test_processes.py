@@ -135,7 +135,7 @@ PACKAGES = """
 import sys, importlib
 first = [importlib.import_module(name) for name in sys.argv[2:]]
 from polyaxon_lightning import PolyaxonCallback
-from polyaxon_tracking.training.run import _begun
+from polyaxon_tracking.training.checkpoint_directories import _begun
 Lightning = importlib.import_module(sys.argv[1])
 from torch import nn, optim, randn
 from torch.utils.data import DataLoader

@@ -28,7 +28,7 @@ from polyaxon_tracking.storage.credentials import locate
 from polyaxon_tracking.storage.dataset_cache import DATA_CACHE, cache_directory
 from polyaxon_tracking.storage.disk import free_bytes, is_empty
 from polyaxon_tracking.storage.probe import IN_PLACE, READ_RIGHT, WRITABLE, try_saving, what_to_do
-from polyaxon_tracking.training.versions import LOCAL_OUTPUTS
+from polyaxon_tracking.training.local_outputs import LOCAL_OUTPUTS
 from polyaxon_tracking.urls import is_url, local_path
 
 if TYPE_CHECKING:

@@ -27,7 +27,7 @@ from polyaxon_tracking.environment import (
     value_of,
 )
 from polyaxon_tracking.errors import TrackingError
-from polyaxon_tracking.redaction import shown
+from polyaxon_tracking.redaction import shown_value
 from polyaxon_tracking.storage.credentials import ACCESS_KEYS, access_keys, locate, variable_shown
 from polyaxon_tracking.storage.dataset_cache import DATA_CACHE
 from polyaxon_tracking.training.cloud_notices import PREEMPTION_NOTICES, cloud_to_ask
@@ -114,23 +114,23 @@ def _variable(name: str) -> Row:
     except TrackingError as error:
         if name == NO_OP:
             return Row(_GROUP, name, ERROR, "malformed", "", str(error))
-        return Row(_GROUP, name, INFO, shown(value), f"not read, since {NO_OP} is malformed")
+        return Row(_GROUP, name, INFO, shown_value(value), f"not read, since {NO_OP} is malformed")
     if name == NO_OP:
         advice = "Every function answers as off the cluster. Unset it to use the run's outputs and data."
         status, advice = (WARNING, advice) if nothing_is_read else (OK, "")
-        return Row(_GROUP, name, status, shown(value), "", advice)
+        return Row(_GROUP, name, status, shown_value(value), "", advice)
     if nothing_is_read:
-        return Row(_GROUP, name, INFO, shown(value), f"not read, since {NO_OP} is true")
+        return Row(_GROUP, name, INFO, shown_value(value), f"not read, since {NO_OP} is true")
     if name in (CONTEXT_ROOT, OFFLINE_ROOT):
         return Row(_GROUP, name, OK, displayed(value))
     if name == RUN_INSTANCE and value_of(OUTPUTS_PATH) is not None:
-        return Row(_GROUP, name, INFO, shown(value), f"not read, since {OUTPUTS_PATH} is set")
+        return Row(_GROUP, name, INFO, shown_value(value), f"not read, since {OUTPUTS_PATH} is set")
     try:
         parsed = _GETTERS[name]()
     except TrackingError as error:
         return Row(_GROUP, name, ERROR, "malformed", "", str(error))
     if name == RUN_INSTANCE:
-        return Row(_GROUP, name, OK, shown(value))
+        return Row(_GROUP, name, OK, shown_value(value))
     return Row(_GROUP, name, OK, _without_secrets(parsed))
 
 
@@ -150,7 +150,7 @@ def _notices() -> Iterator[Row]:
             except TrackingError as error:
                 yield Row(_GROUP, name, ERROR, "malformed", "", str(error))
             else:
-                yield Row(_GROUP, name, OK, shown(value))
+                yield Row(_GROUP, name, OK, shown_value(value))
 
 
 def _access_keys() -> Iterator[Row]:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
-import traceback
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from polyaxon_keras.epoch_end import epoch_iterator, is_helper
+from polyaxon_keras.epoch_end import is_helper
 from polyaxon_keras.framework import keras
+from polyaxon_keras.running_fit import callback_list
 from polyaxon_tracking import TrackingError
 
 if TYPE_CHECKING:
@@ -17,38 +16,10 @@ if TYPE_CHECKING:
 
     from polyaxon_tracking.training import Run
 
-__all__ = [
-    "build_model",
-    "callback_list",
-    "fit_callbacks",
-    "iterations_of",
-    "refuse_second_restorer",
-    "set_initial_epoch",
-    "stopped_early",
-    "training_weights",
-    "warn_of_files_outside",
-]
+__all__ = ["fit_callbacks", "refuse_second_restorer", "stopped_early", "training_weights", "warn_of_files_outside"]
 
 # Callbacks that write files, and the attribute that holds the path they write to.
 _FILES = {"TensorBoard": "log_dir", "CSVLogger": "filename", "OrbaxCheckpoint": "directory"}
-
-
-def callback_list() -> keras.callbacks.CallbackList:
-    """Return the callback list of the ``fit`` whose hook is running.
-
-    The list is found on the call stack because Keras does not give callbacks access to the list.
-
-    Raises:
-        TrackingError: the hook was not called by a ``CallbackList`` of Keras.
-    """
-    for frame, _ in traceback.walk_stack(sys._getframe()):  # noqa: SLF001
-        caller = frame.f_locals.get("self")
-        if isinstance(caller, keras.callbacks.CallbackList):
-            return caller
-    raise TrackingError(
-        "Received PolyaxonCallback.on_train_begin() without a list of callbacks. Expected the callback in "
-        "model.fit(callbacks=[...]) or, in a loop of your own, in a keras.callbacks.CallbackList."
-    )
 
 
 def fit_callbacks() -> list[keras.callbacks.Callback]:
@@ -112,34 +83,3 @@ def training_weights(callbacks: list[keras.callbacks.Callback]) -> Iterator[bool
     finally:
         for callback in swapped:
             callback._swap_variables()  # noqa: SLF001
-
-
-def build_model(model: keras.Model) -> None:
-    """Build `model` for the batches of the ``fit`` that is running, as Keras itself does on the other backends.
-
-    On TensorFlow, Keras builds the model in the first step, and weights cannot be loaded before that. Only a private
-    attribute of Keras gives the types of the batches without consuming a batch.
-    """
-    if (iterator := epoch_iterator()) is not None:
-        batch = iterator._distributed_dataset.element_spec  # noqa: SLF001
-        x, _, _ = keras.utils.unpack_x_y_sample_weight(batch)
-        model(keras.tree.map_structure(_symbolic_tensor, x))
-
-
-def _symbolic_tensor(spec: Any) -> keras.KerasTensor:
-    """Return a symbolic tensor with the shape and dtype of `spec`, but with any batch size."""
-    return keras.KerasTensor((None, *spec.shape[1:]), spec.dtype.name)
-
-
-def iterations_of(model: keras.Model) -> int:
-    """Return how many steps the optimizer of ``compile`` has done."""
-    optimizer = model.optimizer
-    return 0 if optimizer is None else int(keras.ops.convert_to_numpy(optimizer.iterations))
-
-
-def set_initial_epoch(model: keras.Model, epoch: int | None) -> None:
-    """Let the ``fit`` that is starting begin with `epoch` instead of its argument `initial_epoch`.
-
-    Keras has no public way to do so. Its own ``BackupAndRestore`` sets the same private attribute.
-    """
-    model._initial_epoch = epoch  # noqa: SLF001

@@ -1,4 +1,4 @@
-"""One training of a loop of the user's own: it resumes, counts, saves and stops by the rules of the session."""
+"""When a `TrainingLoop` resumes, counts a step, saves and stops: one training, by the rules of `TrainingSession`."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from polyaxon_tracking import Checkpoint
     from polyaxon_tracking.training import Run, SaveOptions
 
-__all__ = ["LoopTraining"]
+__all__ = ["Training"]
 
 
-class LoopTraining:
-    """The training between the beginning and the end of the ``with`` statement of a `TrainingLoop`.
+class Training:
+    """One training of a `TrainingLoop`: from the beginning to the end of its ``with`` statement.
 
     Args:
         run: the run of this process.
