@@ -79,7 +79,7 @@ $(VENV)/.azurite: | $(VENV)/.packages
 $(VENV)/.traceml: | $(VENV)/.packages
 	@echo "Setting up Polyaxon's own client in $(VENV), for the test that compares with it: about 200 MB."
 	@$(STEP) $(VENV) $(PYTHON) -m venv --clear $(VENV)/traceml
-	@$(STEP) $(VENV) $(VENV)/traceml/bin/python -m pip install --disable-pip-version-check polyaxon traceml
+	@$(STEP) $(VENV) $(VENV)/traceml/bin/python -m pip install --disable-pip-version-check --no-compile polyaxon traceml
 	@touch $@
 
 .venv-bench/.installed: pyproject.toml

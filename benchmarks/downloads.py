@@ -1,4 +1,4 @@
-"""The time to download a dataset, compared with the best that drivers do: `python benchmarks/datasets.py`.
+"""The time to download a dataset, compared with the best that drivers do: `python benchmarks/downloads.py`.
 
 The subjects are `get_data_path`, which verifies and flushes each file, the recursive `get` of the driver, and for S3
 the `TransferManager` of boto3 with 10 threads, as the command of AWS uses it: it takes the sizes from a listing. Those
