@@ -183,9 +183,10 @@ def draw_again(
     yield from indices
 
 
-def drop(iterator: Iterator[Any], number: int) -> None:
-    """Take `number` items from `iterator`, and drop them."""
-    collections.deque(itertools.islice(iterator, number), maxlen=0)
+def drop(iterator: Iterator[Any], number: int) -> int:
+    """Take `number` items from `iterator`, and drop them. Return how many there were."""
+    last = collections.deque(enumerate(itertools.islice(iterator, number), start=1), maxlen=1)
+    return last[0][0] if last else 0
 
 
 def _parts(loader: Any) -> list[Any]:

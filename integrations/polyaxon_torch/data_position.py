@@ -182,8 +182,7 @@ class DataPosition:
             batch = next(iterator, _END)
         if resumption is not None:
             if not is_drawn:  # a data loader that does not read what its batch sampler gives
-                self._log_reading(resumption)
-                drop(iterator, resumption.batches - 1)
+                self._read_and_drop(iterator, resumption.batches - 1)
                 resumption.end()
                 batch = next(iterator, _END)
             resumption.end_random()
@@ -202,10 +201,9 @@ class DataPosition:
                 return iterator, batch
             resumption.end()
         else:
-            self._log_reading(resumption)
             resumption.begin()
             iterator = iter(self._loader)
-            drop(iterator, resumption.batches)
+            self._read_and_drop(iterator, resumption.batches)
             resumption.end()
         return iterator, next(iterator, _END)
 
@@ -227,13 +225,22 @@ class DataPosition:
             self._drawn += 1
             yield batch
 
-    def _log_reading(self, resumption: _Resumption) -> None:
+    def _read_and_drop(self, iterator: Iterator[Any], number: int) -> None:
+        """Read the first `number` batches of the epoch again. They were done before."""
         _logger.info(
             "Resuming within epoch %d: the first %s batches are read and dropped, because the data has neither a "
             "sampler nor a state_dict",
             self._epoch,
-            f"{resumption.batches:,}",
+            f"{self._done:,}",
         )
+        if (found := drop(iterator, number)) < number:
+            _logger.warning(
+                "Epoch %d ends at once: %s of its batches were done before, and its data now has only %s. Is a part of "
+                "the data missing?",
+                self._epoch,
+                f"{self._done:,}",
+                f"{found + self._done - number:,}",
+            )
 
     def _description(self) -> dict[str, Any]:
         kind = "no sampler" if self._index_batches is None else "a sampler"

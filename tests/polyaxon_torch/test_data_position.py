@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import forked
 import pytest
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 
 from polyaxon_torch import DataPosition
 from polyaxon_tracking import TrackingError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 SCRIPT = Path(__file__).with_name("data_position_script.py")
 
@@ -65,6 +68,30 @@ def test_the_data_after_each_batch_is_that_of_an_uninterrupted_epoch(tmp_path: P
     if kind in WITH_SAMPLER:  # what was loaded was given
         assert {surplus for _, surplus, *_ in lines(resumed, "after")} == {"0"}
     assert ("are read and dropped" in resumed.stderr) == (kind in READ)
+
+
+@pytest.mark.parametrize("left", [0, 1, 2])
+def test_a_stream_that_has_become_shorter_than_what_was_done_is_a_warning(
+    caplog: pytest.LogCaptureFixture, left: int
+) -> None:
+    class Stream(IterableDataset[int]):
+        def __init__(self, rows: int) -> None:
+            self.rows = rows
+
+        def __iter__(self) -> Iterator[int]:
+            return iter(range(self.rows))
+
+    position = DataPosition(DataLoader(Stream(6), batch_size=2))
+    batches = position.batches(4)
+    next(batches), next(batches)
+    shorter = DataPosition(DataLoader(Stream(2 * left), batch_size=2))
+    shorter.load_state_dict(position.state_dict())
+    assert list(shorter.batches(4)) == []
+    warning = (
+        f"Epoch 4 ends at once: 2 of its batches were done before, and its data now has only {left}. Is a part of the "
+        f"data missing?"
+    )
+    assert [record.message for record in caplog.records if record.levelname == "WARNING"] == [warning] * (left < 2)
 
 
 def test_other_data_is_refused_within_an_epoch_and_not_between_two() -> None:
