@@ -1,9 +1,9 @@
 """Capture the tensors of a folder that the Trainer saves, so that the background thread can write them from a copy.
 
 The Trainer saves a folder in one method, ``_save_checkpoint``. While that runs, `Capture` stands in for the two methods
-that write the large files: the weights, and the state of the optimizer. The small files are written at once: the
-configuration of the tokenizer, which the data collator may be using, the arguments, the random states of all ranks, and
-the state of the Trainer.
+that write the large files: the weights, and the state of the optimizer and of the scheduler. The small files are
+written at once: the configuration of the tokenizer, which the data collator may be using, the arguments, the random
+states of the moment, and the state of the Trainer.
 """
 
 from __future__ import annotations
@@ -46,14 +46,16 @@ class Capture:
 
     def __init__(self, trainer: Trainer) -> None:
         self._trainer = trainer
+        self._folder = ""
+        """The folder that the Trainer is saving."""
         self._tensors: dict[str, Any] = {}
         self._adapter_weights: dict[tuple[str, ...], set[str]] = {}
         """The names of the weights that are saved, by the names of the adapters."""
         self._has_logged = False
 
-    def methods(self) -> dict[str, Callable[..., None]]:
-        """Return the methods that stand in for the Trainer's own while it saves the next folder."""
-        self._tensors = {}  # of a save that failed
+    def methods(self, folder: str) -> dict[str, Callable[..., None]]:
+        """Return the methods that stand in for the Trainer's own while it saves `folder`."""
+        self._folder, self._tensors = os.path.abspath(folder), {}  # without those of a save that failed
         return {"_save": self._capture_weights, "_save_optimizer_and_scheduler": self._capture_optimizer}
 
     def take(self) -> dict[str, Any]:
@@ -63,7 +65,8 @@ class Capture:
 
     def state_dicts(self) -> dict[str, Any]:
         """Return what the next save will capture, as far as is known before it."""
-        return {**self._weights(), **self._optimizer()} if self._why_not_later() is None else {}
+        weights = self._weights() if self._why_weights_at_once(self._trainer._save) is None else {}  # noqa: SLF001
+        return weights | (self._optimizer() if self._captures_optimizer() else {})
 
     def write(self, folder: str, tensors: dict[str, Any]) -> None:
         """Write to `folder` the `tensors` that `take` returned, or a copy of them.
@@ -78,11 +81,12 @@ class Capture:
                 torch.save(content, os.path.join(folder, name))
 
     def _capture_weights(self, native: Callable[..., None], output_dir: str, *arguments: Any, **options: Any) -> None:
-        reason = self._why_not_later(native)
+        reason = self._why_weights_at_once(native)
         if reason is not None and not self._has_logged:
             self._has_logged = True
             _logger.info("Saving the weights in the foreground, while training waits: %s", reason)
-        if reason is not None or arguments or options or not self._trainer.args.should_save:
+        is_of_step = os.path.abspath(output_dir) == self._folder  # or that of a save within this one
+        if reason is not None or not is_of_step or arguments or options or not self._trainer.args.should_save:
             save_with(self._trainer, native, output_dir, *arguments, **options)
             return
         weights = self._weights()
@@ -93,11 +97,15 @@ class Capture:
         self._tensors |= weights
 
     def _capture_optimizer(self, native: Callable[..., None], output_dir: str) -> None:
-        trainer = self._trainer
-        if not _is_own(native, "_save_optimizer_and_scheduler") or not _is_whole(trainer):
+        if not self._captures_optimizer():
             native(output_dir)
-        elif trainer.args.should_save:
+        elif self._trainer.args.should_save:
             self._tensors |= self._optimizer()
+
+    def _captures_optimizer(self) -> bool:
+        """Return whether the state of the optimizer is written later. A method of the Trainer's class may read it."""
+        names = "_save_checkpoint", "_save_optimizer_and_scheduler"
+        return _is_saved_by_one_rank(self._trainer) and _own_method(self._trainer, *names) is None
 
     def _optimizer(self) -> dict[str, Any]:
         made: Any = self._trainer  # with an optimizer and a scheduler by now
@@ -133,19 +141,21 @@ class Capture:
             raise OSError(str(error)) from error
         save_others(others, folder)
 
-    def _why_not_later(self, native: Callable[..., None] | None = None) -> str | None:
+    def _why_weights_at_once(self, save: Callable[..., None]) -> str | None:
         """Return why the weights cannot be written later, from a copy; ``None`` if they can.
 
         Args:
-            native: the method ``_save``, if it is not the Trainer's.
+            save: the method ``_save`` that nothing stands in for.
         """
         trainer, model = self._trainer, self._trainer.model
-        native = trainer._save if native is None else native  # noqa: SLF001
-        name, of = type(trainer).__name__, type(model).__name__
-        if not _is_whole(trainer):
+        of = type(model).__name__
+        if not _is_saved_by_one_rank(trainer):
             return "each rank saves its part of the model, or the device has its own format"
-        if not _is_own(native, "_save"):
-            return f"{name} has its own `_save`, which may read the weights or what it has written"
+        method = _own_method(trainer, "_save_checkpoint", "save_model", "_save")
+        if method is None and getattr(save, "__func__", None) is not Trainer._save:  # noqa: SLF001
+            method = "_save"  # of this object, by another library
+        if method is not None:
+            return f"{type(trainer).__name__} has its own `{method}`, which may read what has been saved"
         if is_compiled_module(model) or trainer.accelerator.unwrap_model(model) is not model:
             return f"the model is in a wrapper, a {of}"
         if is_of_peft(model):
@@ -161,13 +171,13 @@ class Capture:
         return None
 
 
-def _is_own(native: Any, name: str) -> bool:
-    """Return whether `native` is the method `name` of Transformers' own Trainer."""
-    return getattr(native, "__func__", None) is getattr(Trainer, name)
+def _own_method(trainer: Trainer, *names: str) -> str | None:
+    """Return the first of the methods `names` that the class of `trainer` does not have from Transformers."""
+    return next((name for name in names if getattr(type(trainer), name) is not getattr(Trainer, name)), None)
 
 
-def _is_whole(trainer: Trainer) -> bool:
-    """Return whether one rank saves the whole state with ``torch.save``, as with one process or DDP."""
+def _is_saved_by_one_rank(trainer: Trainer) -> bool:
+    """Return whether one rank saves the whole model and optimizer, as with one process or DDP."""
     splits = ("is_fsdp_enabled", "is_deepspeed_enabled", "is_distributed_loading_by_transformers")
     return trainer.args.device.type in _DEVICES and not any(getattr(trainer, name, False) for name in splits)
 

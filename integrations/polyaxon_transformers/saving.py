@@ -72,6 +72,8 @@ class FolderSaver:
         """Whether the checkpoints are in an object store."""
         writes_in_background = session.options.background and session.is_writer
         self._snapshot = Snapshot(session.writer) if writes_in_background else None
+        # The other machines save what rank 0 would capture, and it would be collected from them.
+        self._writes_later = self._snapshot is not None and not (self.is_remote and machines.are_several)
         self._capture = Capture(trainer)
         self._directories: dict[str, Directory] = {}
         """The directories of the folders that `save_strategy` asks for, once there are some."""
@@ -93,7 +95,7 @@ class FolderSaver:
 
     def reserve_memory(self) -> None:
         """Allocate the memory for the copy in the background, after the first step: the optimizer has its state."""
-        if self._snapshot is not None and not self._has_reserved_memory:
+        if self._snapshot is not None and self._writes_later and not self._has_reserved_memory:
             self._has_reserved_memory = True
             self._snapshot.reserve(tensors_in(self._capture.state_dicts()))
 
@@ -107,7 +109,7 @@ class FolderSaver:
             with self._session.process_group.staging(stage) as (staged, path):
                 folder = os.path.join(os.path.dirname(path), folder_name(step))
                 with self._machines.own_folder(folder) if self.is_remote else contextlib.nullcontext(folder) as own:
-                    self._write(own, self._trainer.state.best_model_checkpoint)
+                    self._save_folder(own, self._trainer.state.best_model_checkpoint)
                     if self.is_remote:
                         self._machines.collect(own)
             best, prune = self._best_name(), self._pruning()
@@ -162,7 +164,7 @@ class FolderSaver:
         with self._session.process_group.staging(functools.partial(directory.stage, name, publish)) as (staged, path):
             is_best = trainer.state.best_global_step == step
             best = path_in_output_dir(trainer, name) if is_best else trainer.state.best_model_checkpoint
-            self._write(path, best, whole=not trainer.args.save_only_model)
+            self._save_folder(path, best, with_optimizer=not trainer.args.save_only_model)
         best_name, prune, has_nan = self._best_name(), self._pruning(), self._has_nan()
 
         def finish(tensors: dict[str, Any]) -> None:
@@ -228,7 +230,7 @@ class FolderSaver:
         best = self._trainer.state.best_model_checkpoint
         return best and os.path.basename(best)
 
-    def _write(self, folder: str, best: str | None, *, whole: bool = True) -> None:
+    def _save_folder(self, folder: str, best: str | None, *, with_optimizer: bool = True) -> None:
         """Save to `folder` with the Trainer's own code, prune nothing, and record `best` as its best checkpoint."""
         trainer, state = self._trainer, self._trainer.state
         if not self._is_checked:  # now the optimizer has a state
@@ -241,8 +243,9 @@ class FolderSaver:
                 if isinstance(states, list):  # of callbacks of one class; the Trainer appends with every save
                     states.clear()
             try:
-                replaced = {} if self._snapshot is None else self._capture.methods()
-                with save_natively(trainer, os.path.dirname(folder), replaced, whole=whole) as native:
+                replacements = self._capture.methods(folder) if self._writes_later else {}
+                directory = os.path.dirname(folder)
+                with save_natively(trainer, directory, replacements, with_optimizer=with_optimizer) as native:
                     native()
             except SafetensorError as error:  # only its text says that the disk is full
                 raise OSError(str(error)) from error
@@ -282,21 +285,21 @@ def make_state_plain(trainer: Trainer) -> None:
 
 @contextlib.contextmanager
 def save_natively(
-    trainer: Trainer, directory: str, replaced: dict[str, Callable[..., None]], *, whole: bool
+    trainer: Trainer, directory: str, replacements: dict[str, Callable[..., None]], *, with_optimizer: bool
 ) -> Iterator[Callable[[], None]]:
-    """Yield a function that saves to `directory` as the Trainer does, with the methods `replaced`.
+    """Yield a function that saves to `directory` as the Trainer does, with `replacements`.
 
     It has no public way to save what it resumes from, and none to say where to.
 
     Args:
         trainer: the Trainer.
         directory: where it creates its folder.
-        replaced: methods that stand in for its own.
-        whole: whether to save the optimizer too.
+        replacements: methods that stand in for its own.
+        with_optimizer: whether to save the optimizer too.
     """
     args, state = trainer.args, trainer.state
     kept = args.save_only_model, args.push_to_hub, state.best_global_step
-    args.save_only_model, args.push_to_hub = not whole, False
+    args.save_only_model, args.push_to_hub = not with_optimizer, False
     # With a best step all ranks would wait for the first, which may have failed, to look for its folder.
     state.best_global_step = None
     methods: dict[str, Callable[..., Any]] = {
@@ -304,7 +307,7 @@ def save_natively(
         "_save": functools.partial(save_with, trainer),
     }
     try:
-        with replaced_methods(trainer, methods | replaced):
+        with replaced_methods(trainer, methods | replacements):
             yield lambda: type(trainer)._save_checkpoint(trainer, trainer.model_wrapped, None)  # noqa: SLF001
     finally:
         args.save_only_model, args.push_to_hub, state.best_global_step = kept

@@ -88,11 +88,29 @@ class OwnSave(Trainer):
 
 
 class OwnCheckpoint(Trainer):
-    """A Trainer that writes one file next to its folders with each, as those for reinforcement learning do."""
+    """A Trainer that reads a folder once it is saved, and saves the model to another place too."""
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
-        Path(str(self.args.output_dir), "card.md").write_text("a model")
+        folder = Path(self._get_output_dir(trial), f"checkpoint-{self.state.global_step}")
+        assert {"model.safetensors", "optimizer.pt"} <= {path.name for path in folder.iterdir()}
+        self.save_model(str(folder / "last"))
+
+
+class OwnSaveModel(Trainer):
+    """A Trainer that reads the weights once they are saved."""
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        super().save_model(output_dir, _internal_call)
+        assert Path(str(output_dir), "model.safetensors").exists()
+
+
+class OwnOptimizer(Trainer):
+    """A Trainer that saves its optimizer itself, too."""
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        assert Path(output_dir, "optimizer.pt").exists()
 
 
 def adapted(config: Any) -> Callable[[], PeftModel]:
@@ -122,7 +140,9 @@ FOREGROUND = "Saving the weights in the foreground, while training waits: "
         pytest.param(Trainer, adapted(PROMPT), {}, "PEFT reads the weights", id="prompt"),
         pytest.param(Seq2SeqTrainer, tiny, {}, None, id="seq2seq"),
         pytest.param(OwnSave, tiny, {}, "OwnSave has its own `_save`", id="own-save"),
-        pytest.param(OwnCheckpoint, tiny, {}, None, id="own-checkpoint"),
+        pytest.param(OwnCheckpoint, tiny, {}, "OwnCheckpoint has its own `_save_checkpoint`", id="own-checkpoint"),
+        pytest.param(OwnSaveModel, tiny, {}, "OwnSaveModel has its own `save_model`", id="own-save-model"),
+        pytest.param(OwnOptimizer, tiny, {}, None, id="own-optimizer"),
         pytest.param(Trainer, tiny, {"shards": True}, None, id="shards"),
     ],
 )
