@@ -38,16 +38,16 @@ class Rows(Dataset[torch.Tensor]):
     """Rows with noise, which counts the rows that it loads."""
 
     def __init__(self, noise: float) -> None:
-        self.loaded = torch.zeros(ROWS, dtype=torch.int64).share_memory_()
+        self.loaded = torch.zeros(3, dtype=torch.int64).share_memory_()  # by this process and by each worker
         self.noise = noise
 
     def __len__(self) -> int:
         return ROWS
 
     def __getitem__(self, row: int) -> torch.Tensor:
-        self.loaded[row] += 1
-        in_worker = get_worker_info() is not None  # whose random numbers are other ones after resuming
-        noise = 0 if in_worker or not self.noise else self.noise * torch.rand(1)
+        worker = get_worker_info()  # whose random numbers are other ones after resuming
+        self.loaded[0 if worker is None else worker.id + 1] += 1
+        noise = 0 if worker is not None or not self.noise else self.noise * torch.rand(1)
         return torch.tensor([float(row)]) + noise
 
 
