@@ -23,6 +23,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    import torch
+
 EVENTS = 6  # of which the first, in which everybody's memory is still cold, is left out
 TENSORS = 10
 MIB = 1 << 20
@@ -96,15 +98,7 @@ def lightning_blocked(subject: str, megabytes: int, outputs: str) -> dict[str, l
     )
     module = Module()
     trainer.fit(module, torch.utils.data.DataLoader(torch.ones(1, 1)))
-    state = list(module.state_dict().values())
-    copies = [torch.zeros_like(tensor) for tensor in state]
-
-    def copy() -> None:
-        for target, tensor in zip(copies, state, strict=True):
-            target.copy_(tensor)
-
-    copy()
-    return {"events": clock.events[1:], "copy": list(timed(copy))}
+    return {"events": clock.events[1:], "copy": timed_copy([*module.state_dict().values()])}
 
 
 def keras_blocked(subject: str, megabytes: int, outputs: str) -> dict[str, list[float]]:
@@ -229,15 +223,8 @@ def transformers_blocked(subject: str, megabytes: int, outputs: str) -> dict[str
     )
     trainer.train()
     memory = (_peak_memory() - clock.memory_before) / (megabytes * MIB)
-    state = [*trainer.model.state_dict().values()]
-    copies = [torch.zeros_like(tensor) for _ in range(3) for tensor in state]
-
-    def copy() -> None:
-        for target, tensor in zip(copies, 3 * state, strict=True):
-            target.copy_(tensor)
-
-    copy()
-    return {"events": clock.events[1:], "copy": list(timed(copy)), "memory": [memory]}
+    copy = timed_copy(3 * [*trainer.model.state_dict().values()])
+    return {"events": clock.events[1:], "copy": copy, "memory": [memory]}
 
 
 def foreground(subject: str, megabytes: int, outputs: str) -> dict[str, list[float]]:
@@ -492,6 +479,18 @@ def timed(function: Callable[[], object], times: int = 5) -> Iterator[float]:
         started = time.perf_counter()
         function()
         yield time.perf_counter() - started
+
+
+def timed_copy(state: list[torch.Tensor]) -> list[float]:
+    """Return how long a copy of `state` in memory takes, each time into the same memory."""
+    copies = [tensor.new_zeros(tensor.shape) for tensor in state]
+
+    def copy() -> None:
+        for target, tensor in zip(copies, state, strict=True):
+            target.copy_(tensor)
+
+    copy()
+    return list(timed(copy))
 
 
 def _alternating(run: Callable[..., float]) -> dict[str, list[float]]:

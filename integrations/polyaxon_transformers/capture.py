@@ -16,12 +16,19 @@ from typing import TYPE_CHECKING, Any
 import safetensors.torch
 import torch
 from accelerate.utils import is_compiled_module  # type: ignore[import-untyped]
-from safetensors import SafetensorError
 from transformers import PreTrainedModel, Trainer
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINING_ARGS_NAME
 from transformers.utils import SAFE_WEIGHTS_NAME, WEIGHTS_NAME
 
-from polyaxon_transformers.weights import check_others, is_of_peft, memory_of, save_others, save_with, split_weights
+from polyaxon_transformers.weights import (
+    check_others,
+    disk_errors,
+    is_of_peft,
+    memory_of,
+    save_others,
+    save_with,
+    split_weights,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -130,15 +137,13 @@ class Capture:
         others: dict[str, Any] = {}
         if is_safe and not is_of_peft(model):
             weights, others = split_weights(model, weights)  # type: ignore[arg-type]  # made by now
-        try:
+        with disk_errors():
             if isinstance(model, PreTrainedModel) or is_of_peft(model):
                 model.save_pretrained(folder, state_dict=weights, **options)  # type: ignore[union-attr, operator]
             elif is_safe:
                 safetensors.torch.save_file(weights, os.path.join(folder, SAFE_WEIGHTS_NAME), metadata={"format": "pt"})
             else:
                 torch.save(weights, os.path.join(folder, WEIGHTS_NAME))
-        except SafetensorError as error:  # only its text says that the disk is full
-            raise OSError(str(error)) from error
         save_others(others, folder)
 
     def _why_weights_at_once(self, save: Callable[..., None]) -> str | None:

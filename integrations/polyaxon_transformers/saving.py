@@ -8,7 +8,6 @@ import os
 import shutil
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from safetensors import SafetensorError
 from transformers import Trainer, TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 
@@ -27,7 +26,7 @@ from polyaxon_transformers.folders import (
 )
 from polyaxon_transformers.methods import replaced_methods
 from polyaxon_transformers.resuming import callback_states, path_in_output_dir
-from polyaxon_transformers.weights import save_with
+from polyaxon_transformers.weights import disk_errors, save_with
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -242,13 +241,13 @@ class FolderSaver:
             for states in callback_states(state).values():
                 if isinstance(states, list):  # of callbacks of one class; the Trainer appends with every save
                     states.clear()
-            try:
-                replacements = self._capture.methods(folder) if self._writes_later else {}
-                directory = os.path.dirname(folder)
-                with save_natively(trainer, directory, replacements, with_optimizer=with_optimizer) as native:
-                    native()
-            except SafetensorError as error:  # only its text says that the disk is full
-                raise OSError(str(error)) from error
+            replacements = self._capture.methods(folder) if self._writes_later else {}
+            directory = os.path.dirname(folder)
+            with (
+                disk_errors(),
+                save_natively(trainer, directory, replacements, with_optimizer=with_optimizer) as native,
+            ):
+                native()
             state.best_model_checkpoint = best
             if self._session.is_writer:
                 if not os.path.isdir(folder):

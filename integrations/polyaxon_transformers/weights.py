@@ -10,13 +10,14 @@ new weights for what it does not find: https://github.com/huggingface/transforme
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch.nn.parameter import is_lazy
 from transformers import PreTrainedModel
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Saved",
     "check_others",
+    "disk_errors",
     "is_of_peft",
     "load_with",
     "memory_of",
@@ -80,8 +82,17 @@ def check_others(found: dict[str, Any]) -> None:
     Raises:
         TrackingError: it holds more than tensors and plain values.
     """
-    others = {name: value for name, value in found.items() if _is_refused(value)}
-    check_plain(others, "or allow its class with torch.serialization.add_safe_globals")
+    if others := _refused(found):
+        check_plain(others, "or allow its class with torch.serialization.add_safe_globals")
+
+
+@contextlib.contextmanager
+def disk_errors() -> Iterator[None]:
+    """Turn the errors of safetensors into an `OSError`, because only their text says that the disk is full."""
+    try:
+        yield
+    except SafetensorError as error:
+        raise OSError(str(error)) from error
 
 
 def split_weights(model: nn.Module, found: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -89,7 +100,7 @@ def split_weights(model: nn.Module, found: dict[str, Any]) -> tuple[dict[str, An
 
     What shares memory or is not contiguous is copied, because loading copies it back into the tensors of the model.
     """
-    others = {name: value for name, value in found.items() if _is_refused(value)}
+    others = _refused(found)
     copies = {name: found[name].clone(memory_format=torch.contiguous_format) for name in _to_copy(model, found)}
     return {name: value for name, value in (found | copies).items() if name not in others}, others
 
@@ -160,6 +171,11 @@ def _is_strided(value: Any) -> bool:
         and value.device.type != "meta"
         and not is_lazy(value)
     )
+
+
+def _refused(found: dict[str, Any]) -> dict[str, Any]:
+    """Return what safetensors refuses of the state dict `found`."""
+    return {name: value for name, value in found.items() if _is_refused(value)}
 
 
 def _is_refused(value: Any) -> bool:

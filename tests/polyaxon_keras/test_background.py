@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +10,7 @@ import keras
 import numpy as np
 import pytest
 from keras_script import Adversaries, data, model
+from training_scripts import stderr_of
 
 from polyaxon_keras import PolyaxonCallback, training_state
 from polyaxon_tracking import CheckpointManager
@@ -196,16 +194,8 @@ model.fit(np.ones((1, 1)), np.ones(1), epochs=2, verbose=0, callbacks=[Limit(), 
 
 
 def test_where_memory_does_not_suffice_training_waits_and_says_so_once(tmp_path: Path) -> None:
-    process = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", LITTLE_MEMORY],
-        env=os.environ | {"POLYAXON_RUN_OUTPUTS_PATH": str(tmp_path), "KERAS_BACKEND": "jax"},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
-    assert process.returncode == 0, process.stderr
-    assert process.stderr.count("Saving in the foreground, while training waits: a copy of the state takes ") == 1
+    stderr = stderr_of(LITTLE_MEMORY, tmp_path, KERAS_BACKEND="jax")
+    assert stderr.count("Saving in the foreground, while training waits: a copy of the state takes ") == 1
     newest = CheckpointManager(tmp_path / "checkpoints" / "resume").latest()
     assert newest is not None
     assert newest.epoch == 2

@@ -5,8 +5,6 @@ from __future__ import annotations
 import io
 import logging
 import os
-import subprocess
-import sys
 import threading
 import traceback
 from typing import TYPE_CHECKING, Any
@@ -18,6 +16,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.logger import DummyLogger, Logger
 from lightning_script import Classifier, data, trainer
+from training_scripts import stderr_of
 
 from polyaxon_lightning import PolyaxonCallback
 from polyaxon_torch.snapshot import Snapshot
@@ -348,19 +347,8 @@ trainer.fit(Module(), torch.utils.data.DataLoader(torch.ones(1, 1)))
 
 
 def test_where_memory_does_not_suffice_training_waits_and_says_so_once(tmp_path: Path) -> None:
-    process = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", LITTLE_MEMORY],
-        env=os.environ | {"POLYAXON_RUN_OUTPUTS_PATH": str(tmp_path), "MALLOC_ARENA_MAX": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
-    assert process.returncode == 0, process.stderr
-    assert (
-        process.stderr.count("Saving in the foreground, while training waits: a copy of the state takes 268,435,456")
-        == 1
-    )
+    stderr = stderr_of(LITTLE_MEMORY, tmp_path, MALLOC_ARENA_MAX="1")
+    assert stderr.count("Saving in the foreground, while training waits: a copy of the state takes 268,435,456") == 1
     newest = CheckpointManager(tmp_path / "checkpoints" / "resume").latest()
     assert newest is not None
     assert float(load(newest.path)["state_dict"]["ballast"][-1]) == 3

@@ -5,10 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import logging
-import os
 import shutil
-import subprocess
-import sys
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +16,7 @@ import transformers.modeling_utils
 from peft import IA3Config, LoraConfig, PeftModel, PromptTuningConfig, TaskType, get_peft_model
 from safetensors.torch import load_file
 from torch import nn
-from training_scripts import newest
+from training_scripts import newest, stderr_of
 from transformers import (
     BertConfig,
     BertForMaskedLM,
@@ -269,16 +266,7 @@ trainer.train()
 
 
 def test_without_memory_for_a_copy_training_waits_and_says_so_once(tmp_path: Path) -> None:
-    process = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", LITTLE_MEMORY],
-        env=os.environ | {"POLYAXON_RUN_OUTPUTS_PATH": str(tmp_path), "MALLOC_ARENA_MAX": "1"},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
-    assert process.returncode == 0, process.stderr
+    stderr = stderr_of(LITTLE_MEMORY, tmp_path, MALLOC_ARENA_MAX="1")
     message = "Saving in the foreground, while training waits: a copy of the state takes 268,435,456"
-    assert process.stderr.count(message) == 1
+    assert stderr.count(message) == 1
     assert float(load_file(Path(newest(tmp_path).path) / "model.safetensors")["ballast"][-1]) == 3

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -13,7 +16,6 @@ import forked
 from polyaxon_tracking import Checkpoint, CheckpointManager
 
 if TYPE_CHECKING:
-    import subprocess
     from collections.abc import Iterable
 
 TESTS = Path(__file__).parents[1]
@@ -46,6 +48,21 @@ def train(
     return forked.run(
         framework, SCRIPTS[framework], directory=directory, POLYAXON_RUN_OUTPUTS_PATH=str(outputs), **environment
     )
+
+
+def stderr_of(source: str, outputs: Path, **environment: str) -> str:
+    """Run the program `source` in a new Python, whose limits are its own, and return what it printed to stderr."""
+    process = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", source],
+        env=os.environ | {"POLYAXON_RUN_OUTPUTS_PATH": str(outputs)} | environment,
+        cwd=outputs,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert process.returncode == 0, process.stderr
+    return process.stderr
 
 
 def trained(process: _Ended, start: str = "trained") -> str:
